@@ -1,0 +1,60 @@
+"""Chatterbox text-to-speech on vLLM: zero-shot voices, batched, quantized, from 4 GB cards to data centres."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from chatterbox_vllm.errors import (
+    AudioError,
+    BatchError,
+    ChatterboxError,
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    GenerationError,
+    ModelUnavailableError,
+    OutputError,
+    TextTooLongError,
+)
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
+    from chatterbox_vllm.tts import ChatterboxTTS
+    from chatterbox_vllm.voices import Voice
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "BatchError",
+    "ChatterboxError",
+    "ChatterboxTTS",
+    "CheckpointError",
+    "ConfigError",
+    "DeviceError",
+    "GenerationError",
+    "ModelUnavailableError",
+    "OutputError",
+    "SpeechParameters",
+    "SpeechRequest",
+    "SpeechResult",
+    "TextTooLongError",
+    "Voice",
+    "__version__",
+]
+
+# Imported when first asked for: they bring PyTorch, which takes seconds that `--help` and errors need not cost.
+_LAZY = {
+    "ChatterboxTTS": "chatterbox_vllm.tts",
+    "SpeechParameters": "chatterbox_vllm.engine.request",
+    "SpeechRequest": "chatterbox_vllm.engine.request",
+    "SpeechResult": "chatterbox_vllm.engine.request",
+    "Voice": "chatterbox_vllm.voices",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

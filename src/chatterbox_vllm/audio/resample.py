@@ -1,0 +1,70 @@
+"""The two resamplers of enrolment: the nets were trained behind different ones, and speech tokens tell them apart."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import soxr
+import torch
+import torch.nn.functional as F
+
+# Windowed-sinc design: zero crossings on each side, and the cut-off as a share of the lower Nyquist frequency.
+# These are torchaudio's defaults, with which the published model was trained.
+_SINC_CROSSINGS = 6
+_SINC_ROLLOFF = 0.99
+
+
+def resample(wave: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
+    """Resample a mono wave with soxr at its HQ quality: from a file's rate to 24 kHz, and from there to 16 kHz.
+
+    Args:
+        wave: float32 [samples].
+        rate_in: its rate in Hz.
+        rate_out: the rate wanted in Hz.
+
+    Returns:
+        float32 [ceil(samples * rate_out / rate_in)]; `wave` itself where the rates are equal.
+    """
+    if rate_in == rate_out:
+        return wave
+    # The ratio is formed first, in floating point, as librosa does: it decides the length where it rounds up.
+    length = math.ceil(len(wave) * (float(rate_out) / rate_in))
+    out = soxr.resample(wave, rate_in, rate_out, quality="HQ")[:length]
+    return np.pad(out, (0, length - len(out))).astype(np.float32, copy=False)
+
+
+def sinc_resample(wave: torch.Tensor, rate_in: int, rate_out: int) -> torch.Tensor:
+    """Resample with a Hann-windowed sinc: 24 kHz to 16 kHz, for the x-vector and the flow's prompt tokens.
+
+    Args:
+        wave: float32 [samples], on any device.
+        rate_in: its rate in Hz.
+        rate_out: the rate wanted in Hz.
+
+    Returns:
+        float32 [ceil(samples * rate_out / rate_in)].
+    """
+    if rate_in == rate_out:
+        return wave
+    divisor = math.gcd(rate_in, rate_out)
+    up, down = rate_out // divisor, rate_in // divisor
+    filters = _sinc_filters(up, down).to(wave.device)
+    reach = (filters.shape[-1] - down) // 2
+    padded = F.pad(wave, (reach, reach + down))
+    # Output sample k * up + phase is filter `phase` laid at input sample k * down.
+    phases = F.conv1d(padded[None, None], filters, stride=down)[0]
+    return phases.T.reshape(-1)[: -(-len(wave) * up // down)]
+
+
+@lru_cache(maxsize=8)
+def _sinc_filters(up: int, down: int) -> torch.Tensor:
+    """One filter for every output phase: float32 [up, 1, taps]. Designed in float64."""
+    cutoff = min(up, down) * _SINC_ROLLOFF
+    reach = math.ceil(_SINC_CROSSINGS * down / cutoff)
+    taps = torch.arange(-reach, reach + down, dtype=torch.float64) / down
+    phases = torch.arange(up, dtype=torch.float64)[:, None, None] / up
+    time = ((taps - phases) * cutoff).clamp(-_SINC_CROSSINGS, _SINC_CROSSINGS)
+    window = torch.cos(time * (math.pi / (2 * _SINC_CROSSINGS))) ** 2
+    return (torch.sinc(time) * window * (cutoff / down)).float()

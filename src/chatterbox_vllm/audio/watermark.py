@@ -1,0 +1,156 @@
+"""The published PerTh watermark: an inaudible mark that tells synthetic speech from recorded speech."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import sys
+import threading
+import types
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from chatterbox_vllm.errors import ConfigError
+
+SAMPLE_RATE = 24_000
+# The network works at 32 kHz in hops of 320 samples: whole hops keep the length through there and back.
+HOP_SAMPLES = 240
+# Its STFT reflects 1024 samples at 32 kHz, 768 at 24 kHz, so a shorter wave needs padding.
+SHORTEST_SAMPLES = 4 * HOP_SAMPLES
+REMEDY = "install resemble-perth 1.0.1 with setuptools below 81, or switch the watermark off (watermark=False)"
+
+
+class Watermarker:
+    """Marks speech with `PerthImplicitWatermarker` of resemble-perth, on the CPU, in float32.
+
+    Nothing is imported or loaded before the first use; threads may share one object.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._net: Any = None
+
+    def load(self) -> None:
+        """Load the network now rather than at the first use.
+
+        Raises:
+            ConfigError: resemble-perth or something that it needs cannot be loaded.
+        """
+        with self._lock:
+            if self._net is None:
+                self._net = _load()
+
+    @torch.inference_mode()
+    def apply(self, wave: np.ndarray) -> np.ndarray:
+        """Mark speech.
+
+        Args:
+            wave: float32 (samples,) at 24 kHz, of any length. A wave below about 0.1 s is marked too, but too short for
+                the detector to be sure; silence carries no mark.
+
+        Returns:
+            The marked wave, float32, of the same length.
+        """
+        self.load()
+        wave = np.asarray(wave, dtype=np.float32)
+        if not len(wave):
+            return wave
+        length = max(math.ceil(len(wave) / HOP_SAMPLES) * HOP_SAMPLES, SHORTEST_SAMPLES)
+        padded = np.pad(wave, (0, length - len(wave)))
+        marked = self._net.apply_watermark(padded, sample_rate=SAMPLE_RATE)
+        return np.ascontiguousarray(marked[: len(wave)], dtype=np.float32)
+
+    @torch.inference_mode()
+    def detect(self, wave: np.ndarray, rate: int) -> float:
+        """How sure the published detector is that `wave`, floats (samples,) at `rate` Hz, is marked: 0 to 1.
+
+        The published yes or no is this number rounded. Silence gives 0.
+        """
+        self.load()
+        wave = np.asarray(wave, dtype=np.float32)
+        shortest = math.ceil(SHORTEST_SAMPLES * rate / SAMPLE_RATE)
+        wave = np.pad(wave, (0, max(0, shortest - len(wave))))
+        confidence = float(self._net.get_watermark(wave, sample_rate=rate, round=False))
+        return 0.0 if math.isnan(confidence) else confidence
+
+
+def _load() -> Any:
+    """The published watermarker; perth announces itself on standard output, where our results may go."""
+    _provide_audio_processor()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pkg_resources, which perth imports, calls itself deprecated
+            from perth.perth_net.perth_net_implicit.perth_watermarker import PerthImplicitWatermarker
+
+            return PerthImplicitWatermarker()
+    except Exception as error:
+        raise ConfigError(f"the PerTh watermark cannot be loaded ({error}); {REMEDY}") from error
+
+
+def _provide_audio_processor() -> None:
+    """Give perth its STFT without torchaudio.
+
+    perth's `audio_processor` module imports torchaudio, which no longer loads beside a CPU-only torch, for an STFT
+    and its inverse. A module of that name with the same two functions takes its place, on every device.
+    """
+    name = "perth.perth_net.perth_net_implicit.audio_processor"
+    if name not in sys.modules:
+        module = types.ModuleType(name)
+        module.AudioProcessor = AudioProcessor  # type: ignore[attr-defined]
+        sys.modules[name] = module
+
+
+class _Window(torch.nn.Module):
+    window: torch.Tensor
+
+    def __init__(self, hp: Any):
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(hp.window_size))
+
+
+class AudioProcessor(torch.nn.Module):
+    """perth's signal processing: STFT, level in decibels scaled to about 0…1, phase; and back.
+
+    Args:
+        hp: perth's configuration: n_fft, window_size, hop_size (samples at 32 kHz), stft_magnitude_min.
+    """
+
+    HEADROOM_DB = 15.0
+
+    def __init__(self, hp: Any):
+        super().__init__()
+        if hp.window_fn != "hann":
+            raise ValueError(f"perth's window is {hp.window_fn!r}, not 'hann'")
+        self.hp = hp
+        self.lowest_db = 20 * math.log10(hp.stft_magnitude_min)
+        # Names of the buffers in perth's checkpoint; the last one is of no use here.
+        self.spectrogram, self.inv_spectrogram, self.stretch = _Window(hp), _Window(hp), torch.nn.Module()
+        self.stretch.register_buffer("phase_advance", torch.zeros(hp.n_fft // 2 + 1, 1))
+
+    def signal_to_magphase(self, signal: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples (n,) at 32 kHz to scaled level and phase, both (n_fft / 2 + 1, frames)."""
+        spectrum = torch.stft(
+            torch.as_tensor(signal).float(),
+            n_fft=self.hp.n_fft,
+            hop_length=self.hp.hop_size,
+            win_length=self.hp.window_size,
+            window=self.spectrogram.window,
+            return_complex=True,
+        )
+        level = 20 * torch.log10(spectrum.abs().clip(self.hp.stft_magnitude_min))
+        return (level - self.lowest_db) / (self.HEADROOM_DB - self.lowest_db), spectrum.angle()
+
+    def magphase_to_signal(self, level: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
+        """The inverse: samples at 32 kHz, a whole number of hops."""
+        decibels = level * (self.HEADROOM_DB - self.lowest_db) + self.lowest_db
+        return torch.istft(
+            torch.polar(10.0 ** (decibels / 20).clip(max=10), phase),
+            n_fft=self.hp.n_fft,
+            hop_length=self.hp.hop_size,
+            win_length=self.hp.window_size,
+            window=self.inv_spectrogram.window,
+        )

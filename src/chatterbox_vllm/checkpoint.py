@@ -1,0 +1,176 @@
+"""Reading published checkpoint files, tensor by tensor, with every fault named by file and key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from chatterbox_vllm.errors import CheckpointError
+
+_DOWNLOAD_AGAIN = "delete it and download it again, or give another directory"
+
+
+class _TensorFile(Protocol):
+    def keys(self) -> Iterable[str]: ...
+    def get_tensor(self, name: str) -> torch.Tensor: ...
+    def get_slice(self, name: str) -> Any: ...
+
+
+class _PickledTensors:
+    """A `.pt` state dict, memory-mapped, loaded without executing anything (`weights_only`)."""
+
+    def __init__(self, path: Path):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+            raise CheckpointError(f"{path}: not a plain state dict of tensors; {_DOWNLOAD_AGAIN}")
+        self._state: dict[str, torch.Tensor] = state
+
+    def keys(self) -> Iterable[str]:
+        return self._state.keys()
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self._state[name]
+
+    def get_slice(self, name: str) -> Any:
+        return _Shape(tuple(self._state[name].shape))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    shape: tuple[int, ...]
+
+    def get_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+
+class Weights:
+    """One checkpoint file (`.safetensors` or `.pt`), read lazily: a tensor is in memory only once asked for.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or of another format.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no such checkpoint file; complete the directory or download the model again"
+            )
+        try:
+            self._file: _TensorFile = (
+                _PickledTensors(path) if path.suffix == ".pt" else safe_open(path, framework="pt", device="cpu")
+            )
+        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(f"{path}: truncated or damaged ({error}); {_DOWNLOAD_AGAIN}") from error
+        except Exception as error:  # pickle raises many kinds for a file that is not a checkpoint
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_DOWNLOAD_AGAIN}") from error
+        self.keys = frozenset(self._file.keys())
+
+    def get(self, key: str, shape: Iterable[int] | None = None) -> torch.Tensor:
+        """The tensor stored under `key`, on the CPU, in the file's dtype.
+
+        Args:
+            shape: the shape that the model needs; checked where given.
+
+        Raises:
+            CheckpointError: the key is absent or its shape is another one.
+        """
+        self._check(key, shape)
+        return self._file.get_tensor(key)
+
+    def _check(self, key: str, shape: Iterable[int] | None) -> None:
+        if key not in self.keys:
+            raise CheckpointError(f"{self.path}: tensor {key!r} is missing; is this the right file for this model?")
+        found = tuple(self._file.get_slice(key).get_shape())
+        if shape is not None and found != tuple(shape):
+            raise CheckpointError(
+                f"{self.path}: tensor {key!r} has shape {found}, the model needs {tuple(shape)}; "
+                "a checkpoint of another size needs its own config.json beside it"
+            )
+
+    def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raise CheckpointError for the first of `shapes` (key to shape) that the file does not hold so.
+
+        Reads the file's header only.
+        """
+        for key, shape in shapes.items():
+            self._check(key, shape)
+
+
+def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.device | str = "cpu") -> None:
+    """Fill `module` (parameters and persistent buffers) from the tensors of `weights` whose keys start with `prefix`.
+
+    A module's names are the published ones, with two liberties taken here so that modules need not know of them:
+
+    - weight normalisation is folded: for a `weight` stored as `parametrizations.weight.original0/1` (magnitude g and
+      direction v, norm over all dimensions but the first) the module gets g * v / ||v||; such submodules carry the
+      attribute `weight_normed = True`;
+    - a submodule's `fused` attribute, {its tensor's name: published names}, concatenates tensors of one shape along
+      dimension 0.
+
+    Tensors are cast to the dtype that the module holds them in and placed on `device`; the module may be on `meta`.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape than the module's.
+    """
+    for module_name, submodule in module.named_modules():
+        base = f"{prefix}{module_name}." if module_name else prefix
+        fused: dict[str, tuple[str, ...]] = getattr(submodule, "fused", {})
+        for name, target in _own_tensors(submodule):
+            parts = [_read(weights, base + part) for part in fused.get(name, (name,))]
+            value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if value.shape != target.shape:
+                raise CheckpointError(
+                    f"{weights.path}: tensor {base + name!r} has shape {tuple(value.shape)}, the model needs "
+                    f"{tuple(target.shape)}; a checkpoint of another size needs its own config.json beside it"
+                )
+            # A copy, so that no parameter keeps the whole mapped file alive.
+            value = value.to(device=device, dtype=target.dtype, copy=True)
+            if isinstance(target, nn.Parameter):
+                setattr(submodule, name, nn.Parameter(value, requires_grad=False))
+            else:
+                submodule.register_buffer(name, value)
+
+
+def published_shapes(module: nn.Module, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes that `load_module(module, weights, prefix)` reads from a published file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module_name, submodule in module.named_modules():
+        base = f"{prefix}{module_name}." if module_name else prefix
+        fused: dict[str, tuple[str, ...]] = getattr(submodule, "fused", {})
+        for name, target in _own_tensors(submodule):
+            shape = tuple(target.shape)
+            if name in fused:
+                parts = fused[name]
+                shapes.update({base + part: (shape[0] // len(parts), *shape[1:]) for part in parts})
+            elif name == "weight" and getattr(submodule, "weight_normed", False):
+                stem = f"{base}parametrizations.weight."
+                shapes[stem + "original0"] = (shape[0],) + (1,) * (len(shape) - 1)
+                shapes[stem + "original1"] = shape
+            else:
+                shapes[base + name] = shape
+    return shapes
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    transient = module._non_persistent_buffers_set
+    tensors = [(n, p) for n, p in module.named_parameters(recurse=False)]
+    return tensors + [(n, b) for n, b in module.named_buffers(recurse=False) if n not in transient]
+
+
+def _read(weights: Weights, key: str) -> torch.Tensor:
+    stem, _, leaf = key.rpartition(".")
+    direction = f"{stem}.parametrizations.{leaf}.original1"
+    if key in weights.keys or direction not in weights.keys:
+        return weights.get(key)
+    v = weights.get(direction)
+    g = weights.get(f"{stem}.parametrizations.{leaf}.original0", (v.shape[0],) + (1,) * (v.dim() - 1))
+    return torch._weight_norm(v, g, 0)

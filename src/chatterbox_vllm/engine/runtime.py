@@ -1,0 +1,110 @@
+"""Which device runs what, and the environment that vLLM needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+
+from chatterbox_vllm.errors import ConfigError, DeviceError
+
+# vLLM reads these when it is imported or its engine starts.
+_REQUIRED = {
+    # One process, so that T3 and S3Gen share one CUDA context.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # The V2 runner applies custom logits processors after the penalties; guidance must come before them.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
+_DEFAULTS = {
+    # Its warnings at every start are about choices made here on purpose.
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Compiling FlashInfer's sampler needs nvcc; the draw is our own (models/t3/logits.py).
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # Binding threads to cores takes them from S3Gen, and fails in containers.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+_INSTALL = "install chatterbox-vllm[cuda] on a machine with an NVIDIA GPU, or chatterbox-vllm[cpu] elsewhere"
+
+
+def prepare_environment() -> None:
+    """Set what vLLM reads from the environment. Call before vLLM is imported.
+
+    Raises:
+        ConfigError: the environment asks vLLM for something that T3 cannot run with.
+    """
+    for name, value in _REQUIRED.items():
+        if os.environ.setdefault(name, value) != value:
+            raise ConfigError(f"{name}={os.environ[name]} is set in the environment; T3 needs {name}={value}: unset it")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # vLLM sets up its logging only when an engine starts, and warns before.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
+
+
+class _VllmModules:
+    """Stands for `sys` in vLLM's kernel dispatcher and shows it vLLM's own modules only."""
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "vllm"}
+
+
+def shield_kernel_dispatcher() -> None:
+    """Keep vLLM 0.32 from looking into other libraries' modules when it starts on a CPU.
+
+    It reads `vars()` of everything that any imported module holds, and fails on objects that answer to `__dict__` with
+    something else: llvmlite's, which librosa brings.
+    """
+    from vllm.triton_utils import dispatcher
+
+    dispatcher.sys = _VllmModules()
+
+
+def vllm_device_type() -> str:
+    """The device that the installed vLLM build runs on: "cuda" or "cpu".
+
+    Raises:
+        DeviceError: vLLM is not installed, cannot be imported, or is built for another platform.
+    """
+    prepare_environment()
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise DeviceError(f"vLLM cannot be imported ({error}); {_INSTALL}") from error
+    for kind in ("cuda", "cpu"):
+        if current_platform.device_type == kind:
+            return kind
+    raise DeviceError(f"the installed vLLM finds no device that it can use here; {_INSTALL}")
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device for `device`: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: not such a name.
+        DeviceError: the device is not there, or the installed vLLM is built for another.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+        raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", not {device!r}')
+    built_for = vllm_device_type()
+    if kind == "auto":
+        kind = built_for
+    if kind != built_for:
+        raise DeviceError(
+            f"device {device!r} was asked for, but the installed vLLM is built for {built_for}; {_INSTALL}"
+        )
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r} was asked for, but PyTorch finds no CUDA device; check the driver")
+    number = int(index) if index else torch.cuda.current_device()
+    if number >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", number)

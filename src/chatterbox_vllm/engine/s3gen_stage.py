@@ -1,0 +1,74 @@
+"""The S3Gen stage: finished speech tokens become waveforms, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from chatterbox_vllm.errors import ChatterboxError, GenerationError
+from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.models.s3gen.noise import S3GenNoise
+from chatterbox_vllm.voices import Voice
+
+
+@dataclass(frozen=True)
+class TokensToSpeak:
+    """One utterance for S3Gen.
+
+    Attributes:
+        speech_tokens: codebook ids only, special tokens removed.
+        steps: diffusion steps.
+        noise: given, or drawn from `seed` on the stage's device.
+    """
+
+    speech_tokens: tuple[int, ...]
+    voice: Voice
+    steps: int
+    seed: int
+    noise: S3GenNoise | None = None
+
+
+class S3GenStage:
+    """Runs S3Gen over batches of utterances of one step count; each result is what the utterance gets alone."""
+
+    def __init__(self, model: S3Gen, max_batch_size: int):
+        self.model = model
+        self.max_batch_size = max_batch_size
+
+    def run(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor | ChatterboxError]:
+        """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.
+
+        At most `max_batch_size` utterances, all of one step count. Where a batch fails, its utterances are tried one by
+        one, so that the one at fault does not take the others with it.
+        """
+        try:
+            return list(self._synthesize(utterances))
+        except Exception as error:
+            if len(utterances) == 1:
+                return [_as_own_error(error)]
+        return [outcome for utterance in utterances for outcome in self.run([utterance])]
+
+    def _synthesize(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor]:
+        requests = [
+            S3GenRequest(
+                speech_tokens=torch.tensor(utterance.speech_tokens, dtype=torch.int64),
+                voice=utterance.voice,
+                noise=utterance.noise or self._noise(utterance),
+            )
+            for utterance in utterances
+        ]
+        return [wave.cpu() for wave in self.model.synthesize(requests, steps=utterances[0].steps)]
+
+    def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
+        generator = torch.Generator(self.model.device).manual_seed(utterance.seed)
+        return self.model.draw_noise(generator, len(utterance.speech_tokens), utterance.voice)
+
+
+def _as_own_error(error: Exception) -> ChatterboxError:
+    if isinstance(error, ChatterboxError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return GenerationError(f"S3Gen ran out of memory for this utterance; shorten the text or the batch ({error})")
+    return GenerationError(f"S3Gen failed: {error}")

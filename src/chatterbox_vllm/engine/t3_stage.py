@@ -1,0 +1,232 @@
+"""The T3 stage: prompts go into vLLM's engine, speech tokens come out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import T3Config
+from chatterbox_vllm.engine.request import SpeechParameters
+from chatterbox_vllm.engine.runtime import prepare_environment, shield_kernel_dispatcher
+from chatterbox_vllm.errors import ConfigError, DeviceError
+from chatterbox_vllm.models.t3.vllm_config import hf_config
+
+logger = logging.getLogger(__name__)
+
+GUIDANCE_STREAMS = 2
+_PROCESSORS = ("chatterbox_vllm.models.t3.logits:GuidanceProcessor", "chatterbox_vllm.models.t3.logits:SeededDraw")
+_KV_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class T3Options:
+    """How the T3 engine runs.
+
+    Attributes:
+        dtype: weights, activations and KV cache.
+        max_model_len: longest sequence, prompt and speech tokens together.
+        max_batch_size: most requests generated at once.
+        kv_cache_bytes: memory for keys and values; None takes what `max_batch_size` sequences of
+            `TYPICAL_POSITIONS`, or one of `max_model_len`, need. Where more is needed, vLLM makes requests wait.
+        cuda_graphs: capture decode steps; CUDA only.
+        max_batched_tokens: most rows that one step takes in (prompts are split to fit).
+    """
+
+    dtype: torch.dtype
+    max_model_len: int = 2048
+    max_batch_size: int = 16
+    kv_cache_bytes: int | None = None
+    cuda_graphs: bool = True
+    max_batched_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        if self.kv_cache_bytes is not None and (type(self.kv_cache_bytes) is not int or self.kv_cache_bytes < 1):
+            raise ConfigError(f"kv_cache_bytes must be a positive number of bytes, not {self.kv_cache_bytes!r}")
+
+
+TYPICAL_POSITIONS = 640  # a long sentence's prompt and 20 s of speech
+
+
+@dataclass(frozen=True)
+class T3Output:
+    """A finished generation: tokens as drawn (end-of-speech included where it came)."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+class T3Stage:
+    """vLLM's engine around T3, stepped by its owner; not safe for use from several threads.
+
+    Raises:
+        DeviceError: the engine cannot start (no memory, no kernel for the dtype).
+    """
+
+    def __init__(self, config: T3Config, weights: Weights, options: T3Options, device: torch.device):
+        if options.max_model_len > config.speech_positions + config.text_positions:
+            raise ConfigError(
+                f"max_model_len={options.max_model_len} is more than the model can ever use "
+                f"({config.speech_positions + config.text_positions})"
+            )
+        self.config, self.options, self.device = config, options, device
+        prepare_environment()
+        # A directory of the form vLLM loads: our config.json beside a link to the published file.
+        self._directory = tempfile.TemporaryDirectory(prefix="chatterbox-t3-")
+        root = Path(self._directory.name)
+        described = hf_config(config, GUIDANCE_STREAMS, options.max_model_len, options.max_model_len)
+        (root / "config.json").write_text(json.dumps(described))
+        (root / "model.safetensors").symlink_to(weights.path.resolve())
+        try:
+            self._engine = self._start(root)
+        except Exception as error:
+            self._directory.cleanup()
+            if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
+                raise DeviceError(f"the T3 engine cannot start: {error}") from error
+            raise
+
+    def _start(self, directory: Path) -> Any:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from chatterbox_vllm.models.t3.plugin import register
+
+        register()
+        shield_kernel_dispatcher()
+        options = self.options
+        arguments = EngineArgs(
+            model=str(directory),
+            dtype=str(options.dtype).removeprefix("torch."),
+            skip_tokenizer_init=True,
+            enable_prompt_embeds=True,
+            # Positions are aligned at the prompt's end, so equal prefixes stand at different places.
+            enable_prefix_caching=False,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_batch_size,
+            max_num_batched_tokens=max(options.max_batched_tokens, options.max_batch_size),
+            kv_cache_memory_bytes=self.kv_cache_bytes,
+            enforce_eager=not options.cuda_graphs,
+            logits_processors=list(_PROCESSORS),
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            seed=0,
+        )
+        return LLMEngine.from_engine_args(arguments)
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """Key and value of every layer, head and guidance stream."""
+        c = self.config
+        return 2 * c.num_layers * GUIDANCE_STREAMS * c.num_heads * c.head_dim * self.options.dtype.itemsize
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """The memory that the KV cache gets."""
+        if self.options.kv_cache_bytes is not None:
+            return self.options.kv_cache_bytes
+        longest = self.options.max_model_len
+        positions = max(longest, self.options.max_batch_size * min(TYPICAL_POSITIONS, longest))
+        # vLLM deals memory out in blocks and keeps one to itself.
+        return (positions + self.options.max_batch_size * _KV_BLOCK + _KV_BLOCK) * self.kv_bytes_per_position
+
+    @property
+    def model(self) -> nn.Module:
+        """The live `T3ForSpeech` inside the engine."""
+        return self._engine.apply_model(lambda model: model)[0]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request is waiting or being generated."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def add(
+        self,
+        request_id: str,
+        prompt: torch.Tensor,
+        parameters: SpeechParameters,
+        seed: int,
+        uniforms: Sequence[float] | None = None,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            prompt: [P, streams * H] from `PromptBuilder.prompt`.
+            seed: of the draws.
+            uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
+
+        Raises:
+            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, or the prompt has another width.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs.engine import embeds_input
+        from vllm.sampling_params import RequestOutputKind
+
+        config = self.config
+        rows, width = prompt.shape
+        if width != GUIDANCE_STREAMS * config.hidden_size:
+            raise ConfigError(f"a T3 prompt must be {GUIDANCE_STREAMS * config.hidden_size} wide, not {width}")
+        if rows + parameters.max_tokens > self.options.max_model_len:
+            raise ConfigError(
+                f"a prompt of {rows} rows and max_tokens={parameters.max_tokens} exceed "
+                f"max_model_len={self.options.max_model_len}"
+            )
+        extra: dict[str, Any] = {
+            "cfg_weight": float(parameters.cfg_weight),
+            "top_p": float(parameters.top_p),
+            "seed": seed,
+        }
+        if uniforms is not None:
+            extra["uniforms"] = list(uniforms)
+        sampling = SamplingParams(
+            temperature=parameters.temperature,
+            min_p=parameters.min_p,
+            repetition_penalty=parameters.repetition_penalty,
+            max_tokens=parameters.max_tokens,
+            stop_token_ids=[config.stop_speech_token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra,
+        )
+        # Without token ids, the penalty would read those of whichever request had the slot before.
+        engine_input = embeds_input(
+            prompt.to(self.options.dtype),
+            prompt_token_ids=[config.start_speech_token] * rows,
+            is_token_ids=[False] * rows,
+        )
+        self._engine.add_request(request_id, engine_input, sampling)
+
+    def step(self) -> list[T3Output]:
+        """Generate one token for every request that has room; return those that finished with it."""
+        return [
+            T3Output(
+                request_id=output.request_id,
+                token_ids=tuple(output.outputs[0].token_ids),
+                finish_reason="stop" if output.outputs[0].finish_reason == "stop" else "length",
+            )
+            for output in self._engine.step()
+            if output.finished
+        ]
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop requests and free what they hold."""
+        self._engine.abort_request(list(request_ids))
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+        self._directory.cleanup()

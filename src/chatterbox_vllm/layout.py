@@ -1,0 +1,42 @@
+"""Keys and shapes of every tensor that this package reads from a checkpoint's files, from the modules themselves."""
+
+from __future__ import annotations
+
+import torch
+
+from chatterbox_vllm.checkpoint import published_shapes
+from chatterbox_vllm.config import ModelConfig, S3GenConfig, VoiceEncoderConfig
+from chatterbox_vllm.models.s3gen.model import S3Gen
+from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
+from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
+from chatterbox_vllm.models.t3.conditioning import published_t3_shapes
+from chatterbox_vllm.models.voice_encoder import VoiceEncoder
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def s3gen_shapes(config: S3GenConfig) -> Shapes:
+    """The S3Gen file: enrolment nets, flow and vocoder."""
+    with torch.device("meta"):
+        model = S3Gen(config)
+        parts = {
+            "tokenizer.": SpeechTokenizer(config.tokenizer),
+            "speaker_encoder.": CAMPPlus(config.xvector),
+            **model.published_parts(),
+        }
+    return {key: shape for prefix, part in parts.items() for key, shape in published_shapes(part, prefix).items()}
+
+
+def voice_encoder_shapes(config: VoiceEncoderConfig) -> Shapes:
+    """The voice encoder's file."""
+    with torch.device("meta"):
+        return published_shapes(VoiceEncoder(config), prefix="")
+
+
+def checkpoint_shapes(config: ModelConfig) -> dict[str, Shapes]:
+    """By the part's name in `Family`: "t3", "s3gen", "voice_encoder"."""
+    return {
+        "t3": published_t3_shapes(config.t3),
+        "s3gen": s3gen_shapes(config.s3gen),
+        "voice_encoder": voice_encoder_shapes(config.voice_encoder),
+    }

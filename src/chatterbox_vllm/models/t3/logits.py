@@ -1,0 +1,173 @@
+"""T3's sampling inside vLLM: guidance before its penalties, the seeded draw after its temperature and min-p.
+
+vLLM's V1 sampler runs, in this order: processors that can change the argmax, penalties, temperature, processors that
+cannot, its own top-k/top-p, its own draw. With `GuidanceProcessor` among the first and `SeededDraw` the last of the
+others, a request sees the published order: guidance, repetition penalty, temperature, min-p, top-p, draw.
+
+Requests carry their values in `SamplingParams.extra_args`:
+    cfg_weight   guidance weight, >= 0 (default 0.5)
+    seed         seed of the draws, 0 <= seed < 2**64 (default: vLLM's own seed of the request, else random)
+    top_p        nucleus, 0 < top_p <= 1 (default 1); vLLM's own `top_p` must stay 1
+    uniforms     the draws themselves, a list of floats in [0, 1), one a token, instead of a seed
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from chatterbox_vllm.models.t3.vllm_config import T3EngineFields
+
+DEFAULT_CFG_WEIGHT = 0.5
+
+# SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def uniform(seed: int, step: int) -> float:
+    """Draw number `step` of the stream that belongs to `seed`, in [0, 1).
+
+    A counter-based generator: the draw depends on nothing but these two numbers, so neither the batch around a request
+    nor preemption can change it. The seed is mixed once first, so that neighbouring seeds give unrelated streams.
+    """
+    return (_mix((_mix(seed & _MASK) + (step + 1) * _GAMMA) & _MASK) >> 11) * 2.0**-53
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK
+    return x ^ (x >> 31)
+
+
+class GuidanceProcessor(LogitsProcessor):
+    """Combines the streams: [N, 2V] -> [N, V] = cond + w * (cond - uncond), each request with its own weight w."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        weight = (sampling_params.extra_args or {}).get("cfg_weight", DEFAULT_CFG_WEIGHT)
+        if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise ValueError(f"cfg_weight must be a number >= 0, not {weight!r}")
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
+        self.streams, self.vocab_size = fields.streams, fields.vocab_size
+        self.device = device
+        self.weights: dict[int, float] = {}
+        self.column = torch.zeros(0, 1, device=device)
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        changed = process_dict_updates(
+            self.weights,
+            batch_update,
+            lambda params, _prompt, _output: float((params.extra_args or {}).get("cfg_weight", DEFAULT_CFG_WEIGHT)),
+        )
+        if batch_update and (changed or self.column.shape[0] != batch_update.batch_size):
+            values = [self.weights.get(row, DEFAULT_CFG_WEIGHT) for row in range(batch_update.batch_size)]
+            self.column = torch.tensor(values, dtype=torch.float32).unsqueeze(1).to(self.device, non_blocking=True)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.streams == 1:
+            return logits
+        conditional, unconditional = logits[:, : self.vocab_size], logits[:, self.vocab_size :]
+        return torch.addcmul(conditional, self.column, conditional - unconditional)
+
+
+@dataclass(frozen=True)
+class _DrawState:
+    """One request's draws; `output` is vLLM's live list, whose length is the number of tokens so far."""
+
+    seed: int
+    top_p: float
+    uniforms: Sequence[float] | None
+    output: list[int]
+
+    def next_uniform(self) -> float:
+        step = len(self.output)
+        return uniform(self.seed, step) if self.uniforms is None else self.uniforms[step]
+
+
+class SeededDraw(LogitsProcessor):
+    """Draws each request's token by inverting its cumulative distribution at the request's own uniform number.
+
+    The first id, in id order, whose cumulative probability (float64) exceeds u times the total. What is returned allows
+    that id alone, so vLLM's own draw has no choice left; unlike that draw it costs no random tensor of [N, V] and no
+    generator per request, and the same seed gives the same token on every device and in every batch.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        extra = sampling_params.extra_args or {}
+        top_p = extra.get("top_p", 1.0)
+        if not isinstance(top_p, (int, float)) or not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], not {top_p!r}")
+        if sampling_params.top_p != 1.0 or sampling_params.top_k > 0:
+            raise ValueError("give top_p in extra_args: vLLM's own top_p and top_k would run after the draw")
+        seed = extra.get("seed")
+        if seed is not None and (not isinstance(seed, int) or not 0 <= seed <= _MASK):
+            raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}")
+        uniforms = extra.get("uniforms")
+        if uniforms is not None and len(uniforms) < (sampling_params.max_tokens or 0):
+            raise ValueError(f"uniforms holds {len(uniforms)} draws for max_tokens={sampling_params.max_tokens}")
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        self.device = device
+        self.states: dict[int, _DrawState] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        # Greedy requests never come here, and this is what places the draw after temperature and min-p.
+        return True
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.states, batch_update, self._state)
+
+    @staticmethod
+    def _state(params: SamplingParams, _prompt: list[int] | None, output: list[int]) -> _DrawState:
+        extra = params.extra_args or {}
+        seed = extra.get("seed", params.seed)
+        return _DrawState(
+            seed=secrets.randbits(64) if seed is None else int(seed),
+            top_p=float(extra.get("top_p", 1.0)),
+            uniforms=extra.get("uniforms"),
+            output=output,
+        )
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        rows = [self.states.get(row) for row in range(logits.shape[0])]
+        if not any(rows):
+            return logits
+        nucleus = [state.top_p if state else 1.0 for state in rows]
+        if min(nucleus) < 1.0:
+            _mask_outside_nucleus(logits, torch.tensor(nucleus, device=self.device).unsqueeze(1))
+        draws = np.array([state.next_uniform() if state else 0.0 for state in rows])
+        u = torch.from_numpy(draws).to(self.device, non_blocking=True).unsqueeze(1)
+        cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        token = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
+        token.clamp_(max=logits.shape[1] - 1)
+        return logits.fill_(float("-inf")).scatter_(1, token, 0.0)
+
+
+def _mask_outside_nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> None:
+    """Set to -inf, in place, the least likely ids of each row whose probabilities sum to at most 1 - top_p.
+
+    Args:
+        logits: [N, V] float32.
+        top_p: [N, 1] float32.
+    """
+    ascending, order = logits.sort(dim=-1)
+    outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+    outside[:, -1] = False
+    logits.masked_fill_(torch.zeros_like(outside).scatter_(1, order, outside), float("-inf"))

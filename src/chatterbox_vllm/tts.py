@@ -1,0 +1,315 @@
+"""`ChatterboxTTS`: the public class, used as the published one is."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import torch
+from typing_extensions import Self
+
+from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.engine.pipeline import SAMPLE_RATE, Pipeline
+from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.runtime import resolve_device
+from chatterbox_vllm.engine.s3gen_stage import S3GenStage
+from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
+from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
+from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.hub import resolve_model
+from chatterbox_vllm.layout import checkpoint_shapes
+from chatterbox_vllm.models.s3gen.model import S3Gen
+from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
+_CACHED_VOICES = 64
+
+
+class ChatterboxTTS:
+    """Chatterbox on vLLM. Make one with `from_pretrained` or `from_local`; close it with `shutdown` or a `with` block.
+
+    Attributes:
+        sr: sample rate of the audio, 24000 Hz.
+        conds: the voice in use, a `Voice`, or None before there is one.
+    """
+
+    sr = SAMPLE_RATE
+
+    def __init__(
+        self,
+        directory: Path,
+        device: torch.device,
+        pipeline: Pipeline,
+        talker: T3Stage,
+        enroller: VoiceEnroller,
+        voice: Voice | None,
+    ):
+        self.directory = directory
+        self.device = device
+        self.conds = voice
+        self._pipeline: Pipeline | None = pipeline
+        self._talker = talker
+        self._enroller = enroller
+        self._voices: OrderedDict[tuple[str, int, int], Voice] = OrderedDict()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = "english",
+        device: str = "auto",
+        *,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a model by name, downloading it where it is not in the cache.
+
+        Args:
+            model: "english", "demo" (synthetic weights: it babbles), a directory, or a hub id. A device name in this
+                place is taken for `device`, as the published class has it first.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            revision: of a hub id.
+            options: as for `from_local`.
+
+        Raises:
+            ConfigError, CheckpointError, ModelUnavailableError, DeviceError
+        """
+        if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
+            model, device = "english", model
+        return cls.from_local(resolve_model(model, revision), device, **options)
+
+    @classmethod
+    def from_local(
+        cls,
+        ckpt_dir: str | os.PathLike[str],
+        device: str = "auto",
+        *,
+        dtype: DType = "auto",
+        s3gen_dtype: DType = "auto",
+        max_model_len: int = 2048,
+        max_batch_size: int = 16,
+        kv_cache_bytes: int | None = None,
+        cuda_graphs: bool | None = None,
+        watermark: bool = True,
+    ) -> Self:
+        """Load the published files in `ckpt_dir`.
+
+        Args:
+            dtype: T3's; "auto" is bfloat16 on CUDA, float32 on the CPU.
+            s3gen_dtype: the flow's; "auto" is float32. The vocoder stays in float32.
+            max_model_len: longest prompt and speech together, in positions.
+            max_batch_size: most texts generated at once.
+            kv_cache_bytes: T3's key-value cache; None computes it from the two above.
+            cuda_graphs: capture T3's decode steps; None does so on CUDA. True on a CPU is an error.
+            watermark: mark the audio with PerTh, as the published class always does.
+
+        Raises:
+            ConfigError, CheckpointError, DeviceError
+        """
+        directory = Path(ckpt_dir)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory of model files")
+        where = resolve_device(device)
+        on_cuda = where.type == "cuda"
+        if cuda_graphs and not on_cuda:
+            raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
+        t3_dtype = _dtype("dtype", dtype, torch.bfloat16 if on_cuda else torch.float32)
+        flow_dtype = _dtype("s3gen_dtype", s3gen_dtype, torch.float32)
+        options = T3Options(
+            dtype=t3_dtype,
+            max_model_len=max_model_len,
+            max_batch_size=max_batch_size,
+            kv_cache_bytes=kv_cache_bytes,
+            cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
+        )
+        config = ModelConfig.from_directory(directory)
+        if config.family not in FAMILIES:
+            raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
+        family = FAMILIES[config.family]
+        # Everything cheap is read and checked before the engine starts.
+        tokenizer = EnglishTokenizer(directory / family.tokenizer)
+        t3_weights, s3gen_weights, encoder_weights = (
+            Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
+        )
+        shapes = checkpoint_shapes(config)
+        t3_weights.check(shapes["t3"])
+        s3gen_weights.check(shapes["s3gen"])
+        encoder_weights.check(shapes["voice_encoder"])
+        builtin = directory / family.builtin_voice
+        voice = Voice.load(builtin, config) if builtin.exists() else None
+        enroller = VoiceEnroller(config, s3gen_weights, encoder_weights, device=where)
+        prompts = PromptBuilder.from_weights(config.t3, t3_weights)
+        watermarker = Watermarker() if watermark else None
+        s3gen = S3Gen.from_weights(config.s3gen, s3gen_weights, where, flow_dtype)
+        talker = T3Stage(config.t3, t3_weights, options, where)
+        pipeline = Pipeline(
+            config.t3,
+            tokenizer,
+            prompts,
+            talker,
+            S3GenStage(s3gen, max_batch_size),
+            watermarker,
+            max_model_len,
+            max_batch_size,
+        )
+        return cls(directory, where, pipeline, talker, enroller, voice)
+
+    def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
+        """Make the speaker of an audio file the voice in use, for this and later calls.
+
+        Args:
+            wav_fpath: any common format, rate and channel count; 0.5 s to 10 minutes.
+            exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
+
+        Raises:
+            AudioError: the file cannot be decoded or used.
+        """
+        if exaggeration is not None:
+            SpeechParameters(exaggeration=exaggeration)
+        self.conds = self.enrol(wav_fpath)
+
+    def enrol(self, path: str | os.PathLike[str]) -> Voice:
+        """The voice of an audio file; enrolled once for as long as the file does not change."""
+        file = Path(path)
+        key = _file_key(file)
+        if key not in self._voices:
+            # Imported here: it brings all of FFmpeg, which built-in voices do not need.
+            from chatterbox_vllm.audio.decode import decode_audio
+
+            wave, rate = decode_audio(file, max_seconds=MAX_REFERENCE_SECONDS)
+            self._voices[key] = self._enroller.enrol(wave, rate)
+            if len(self._voices) > _CACHED_VOICES:
+                self._voices.popitem(last=False)
+        self._voices.move_to_end(key)
+        return self._voices[key]
+
+    @overload
+    def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...
+    @overload
+    def generate(self, text: Sequence[str], *args: Any, **parameters: Any) -> list[Any]: ...
+    def generate(
+        self,
+        text: str | Sequence[str],
+        repetition_penalty: float = 1.2,
+        min_p: float = 0.05,
+        top_p: float = 1.0,
+        audio_prompt_path: str | os.PathLike[str] | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = 0.5,
+        temperature: float = 0.8,
+        *,
+        max_tokens: int = 1000,
+        diffusion_steps: int = 10,
+        seed: int | None = None,
+        return_exceptions: bool = False,
+    ) -> torch.Tensor | list[Any]:
+        """Speak a text, or a list of them together.
+
+        Args:
+            text: one text, or a list.
+            audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
+            seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
+                device, in float32 whatever else is in the batch.
+            return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
+            others: see `SpeechParameters`.
+
+        Returns:
+            float32 audio (1, n) on the CPU at `sr`; for a list, a list of them (or errors, see above) in its order.
+
+        Raises:
+            ConfigError: a parameter out of range, an empty or overlong text.
+            AudioError: the reference clip cannot be used.
+            GenerationError: the text could not be spoken.
+            BatchError: some texts of a list failed; it holds the audio of all others.
+        """
+        # Checked first: a bad parameter must not change the voice in use.
+        parameters = SpeechParameters(
+            exaggeration=exaggeration,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            min_p=min_p,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            max_tokens=max_tokens,
+            diffusion_steps=diffusion_steps,
+            seed=seed,
+        )
+        if audio_prompt_path is not None:
+            self.prepare_conditionals(audio_prompt_path)
+        if self.conds is None:
+            raise ConfigError("there is no voice: pass audio_prompt_path or call prepare_conditionals first")
+        if not isinstance(text, (str, list, tuple)):
+            raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
+        texts = [text] if isinstance(text, str) else list(text)
+        requests = [
+            SpeechRequest(entry, self.conds, replace(parameters, seed=None if seed is None else (seed + i) % MAX_SEED))
+            for i, entry in enumerate(texts)
+        ]
+        results: list[Any] = [None] * len(texts)
+        for result in self.run(requests):
+            results[result.index] = result.error if result.audio is None else result.audio.unsqueeze(0)
+        if isinstance(text, str):
+            if isinstance(results[0], Exception):
+                raise results[0]
+            return results[0]
+        if not return_exceptions and any(isinstance(r, Exception) for r in results):
+            raise BatchError(results)
+        return results
+
+    def run(
+        self, requests: Sequence[SpeechRequest], on_step: Callable[[int], None] | None = None
+    ) -> Iterator[SpeechResult]:
+        """Speak requests of mixed voices and parameters; yield each result when it is ready, failures included.
+
+        Args:
+            on_step: called after every step of T3 with the number of texts that it is still speaking.
+        """
+        if self._pipeline is None:
+            raise ConfigError("this model was shut down; load it again")
+        return self._pipeline.run(requests, on_step)
+
+    def shutdown(self) -> None:
+        """Stop the engine and free its memory. Nothing happens when called again."""
+        if self._pipeline is not None:
+            self._pipeline = None
+            self._talker.close()
+            self._enroller.release()
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _dtype(name: str, value: str, automatic: torch.dtype) -> torch.dtype:
+    if value == "auto":
+        return automatic
+    if value not in _DTYPES:
+        raise ConfigError(f"{name} must be 'auto' or one of {', '.join(map(repr, _DTYPES))}, not {value!r}")
+    return _DTYPES[value]
+
+
+def _file_key(path: Path) -> tuple[str, int, int]:
+    """Changes when the file does."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror}); give an audio file") from error
+    return str(path.resolve()), status.st_size, status.st_mtime_ns

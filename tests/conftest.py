@@ -1,0 +1,59 @@
+"""Options and settings of the whole test run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Spin-waiting OpenMP threads on shared cores cost an order of magnitude; vLLM must not pin cores either.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--goldens", type=Path, default=None, help="parity goldens to test against (default: those kept in the tests)"
+    )
+
+
+PARITY = Path(__file__).parent / "parity"
+
+
+def _skipped_markers(config: pytest.Config) -> dict[str, str]:
+    """Markers that this run leaves out, and what brings them in. Whoever gives -m has chosen already."""
+    if config.option.markexpr:
+        return {}
+    skipped = {"gpu": "-m gpu"}
+    named = (config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
+    if not config.option.goldens and not any(path.resolve().is_relative_to(PARITY) for path in named):
+        skipped["full_size"] = "pytest tests/parity"
+    return skipped
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"left out: tests marked {name} (run them with: {way})" for name, way in _skipped_markers(config).items()]
+
+
+# First of all hooks, so that -m full_size sees the marker.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(PARITY):
+            item.add_marker("full_size")
+    skipped = _skipped_markers(config)
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in skipped)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint, built anew."""
+    from chatterbox_vllm.demo import build_demo
+
+    directory = tmp_path_factory.mktemp("demo")
+    build_demo(directory)
+    return directory

@@ -1,0 +1,117 @@
+"""Fixtures of the parity tests: goldens, the full-size synthetic checkpoint, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_vllm import ChatterboxTTS
+
+from .oracle.checkpoint import write_english
+
+HERE = Path(__file__).parent
+SHARED_PARITY = HERE.parents[2] / "shared" / "parity"
+
+_ROWS: list[tuple[str, float, float]] = []
+
+
+class Goldens:
+    """A goldens directory: `.json` beside `.npz`, and the clips."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def path(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.exists():
+            pytest.skip(f"{self.directory} holds no {name}")
+        return path
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.path(f"{name}.json").read_text())
+
+    def arrays(self, name: str) -> Any:
+        return np.load(self.path(f"{name}.npz"))
+
+
+@pytest.fixture(scope="session")
+def goldens(request: pytest.FixtureRequest) -> Goldens:
+    return Goldens(request.config.getoption("--goldens") or HERE / "goldens")
+
+
+@pytest.fixture(scope="session")
+def english_tokenizer() -> Path:
+    """The published tokenizer.json, which this project does not carry."""
+    candidates = [os.environ.get("CHATTERBOX_TOKENIZER", ""), SHARED_PARITY / "tokenizers" / "tokenizer.json"]
+    for candidate in map(Path, filter(None, candidates)):
+        if candidate.is_file():
+            return candidate
+    pytest.skip("the published tokenizer.json is not at hand (set CHATTERBOX_TOKENIZER to its path)")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, english_tokenizer: Path) -> Path:
+    """The full-size synthetic English checkpoint; CHATTERBOX_PARITY_CHECKPOINT keeps it between runs."""
+    kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
+    directory = Path(kept) if kept else tmp_path_factory.mktemp("english")
+    return write_english(directory, english_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def english(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:
+    """The whole model at its full size, float32, on the CPU."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    with ChatterboxTTS.from_local(checkpoint_dir, "cpu", max_model_len=256, max_batch_size=16) as tts:
+        yield tts
+
+
+class Parity:
+    """Checks an array against its golden and remembers the error for the table."""
+
+    def check(self, stage: str, error: float, bound: float) -> None:
+        _ROWS.append((stage, float(error), bound))
+        assert error <= bound, f"{stage}: error {error:.3g} is over the bound {bound:.3g}"
+
+    def absolute(self, stage: str, got: Any, golden: Any, bound: float) -> None:
+        got, golden = np.asarray(got, np.float64), np.asarray(golden, np.float64)
+        assert got.shape == golden.shape, f"{stage}: shape {got.shape}, golden {golden.shape}"
+        self.check(stage, np.abs(got - golden).max(initial=0.0), bound)
+
+    def relative(self, stage: str, got: Any, golden: Any, bound: float) -> None:
+        """L2 norm of the difference over the L2 norm of the golden."""
+        got, golden = np.asarray(got, np.float64), np.asarray(golden, np.float64)
+        assert got.shape == golden.shape, f"{stage}: shape {got.shape}, golden {golden.shape}"
+        self.check(stage, np.linalg.norm(got - golden) / np.linalg.norm(golden), bound)
+
+    def identical(self, stage: str, got: Any, golden: Any) -> None:
+        got, golden = np.asarray(got), np.asarray(golden)
+        assert got.shape == golden.shape, f"{stage}: shape {got.shape}, golden {golden.shape}"
+        self.check(stage, np.count_nonzero(got != golden), 0)
+
+
+@pytest.fixture(scope="session")
+def parity() -> Parity:
+    return Parity()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _ROWS:
+        return
+    worst: dict[str, tuple[float, float, int]] = {}
+    for stage, error, bound in _ROWS:
+        key = stage.partition(":")[0]
+        seen, _, count = worst.get(key, (0.0, bound, 0))
+        worst[key] = (max(seen, error), bound, count + 1)
+    terminalreporter.section("parity with the published implementation (float32, CPU)")
+    terminalreporter.write_line(f"{'stage':<44} {'largest error':>14} {'bound':>10} {'checks':>7}")
+    for stage, (error, bound, count) in worst.items():
+        limit = "identical" if bound == 0 else f"{bound:.0e}"
+        shown = f"{int(error)} differ" if bound == 0 else f"{error:.2e}"
+        terminalreporter.write_line(f"{stage:<44} {shown:>14} {limit:>10} {count:>7}")

@@ -1,0 +1,69 @@
+"""Writes a full-size synthetic English checkpoint directory (3 GB, float32), file by file, exactly as published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from . import weights_recipe as recipe
+
+HERE = Path(__file__).parent
+
+# file -> salt of the recipe's component, keys that the published file lacks
+ENGLISH = {
+    "ve.safetensors": ("ve", ()),
+    "t3_cfg.safetensors": ("t3_en", ()),
+    "s3gen.safetensors": ("s3gen", ("tokenizer.window",)),
+}
+
+
+def layout(file: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Key to (shape, dtype name) of one published file."""
+    tensors = json.loads((HERE / "layouts" / f"{file}.json").read_text())["tensors"]
+    return {key: (tuple(shape), dtype) for key, (shape, dtype) in tensors.items()}
+
+
+def write_english(directory: Path, tokenizer: Path) -> Path:
+    """Build the checkpoint in `directory` (made if absent; complete files are kept) and return it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    buffers = np.load(HERE / "computed_buffers.npz")
+    for file, (component, absent) in ENGLISH.items():
+        path = directory / file
+        if path.exists():
+            continue
+        shapes = {key: value for key, value in layout(file).items() if key not in absent}
+        partial = path.with_suffix(".partial")
+        save_file(recipe.state_dict(shapes, component, buffers), partial)
+        partial.rename(path)
+    shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    torch.save(builtin_voice(), directory / "conds.pt")
+    return directory
+
+
+def builtin_voice() -> dict[str, dict[str, torch.Tensor | None]]:
+    """The synthetic `conds.pt` of the goldens, in the published structure."""
+    speaker = np.abs(recipe.noise("conds/speaker_emb", 256))
+    speaker /= np.linalg.norm(speaker)
+    frames = 100
+    mel = (-5.0 + 2.0 * recipe.noise("conds/prompt_feat", 2 * frames * 80)).reshape(1, 2 * frames, 80)
+    return {
+        "t3": {
+            "speaker_emb": torch.from_numpy(speaker.astype(np.float32))[None],
+            "clap_emb": None,
+            "cond_prompt_speech_tokens": torch.from_numpy(recipe.randint("conds/cond_prompt_150", 150, 6561))[None],
+            "cond_prompt_speech_emb": None,
+            "emotion_adv": 0.5 * torch.ones(1, 1, 1),
+        },
+        "gen": {
+            "prompt_token": torch.from_numpy(recipe.randint("conds/prompt_token", frames, 6561))[None],
+            "prompt_token_len": torch.tensor([frames]),
+            "prompt_feat": torch.from_numpy(mel.astype(np.float32)),
+            "prompt_feat_len": None,
+            "embedding": torch.from_numpy(recipe.noise("conds/embedding", 192))[None],
+        },
+    }

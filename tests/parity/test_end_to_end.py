@@ -1,0 +1,76 @@
+"""Text and clip to waveform, with the oracle's draws and noise, before and after the watermark."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest, Voice
+from chatterbox_vllm.models.s3gen.noise import S3GenNoise
+
+from .conftest import Goldens, Parity
+from .oracle import weights_recipe as recipe
+
+WAVEFORM_BOUND = 5e-3
+
+
+def oracle_noise(tts: ChatterboxTTS, tag: str, voice: Voice, speech_tokens: int) -> S3GenNoise:
+    total, generated = tts._pipeline.s3gen.model.frames(speech_tokens, voice)
+    phase = torch.from_numpy(recipe.uniform(f"{tag}/hift_phase_u", 9).astype(np.float32)) * 2 * math.pi - math.pi
+    phase[0] = 0
+    return S3GenNoise(
+        z=torch.from_numpy(recipe.noise(f"{tag}/cfm_z", 80 * total)).view(80, total),
+        phase=phase,
+        source=torch.from_numpy(recipe.noise(f"{tag}/hift_noise", 9 * 480 * generated)).view(9, -1),
+    )
+
+
+@pytest.mark.parametrize("case", ["builtin", "clone"])
+def test_text_to_waveform(
+    case: str, english: ChatterboxTTS, goldens: Goldens, parity: Parity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case not in goldens.json("e2e_english"):
+        pytest.skip(f"the goldens hold no case {case!r}")
+    facts, golden = goldens.json("e2e_english")[case], goldens.arrays("e2e_english")
+    arguments = dict(facts["kwargs"])
+    text, clip = arguments.pop("text"), arguments.pop("audio_prompt_path", None)
+    voice = Voice.load(english.directory / "conds.pt") if clip is None else english.enrol(goldens.path(clip))
+    if clip is not None:
+        check_voice(voice, golden, case, parity)
+    request = SpeechRequest(
+        text,
+        voice,
+        SpeechParameters(**arguments, max_tokens=facts["eos_forced_at_step"]),
+        noise=oracle_noise(english, facts["tag"], voice, facts["n_speech_tokens"]),
+        uniforms=tuple(recipe.uniform(facts["uniform_key"], 2000).tolist()),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(english._pipeline, "watermarker", None)
+        (result,) = english.run([request])
+    assert result.error is None, result.error
+    parity.identical(f"speech tokens end to end: {case}", result.speech_tokens, golden[f"{case}_speech_tokens"])
+    parity.relative(f"text to waveform: {case}", result.audio, golden[f"{case}_raw"], WAVEFORM_BOUND)
+    # Watermarked, and with another voice and length beside it.
+    other = SpeechRequest("Somebody else.", Voice.load(english.directory / "conds.pt"), SpeechParameters(max_tokens=8))
+    batch = {r.index: r for r in english.run([other, request])}
+    parity.identical(f"speech tokens end to end: {case} in a batch", batch[1].speech_tokens, result.speech_tokens)
+    parity.relative(
+        f"text to watermarked waveform, in a batch: {case}", batch[1].audio, golden[f"{case}_wav"], WAVEFORM_BOUND
+    )
+
+
+def check_voice(voice: Voice, golden: Any, case: str, parity: Parity) -> None:
+    parity.identical(f"enrolment end to end: {case} prompt", voice.prompt_tokens[None], golden[f"{case}_prompt_token"])
+    parity.identical(f"enrolment end to end: {case} T3 prompt", voice.speech_prompt[None], golden[f"{case}_t3_prompt"])
+    values = {
+        "xvector": voice.xvector[None],
+        "speaker_emb": voice.speaker_embedding,
+        "prompt_feat_head": voice.prompt_mel[:10],
+    }
+    for name, value in values.items():
+        parity.relative(f"enrolment embeddings end to end: {case} {name}", value, golden[f"{case}_{name}"], 1e-4)
+    assert [1, *voice.prompt_mel.shape] == golden[f"{case}_prompt_feat_shape"].tolist()

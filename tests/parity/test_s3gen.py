@@ -1,0 +1,232 @@
+"""S3Gen's flow and vocoder against the goldens, and a batch of other lengths and voices against each row alone.
+
+The reference conditioning of a case comes from the recipe (`tag/ptok`, `tag/pfeat`, `tag/xvec`) or from a clip that the
+goldens do not name: the one whose length gives the case's prompt frames. The vocoder-only case shares the clip of the
+case "main". A case whose clip is not at hand is skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest, fade_in
+from chatterbox_vllm.models.s3gen.noise import S3GenNoise
+from chatterbox_vllm.voices import VoiceEnroller
+
+from .conftest import SHARED_PARITY, Goldens, Parity
+from .oracle import weights_recipe as recipe
+
+FLOW_ENCODER = ESTIMATOR = 1e-4
+SPEAKER = 1e-4
+MEL = 1e-3
+F0 = 2e-3  # Hz; float32 is 5e-4 from float64
+HIFT = 1e-4
+WAVEFORM = 5e-3
+BATCHED = 1e-5
+# Phase is a float32 sum of pitch: two thread counts of the published code differ by 4e-4.
+BATCHED_WAVEFORM = 1e-3
+
+CASES = ("main", "oddref", "tiny", "main_4step")
+HARMONICS, MELS, FRAME = 9, 80, 480
+
+
+@pytest.fixture(autouse=True, scope="module")
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_dir: Path) -> S3Gen:
+    weights = Weights(checkpoint_dir / "s3gen.safetensors")
+    return S3Gen.from_weights(ModelConfig().s3gen, weights, "cpu")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    prompt_tokens: torch.Tensor
+    prompt_mel: torch.Tensor
+    xvector: torch.Tensor
+
+
+class Oracle:
+    """Inputs of the golden cases."""
+
+    def __init__(self, goldens: Goldens, model: S3Gen, checkpoint: Path):
+        self.about, self.arrays = goldens.json("s3gen_standard"), goldens.arrays("s3gen_standard")
+        self.model, self.checkpoint = model, checkpoint
+        self.clips = [*(goldens.directory / "clips").glob("*"), *(SHARED_PARITY.parent / "data" / "clips").glob("*")]
+        self._enrolled: dict[int, Any] = {}
+
+    def request(self, name: str) -> S3GenRequest:
+        if name not in self.about["cases"]:
+            pytest.skip(f"the goldens hold no case {name!r}")
+        case = self.about["cases"][name]
+        tokens = torch.from_numpy(self.arrays[f"{name}_speech_tokens"]).long()
+        frames = 2 * (case["prompt_tokens"] + case["n_tokens"])
+        z = _noise(f"{case['tag']}/cfm_z", MELS, frames)
+        return S3GenRequest(tokens, self.voice(name), _source_noise(case["tag"], case["mel_frames"], z))
+
+    def voice(self, name: str) -> Any:
+        case = self.about["cases"][name]
+        speaker = torch.from_numpy(self.arrays[f"{name}_spks"][0])
+        xvector = _noise(f"{case['tag']}/xvec", 192)
+        if torch.allclose(_speaker(self.model, xvector), speaker, atol=1e-3):
+            tokens = torch.from_numpy(recipe.randint(f"{case['tag']}/ptok", case["prompt_tokens"], 6561))
+            return Conditioning(tokens, 2 * _noise(f"{case['tag']}/pfeat", case["prompt_frames"], MELS) - 4, xvector)
+        return self._enrol(case["prompt_frames"], speaker)
+
+    def _enrol(self, frames: int, speaker: torch.Tensor) -> Any:
+        if frames not in self._enrolled:
+            files = (Weights(self.checkpoint / f"{part}.safetensors") for part in ("s3gen", "ve"))
+            enroller = VoiceEnroller(ModelConfig(), *files)
+            waves = [decode_audio(clip) for clip in self.clips]
+            fitting = [(w, r) for w, r in waves if abs(min(len(w) / r, 10) * 50 - frames) < 2]
+            voices = [enroller.enrol(wave, rate) for wave, rate in fitting]
+            self._enrolled[frames] = [v for v in voices if len(v.prompt_mel) == frames]
+        for voice in self._enrolled[frames]:
+            if torch.allclose(_speaker(self.model, voice.xvector), speaker, atol=1e-3):
+                return voice
+        pytest.skip(f"the reference clip of {frames} mel frames is not at hand (de_f1.flac of the shared clips)")
+
+
+@pytest.fixture(scope="module")
+def oracle(goldens: Goldens, model: S3Gen, checkpoint_dir: Path) -> Oracle:
+    return Oracle(goldens, model, checkpoint_dir)
+
+
+def _noise(key: str, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(recipe.noise(key, math.prod(shape)).reshape(shape))
+
+
+def _source_noise(tag: str, frames: int, z: torch.Tensor) -> S3GenNoise:
+    uniform = recipe.uniform(f"{tag}/hift_phase_u", HARMONICS).astype(np.float32)
+    phase = torch.from_numpy(uniform) * (2 * math.pi) - math.pi
+    phase[0] = 0
+    return S3GenNoise(z, phase, _noise(f"{tag}/hift_noise", HARMONICS, FRAME * frames))
+
+
+def _speaker(model: S3Gen, xvector: torch.Tensor) -> torch.Tensor:
+    return model.speaker(torch.nn.functional.normalize(xvector, dim=-1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_flow_and_waveform(name: str, oracle: Oracle, model: S3Gen, parity: Parity) -> None:
+    request, golden = oracle.request(name), oracle.arrays
+    case = oracle.about["cases"][name]
+
+    hidden: list[torch.Tensor] = []
+    means: list[torch.Tensor] = []
+    calls: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(output))
+        for module, kept in ((model.encoder.encoder, hidden), (model.encoder, means), (model.estimator, calls))
+    ]
+    try:
+        flow = model.flow([request], steps=case["n_timesteps"])[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    encoded = hidden[0]
+    parity.identical(f"shapes and counts: {name} encoder", encoded.shape, golden[f"{name}_enc_shape"])
+    head, tail = golden[f"{name}_enc_head"], golden[f"{name}_enc_tail"]
+    parity.absolute(f"flow encoder: {name} head", encoded[0, : len(head)], head, FLOW_ENCODER)
+    parity.absolute(f"flow encoder: {name} tail", encoded[0, -len(tail) :], tail, FLOW_ENCODER)
+    mu = golden[f"{name}_mu"]  # all of it, or its last frames
+    parity.absolute(f"flow encoder: {name} mu", means[0][0, -len(mu) :], mu, FLOW_ENCODER)
+    speaker = _speaker(model, request.voice.xvector)[None]
+    parity.relative(f"speaker projection: {name}", speaker, golden[f"{name}_spks"], SPEAKER)
+
+    parity.identical(f"shapes and counts: {name} estimator", len(calls), golden[f"{name}_n_est_calls"])
+    # The goldens keep the last frames of a call.
+    for call, key in ((calls[0], f"{name}_est0"), (calls[-1], f"{name}_est_last")):
+        kept = golden[key].shape[-1]
+        parity.absolute(f"estimator, one call: {key}", call.transpose(1, 2)[..., -kept:], golden[key], ESTIMATOR)
+
+    prompt, tail = len(request.voice.prompt_mel), golden[f"{name}_mel_prompt_tail"]
+    parity.absolute(f"mel after the solver: {name}", flow[prompt:].T, golden[f"{name}_mel"], MEL)
+    before = flow[prompt - tail.shape[-1] : prompt].T
+    parity.absolute(f"mel after the solver: {name} prompt", before, tail, MEL)
+
+    wave = model.waveform([flow[prompt:]], [request.noise])[0]
+    parity.relative(f"waveform from tokens: {name}", wave, golden[f"{name}_wav"], WAVEFORM)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vocoder(name: str, oracle: Oracle, model: S3Gen, parity: Parity) -> None:
+    if name not in oracle.about["cases"]:
+        pytest.skip(f"the goldens hold no case {name!r}")
+    golden = oracle.arrays
+    mel = torch.from_numpy(golden[f"{name}_mel"])[None]
+    frames = mel.shape[-1]
+    noise = _source_noise(oracle.about["cases"][name]["tag"], frames, torch.empty(0))
+
+    f0 = torch.from_numpy(golden[f"{name}_f0"])
+    parity.absolute(f"pitch from the given mel, Hz: {name}", model.vocoder.pitch(mel, [frames]), f0, F0)
+    source = model.vocoder.m_source(f0, noise.phase[None], noise.source[None])[0]
+    parity.identical(f"shapes and counts: {name} source", len(source), golden[f"{name}_source_len"])
+    head, tail = golden[f"{name}_source_head"], golden[f"{name}_source_tail"]
+    parity.absolute(f"source from the given pitch: {name} head", source[: len(head)], head, HIFT)
+    parity.absolute(f"source from the given pitch: {name} tail", source[-len(tail) :], tail, HIFT)
+    wave = fade_in(model.vocoder.decode(mel, [frames], source[None])[0])
+    parity.absolute(f"HiFT from the given mel and source: {name}", wave, golden[f"{name}_wav"], HIFT)
+
+
+def test_vocoder_on_a_real_mel(oracle: Oracle, model: S3Gen, parity: Parity) -> None:
+    golden = oracle.arrays
+    frames = len(golden["hiftonly_wav"]) // FRAME
+    mel = oracle.voice("main").prompt_mel[20 : 20 + frames].T[None]
+    noise = _source_noise(oracle.about["hift_only"]["tag"], frames, torch.empty(0))
+    source = model.vocoder.m_source(model.vocoder.pitch(mel, [frames]), noise.phase[None], noise.source[None])
+    head = golden["hiftonly_source_head"]
+    parity.absolute("source from the given pitch: real mel", source[0, : len(head)], head, HIFT)
+    wave = model.vocoder.decode(mel, [frames], source)[0]
+    parity.absolute("HiFT from the given mel and source: real mel", wave, golden["hiftonly_wav"], HIFT)
+
+
+def test_one_ragged_estimator_call(oracle: Oracle, model: S3Gen, parity: Parity) -> None:
+    about, golden = oracle.about["est_only"], oracle.arrays["estonly_out"]
+    tag, frames, rows = about["tag"], about["T"], len(about["t"])
+    x, mu, cond = (_noise(f"{tag}/{key}", rows, MELS, frames).transpose(1, 2) for key in ("x", "mu", "cond"))
+    speaker = _noise(f"{tag}/spk", rows, MELS)[:, None].expand(-1, frames, -1)
+    # Row 1 ends where the golden's zeros begin.
+    padding = torch.from_numpy((golden == 0).all(axis=1))
+    assert padding[1, 40:].all() and padding.sum() == frames - 40, about["mask"]
+    moments = torch.tensor(about["t"])
+    time = model.estimator.time_table(moments, moments)
+    out = model.estimator(torch.cat([x, mu, speaker, cond], dim=-1), time, padding)
+    parity.absolute("estimator, one call: ragged", out.transpose(1, 2), golden, ESTIMATOR)
+
+
+def test_a_batch_equals_each_row_alone(oracle: Oracle, model: S3Gen, parity: Parity) -> None:
+    names = ("main_4step", "tiny", "oddref")
+    requests = [oracle.request(name) for name in names]
+    noises = [request.noise for request in requests]
+    together = model.mel(requests, steps=2)
+    alone = [model.mel([request], steps=2)[0] for request in requests]
+    waves = model.waveform(together, noises)
+    mels = torch.nn.utils.rnn.pad_sequence(alone, batch_first=True).transpose(1, 2)
+    lengths = [len(mel) for mel in alone]
+    sources = [
+        model.vocoder.m_source(model.vocoder.pitch(mel.T[None], [len(mel)]), noise.phase[None], noise.source[None])[0]
+        for mel, noise in zip(alone, noises, strict=True)
+    ]
+    decoded = model.vocoder.decode(mels, lengths, torch.nn.utils.rnn.pad_sequence(sources, batch_first=True))
+    for i, name in enumerate(names):
+        single = model.vocoder.decode(alone[i].T[None], [lengths[i]], sources[i][None])[0]
+        parity.relative(f"batched against alone, mel: {name}", together[i], alone[i], BATCHED)
+        parity.relative(f"batched against alone, HiFT: {name}", decoded[i, : len(single)], single, BATCHED)
+        wave = model.waveform([alone[i]], [noises[i]])[0]
+        parity.relative(f"batched against alone, waveform: {name}", waves[i], wave, BATCHED_WAVEFORM)

@@ -1,0 +1,25 @@
+"""Text normalisation and token ids against the goldens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chatterbox_vllm.text.normalize import normalize_punctuation
+from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+
+from .conftest import Goldens, Parity
+
+
+def test_punctuation(goldens: Goldens, parity: Parity) -> None:
+    for row in goldens.json("text")["punc_norm"]:
+        differs = normalize_punctuation(row["text"]) != row["english"]
+        parity.check(f"text normalisation: {row['text']!r}", differs, 0)
+
+
+def test_token_ids(goldens: Goldens, parity: Parity, english_tokenizer: Path) -> None:
+    tokenizer = EnglishTokenizer(english_tokenizer)
+    for row in goldens.json("text")["english_tokenizer"]:
+        parity.identical(
+            f"text tokens: {row['text']!r}", tokenizer.encode(normalize_punctuation(row["text"])), row["ids"]
+        )
+        parity.identical(f"text tokens: raw {row['text']!r}", tokenizer.encode(row["text"]), row["raw_ids"])

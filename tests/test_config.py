@@ -1,0 +1,43 @@
+"""Dimensions from config.json: round trip and faults that name the field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chatterbox_vllm.config import FlowConfig, ModelConfig, S3GenConfig, T3Config
+from chatterbox_vllm.errors import ConfigError
+
+
+def test_no_file_means_the_published_sizes(tmp_path: Path) -> None:
+    assert ModelConfig.from_directory(tmp_path) == ModelConfig()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = ModelConfig(
+        t3=T3Config(num_layers=3, rope_theta=1e4), s3gen=S3GenConfig(flow=FlowConfig(cfg_rate=0.5, meanflow=True))
+    )
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert ModelConfig.from_directory(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "JSON"),
+        ("[]", "format"),
+        ({"architectures": ["Llama"]}, "format"),
+        ({"format": "chatterbox", "t3": {"hiden_size": 4}}, "hiden_size"),
+        ({"format": "chatterbox", "t3": {"hidden_size": "4"}}, "t3: hidden_size"),
+        ({"format": "chatterbox", "t3": {"hidden_size": -4}}, "negative"),
+        ({"format": "chatterbox", "t3": {"hidden_size": True}}, "hidden_size"),
+        ({"format": "chatterbox", "s3gen": {"hift": {"upsample_rates": [8, "5"]}}}, "upsample_rates"),
+        ({"format": "chatterbox", "s3gen": 5}, "s3gen"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, content: object, named: str) -> None:
+    (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ConfigError, match=named):
+        ModelConfig.from_directory(tmp_path)

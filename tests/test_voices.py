@@ -1,0 +1,357 @@
+"""Voices on disk, enrolment of clips, and the small nets and features behind it, on tiny random weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from chatterbox_vllm.audio.resample import resample, sinc_resample
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import (
+    FlowConfig,
+    ModelConfig,
+    S3GenConfig,
+    SpeechTokenizerConfig,
+    T3Config,
+    VoiceEncoderConfig,
+    XVectorConfig,
+)
+from chatterbox_vllm.errors import AudioError, CheckpointError, OutputError
+from chatterbox_vllm.models.features import mel_filterbank, trim_silence
+from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
+from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
+from chatterbox_vllm.models.voice_encoder import VoiceEncoder, split_partials
+from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
+
+TINY = ModelConfig(
+    t3=T3Config(speaker_embedding_size=8),
+    voice_encoder=VoiceEncoderConfig(num_mels=10, hidden_size=16, num_layers=2, embedding_size=8),
+    s3gen=S3GenConfig(
+        tokenizer=SpeechTokenizerConfig(num_mels=16, hidden_size=32, num_heads=2, num_layers=2, memory_kernel=5),
+        xvector=XVectorConfig(16, 2, 8, 4, 2, (2, 2), (1, 2), embedding_size=6),
+        flow=FlowConfig(num_mels=20),
+    ),
+)
+COMPUTED_BUFFERS = Path(__file__).parent / "parity" / "oracle" / "computed_buffers.npz"
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in module.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        centred = "norm" in name or "_ln" in name or "bn" in name or "shortcut.1" in name
+        if centred and "bias" not in name:
+            tensor.copy_(1 + 0.1 * noise)
+        else:
+            tensor.copy_(noise * (0.05 if tensor.dim() == 1 else 1.5 / tensor[0].numel() ** 0.5))
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SpeechTokenizer:
+    net = randomised(SpeechTokenizer(TINY.s3gen.tokenizer))
+    net._mel_filters.copy_(mel_filterbank(16_000, 400, 16, 8000.0))
+    # Codes spread over all levels, so that tokens differ from place to place.
+    project = net.quantizer._codebook.project_down
+    with torch.no_grad():
+        hidden, _ = net.encoder(net.mel(torch.from_numpy(babble(4, 16_000)))[None], torch.tensor([400]))
+        project.weight /= project(hidden).std((0, 1))[:, None]
+        project.bias -= project(hidden).mean((0, 1))
+    return net
+
+
+@pytest.fixture(scope="module")
+def enroller(tokenizer: SpeechTokenizer, tmp_path_factory: pytest.TempPathFactory) -> VoiceEnroller:
+    directory = tmp_path_factory.mktemp("tiny")
+    nets = {"tokenizer.": tokenizer, "speaker_encoder.": randomised(CAMPPlus(TINY.s3gen.xvector))}
+    s3gen = {prefix + key: value for prefix, net in nets.items() for key, value in net.state_dict().items()}
+    save_file(s3gen, directory / "s3gen.safetensors")
+    save_file(randomised(VoiceEncoder(TINY.voice_encoder)).state_dict(), directory / "ve.safetensors")
+    return VoiceEnroller(TINY, Weights(directory / "s3gen.safetensors"), Weights(directory / "ve.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def voice(enroller: VoiceEnroller) -> Voice:
+    return enroller.enrol(babble(1.5), 24_000)
+
+
+def babble(seconds: float, rate: int = 24_000, seed: int = 5) -> np.ndarray:
+    """A tone that leaps to another pitch and loudness every 50 ms, with a little noise."""
+    generator, samples = np.random.default_rng(seed), round(seconds * rate)
+    steps = np.arange(samples) // (rate // 20)
+    pitch = 150 * 2 ** (5 * generator.random(steps[-1] + 1))[steps]
+    loudness = (0.05 + 0.4 * generator.random(steps[-1] + 1))[steps]
+    noise = 0.01 * generator.standard_normal(samples)
+    return (loudness * np.sin(2 * np.pi * np.cumsum(pitch) / rate) + noise).astype(np.float32)
+
+
+# --- the file format
+
+
+def test_a_saved_voice_is_read_back_whole(voice: Voice, tmp_path: Path) -> None:
+    voice.save(tmp_path / "voice.pt")
+    loaded = Voice.load(tmp_path / "voice.pt", TINY)
+    assert loaded.key == voice.key
+    for name, value in vars(voice).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(loaded, name), value) and getattr(loaded, name).dtype == value.dtype, name
+    assert [path.name for path in tmp_path.iterdir()] == ["voice.pt"]
+
+
+def test_the_file_has_the_published_structure(voice: Voice, tmp_path: Path) -> None:
+    voice.save(tmp_path / "voice.pt")
+    data = torch.load(tmp_path / "voice.pt", weights_only=True)
+    tokens, frames = len(voice.prompt_tokens), len(voice.prompt_mel)
+    shapes = {
+        part: {k: (str(v.dtype).removeprefix("torch."), *v.shape) if v is not None else None for k, v in values.items()}
+        for part, values in data.items()
+    }
+    assert shapes == {
+        "t3": {
+            "speaker_emb": ("float32", 1, 8),
+            "clap_emb": None,
+            "cond_prompt_speech_tokens": ("int64", 1, len(voice.speech_prompt)),
+            "cond_prompt_speech_emb": None,
+            "emotion_adv": ("float32", 1, 1, 1),
+        },
+        "gen": {
+            "prompt_token": ("int64", 1, tokens),
+            "prompt_token_len": ("int64", 1),
+            "prompt_feat": ("float32", 1, frames, 20),
+            "prompt_feat_len": None,
+            "embedding": ("float32", 1, 6),
+        },
+    }
+    assert data["gen"]["prompt_token_len"].item() == tokens and data["t3"]["emotion_adv"].item() == 0.5
+
+
+def test_a_voice_saved_after_speaking_loads(voice: Voice, tmp_path: Path) -> None:
+    def cast(data: dict[str, Any]) -> None:
+        data["gen"]["prompt_token"] = data["gen"]["prompt_token"].float()
+        data["gen"]["prompt_token_len"] = data["gen"]["prompt_token_len"].float()
+        data["t3"]["cond_prompt_speech_emb"] = torch.randn(1, len(voice.speech_prompt), 1024)
+
+    loaded = Voice.load(rewritten(voice, tmp_path, cast), TINY)
+    assert loaded.key == voice.key and loaded.prompt_tokens.dtype == torch.int64
+
+
+def rewritten(voice: Voice, directory: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    path = directory / "voice.pt"
+    voice.save(path)
+    data = torch.load(path, weights_only=True)
+    change(data)
+    torch.save(data, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "complaint"),
+    [
+        ("t3", "speaker_emb", None, "is missing"),
+        ("t3", "speaker_emb", torch.zeros(1, 9), r"\[1, 9\], the model needs \[1, 8\]"),
+        ("t3", "speaker_emb", torch.full((1, 8), float("nan")), "finite"),
+        ("t3", "speaker_emb", "Anna", "is a str"),
+        ("t3", "cond_prompt_speech_tokens", torch.zeros(1, 151, dtype=torch.long), "151 tokens, .* at most 150"),
+        ("t3", "cond_prompt_speech_tokens", torch.zeros(1, 0, dtype=torch.long), r"\[1, 0\]"),
+        ("t3", "cond_prompt_speech_tokens", torch.tensor([[6561]]), r"0\.\.6560"),
+        ("gen", "prompt_token", torch.tensor([[0.5]]), r"0\.\.6560"),
+        ("gen", "prompt_token", torch.tensor([[-1]]), r"0\.\.6560"),
+        ("gen", "prompt_feat", torch.zeros(1, 10, 20), "10 frames, which is not twice"),
+        ("gen", "prompt_feat", torch.zeros(1, 74, 80), r"the model needs \[1, n, 20\]"),
+        ("gen", "embedding", torch.zeros(6), r"\[6\], the model needs \[1, 6\]"),
+    ],
+)
+def test_faults_are_named_by_file_and_key(
+    voice: Voice, tmp_path: Path, part: str, name: str, value: Any, complaint: str
+) -> None:
+    path = rewritten(voice, tmp_path, lambda data: data[part].update({name: value}))
+    with pytest.raises(CheckpointError, match=rf"{path}: {part}\.{name} .*{complaint}"):
+        Voice.load(path, TINY)
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a voice", pickle.dumps(Malicious()), pickle.dumps([1, 2])])
+def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "voice.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"voice\.pt"):
+        Voice.load(tmp_path / "voice.pt", TINY)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_failed_save_leaves_the_old_file(voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "voice.pt"
+    voice.save(path)
+    before = path.read_bytes()
+
+    def disk_full(_data: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OutputError, match="No space left"):
+        voice.save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OutputError, match="absent"):
+        voice.save(tmp_path / "absent" / "voice.pt")
+
+
+def test_the_key_follows_the_contents(voice: Voice) -> None:
+    values = {k: v.clone() for k, v in vars(voice).items() if isinstance(v, torch.Tensor)}
+    assert Voice(**values).key == voice.key
+    for name in values:
+        changed = values[name].clone()
+        changed.view(-1)[-1] += 1
+        assert Voice(**{**values, name: changed}).key != voice.key, name
+
+
+# --- enrolment
+
+
+def test_enrolment_takes_the_published_lengths(enroller: VoiceEnroller) -> None:
+    clip = babble(12)
+    voice, first = enroller.enrol(clip, 24_000), enroller.enrol(clip[: 10 * 24_000], 24_000)
+    assert voice.prompt_mel.shape == (500, 20) and voice.prompt_tokens.shape == (250,)
+    assert voice.speech_prompt.shape == (150,)
+    assert voice.speaker_embedding.shape == (1, 8) and voice.xvector.shape == (6,)
+    assert torch.equal(voice.prompt_mel, first.prompt_mel) and torch.equal(voice.xvector, first.xvector)
+    assert torch.equal(voice.prompt_tokens, first.prompt_tokens)
+    assert not torch.allclose(voice.speaker_embedding, first.speaker_embedding, atol=1e-4)
+    assert abs(voice.speaker_embedding.norm().item() - 1) < 1e-5
+
+
+@pytest.mark.parametrize(("samples", "frames", "tokens"), [(24_000, 50, 25), (24_480, 51, 25), (24_959, 51, 25)])
+def test_an_odd_mel_frame_is_kept_and_its_token_dropped(
+    enroller: VoiceEnroller, samples: int, frames: int, tokens: int
+) -> None:
+    voice = enroller.enrol(babble(2)[:samples], 24_000)
+    assert (len(voice.prompt_mel), len(voice.prompt_tokens)) == (frames, tokens)
+
+
+def test_other_rates_and_widths_are_taken(enroller: VoiceEnroller, voice: Voice) -> None:
+    wide = enroller.enrol(babble(1.5).astype(np.float64), 24_000)
+    assert wide.key == voice.key
+    assert enroller.enrol(babble(1, 44_100), 44_100).prompt_mel.shape == (50, 20)
+
+
+def test_the_nets_are_loaded_at_first_use_and_released(enroller: VoiceEnroller, voice: Voice) -> None:
+    enroller.release()
+    assert not enroller.is_loaded
+    with pytest.raises(AudioError):
+        enroller.enrol(np.zeros(24_000, np.float32), 24_000)
+    assert not enroller.is_loaded
+    assert enroller.enrol(babble(1.5), 24_000).key == voice.key
+    assert enroller.is_loaded
+
+
+@pytest.mark.parametrize(
+    ("wave", "rate", "complaint"),
+    [
+        (np.zeros(0, np.float32), 24_000, "empty"),
+        (babble(0.4), 24_000, r"0\.40 s, at least 0\.5 s"),
+        (np.zeros(int(MAX_REFERENCE_SECONDS) * 100 + 1, np.float32), 100, "600 s, at most 600 s"),
+        (np.zeros(24_000, np.float32), 24_000, r"1\.00 s\) is silent \(peak digital silence"),
+        (babble(1) * 1e-3, 24_000, r"silent \(peak -6\d dBFS, at least -60 dBFS"),
+        (np.append(babble(1), np.float32("nan")), 24_000, "NaN or infinite"),
+        (np.append(babble(1).astype(np.float64), 1e300), 24_000, "NaN or infinite"),
+        (babble(1)[None], 24_000, r"float32 \[1, 24000\]"),
+        ((babble(1) * 32768).astype(np.int16), 24_000, "int16"),
+        (babble(1), 0, "positive integer in Hz, not 0"),
+    ],
+)
+def test_clips_that_cannot_be_a_voice(enroller: VoiceEnroller, wave: np.ndarray, rate: int, complaint: str) -> None:
+    with pytest.raises(AudioError, match=complaint):
+        enroller.enrol(wave, rate)
+
+
+# --- the nets and their features
+
+
+def test_batched_windows_equal_single_ones(tokenizer: SpeechTokenizer) -> None:
+    lengths = [400, 37, 1, 203, 398, 399, 100, 64, 50, 5]
+    mels = [tokenizer.mel(torch.from_numpy(babble(5, 16_000, seed=i)))[:, 50 : 50 + n] for i, n in enumerate(lengths)]
+    batched = tokenizer.tokenize_mels(mels)
+    for mel, tokens in zip(mels, batched, strict=True):
+        assert len(tokens) == -(-mel.shape[1] // 4)
+        assert torch.equal(tokens, tokenizer.tokenize_mels([mel])[0])
+    padded = torch.stack([torch.nn.functional.pad(mel, (0, 400 - mel.shape[1]), value=9.0) for mel in mels])
+    with torch.no_grad():
+        hidden, counts = tokenizer.encoder(padded, torch.tensor(lengths))
+        for mel, row, count in zip(mels, hidden, counts.tolist(), strict=True):
+            alone, _ = tokenizer.encoder(mel[None], torch.tensor([mel.shape[1]]))
+            torch.testing.assert_close(row[:count], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_long_audio_is_tokenized_in_overlapping_windows(tokenizer: SpeechTokenizer) -> None:
+    wave = torch.from_numpy(babble(58, 16_000))
+    mel = tokenizer.mel(wave)
+    tokens = tokenizer.tokens(wave)
+    first, second, third = tokenizer.tokenize_mels([mel[:, :3000], mel[:, 2600:5600], mel[:, 5200:]])
+    assert tokens.dtype == torch.int64 and len(tokens) == 58 * 25
+    assert torch.equal(tokens, torch.cat((first[:700], second[50:700], third[50:])))
+    assert torch.equal(tokenizer.tokens(wave, max_tokens=750), first)
+
+
+def test_tokens_are_base_three_digits(tokenizer: SpeechTokenizer) -> None:
+    tokens = tokenizer.tokens(torch.from_numpy(babble(4, 16_000)))
+    assert tokens.min() >= 0 and tokens.max() < 3**8 and len(tokens.unique()) > 50
+    bias = tokenizer.quantizer._codebook.project_down.bias
+    saved = bias.detach().clone()
+    with torch.no_grad():
+        bias.copy_(torch.tensor([99.0, -99, -99, -99, -99, -99, -99, 99]))
+        assert tokenizer.quantizer(torch.zeros(1, 32)).item() == 2 + 2 * 3**7
+        bias.copy_(saved)
+
+
+@pytest.mark.parametrize(
+    ("frames", "count"), [(1, 1), (159, 1), (160, 1), (204, 1), (205, 2), (237, 2), (281, 2), (282, 3)]
+)
+def test_partials_of_the_voice_encoder(frames: int, count: int) -> None:
+    mel = torch.arange(1.0, frames + 1)[:, None].expand(-1, 10)
+    partials = split_partials(mel)
+    assert partials.shape == (count, 160, 10)
+    start = 77 * (count - 1)
+    expected = torch.arange(start + 1.0, start + 161)
+    expected[expected > frames] = 0
+    assert torch.equal(partials[-1, :, 3], expected)
+
+
+def test_silent_ends_are_trimmed() -> None:
+    wave = torch.zeros(16_000)
+    wave[5000:9000] = 0.5
+    # Frames reach 1024 samples to either side; those that hold over 1 % of the loudest one's power stay.
+    assert trim_silence(wave) == (8 * 512, 20 * 512)
+    wave[:3000] = 0.5 * 10 ** (-24 / 20)
+    wave[12_000:14_000] = 0.5 * 10 ** (-14 / 20)
+    assert trim_silence(wave) == (8 * 512, 29 * 512)
+    assert trim_silence(wave * 1e-9) == (0, 16_000)
+    assert trim_silence(torch.ones(700)) == (0, 700)
+
+
+def test_filterbank_equals_the_published_one() -> None:
+    published = np.load(COMPUTED_BUFFERS)["tokenizer._mel_filters"]
+    assert np.array_equal(mel_filterbank(16_000, 400, 128, 8000.0).numpy(), published)
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_001, 12_345])
+@pytest.mark.parametrize("rates", [(24_000, 16_000), (44_100, 24_000), (8_000, 24_000)])
+def test_resamplers_keep_a_tone_and_the_length(rates: tuple[int, int], samples: int) -> None:
+    rate_in, rate_out = rates
+    tone = np.sin(2 * np.pi * 440 / rate_in * np.arange(samples)).astype(np.float32)
+    length = -(-samples * rate_out // rate_in)
+    expected = np.sin(2 * np.pi * 440 / rate_out * np.arange(length))
+    for out in (resample(tone, *rates), sinc_resample(torch.from_numpy(tone), *rates).numpy()):
+        assert out.dtype == np.float32 and len(out) == length
+        assert np.abs(out - expected)[300:-300].max() < 2e-3
