@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
@@ -44,8 +45,12 @@ def _fail(message: str) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keep what PyTorch and others print at import out of the user's sight; their errors still come through."""
+    """Keep what PyTorch and others print on their way out of the user's sight; their errors still come through."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # What our own warnings say, the line that ends a command says too.
+    logging.getLogger("chatterbox_vllm").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
@@ -118,9 +123,7 @@ def _say(options: argparse.Namespace) -> int:
     # Whatever can be refused is refused before the model loads.
     text = _text(options)
     check_output(options.output)
-    from chatterbox_vllm.audio.decode import decode_audio
     from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
-    from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, check_reference
 
     parameters = SpeechParameters(
         exaggeration=options.exaggeration,
@@ -134,6 +137,9 @@ def _say(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     if options.voice is not None:
+        from chatterbox_vllm.audio.decode import decode_audio
+        from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, check_reference
+
         check_reference(*decode_audio(options.voice, max_seconds=MAX_REFERENCE_SECONDS))
     from chatterbox_vllm.hub import DEMO
     from chatterbox_vllm.tts import ChatterboxTTS

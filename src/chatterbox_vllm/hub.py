@@ -34,7 +34,7 @@ def resolve_model(model: str | os.PathLike[str], revision: str | None = None) ->
     if name in FAMILIES:
         family = FAMILIES[name]
         return _download(family, family.repository, revision or family.revision)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         return _download(ENGLISH, name, revision)

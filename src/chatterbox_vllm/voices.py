@@ -20,6 +20,7 @@ from chatterbox_vllm.checkpoint import Weights, load_module
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.errors import AudioError, CheckpointError, OutputError
 from chatterbox_vllm.models.features import RATE_16K, RATE_24K, prompt_mel
+from chatterbox_vllm.models.precision import ieee_float32
 from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
@@ -219,6 +220,7 @@ class VoiceEnroller:
         self._lock = threading.Lock()
 
     @torch.no_grad()
+    @ieee_float32()
     def enrol(self, wave: np.ndarray, rate: int) -> Voice:
         """The voice of a reference clip.
 

@@ -45,6 +45,14 @@ def prepare_environment() -> None:
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 
+def require_ieee_float32() -> None:
+    """Make Triton's kernels, vLLM's attention among them, multiply float32 as float32; call before they compile.
+
+    Their default is TF32, whose rounding depends on the batch and moves T3's logits by some hundredths.
+    """
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+
+
 class _VllmModules:
     """Stands for `sys` in vLLM's kernel dispatcher and shows it vLLM's own modules only."""
 

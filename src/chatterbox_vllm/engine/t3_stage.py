@@ -16,7 +16,7 @@ from torch import nn
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import T3Config
 from chatterbox_vllm.engine.request import SpeechParameters
-from chatterbox_vllm.engine.runtime import prepare_environment, shield_kernel_dispatcher
+from chatterbox_vllm.engine.runtime import prepare_environment, require_ieee_float32, shield_kernel_dispatcher
 from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
@@ -106,6 +106,8 @@ class T3Stage:
 
         register()
         shield_kernel_dispatcher()
+        if self.options.dtype == torch.float32:
+            require_ieee_float32()
         options = self.options
         arguments = EngineArgs(
             model=str(directory),

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from chatterbox_vllm.checkpoint import Weights, load_module
 from chatterbox_vllm.config import S3GenConfig
 from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.models.precision import ieee_float32
 from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING, FlowEncoder
 from chatterbox_vllm.models.s3gen.estimator import Estimator
 from chatterbox_vllm.models.s3gen.hift import HiFT
@@ -151,6 +152,7 @@ class S3Gen(nn.Module):
         return [flow[len(request.voice.prompt_mel) :] for flow, request in zip(flows, requests, strict=True)]
 
     @torch.inference_mode()
+    @ieee_float32()
     def flow(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
         """`mel` with the frames in front that stand for the prompt: [prompt + generated frames, mels] each."""
         if steps < 1:
@@ -182,6 +184,7 @@ class S3Gen(nn.Module):
         return [row[: UPSAMPLING * len(tokens)] for row, tokens in zip(mel, rows, strict=True)]
 
     @torch.inference_mode()
+    @ieee_float32()
     def waveform(self, mels: Sequence[torch.Tensor], noises: Sequence[S3GenNoise]) -> list[torch.Tensor]:
         """The vocoder alone, with the fade at the start: a [samples] float32 for each mel [frames, mels]."""
         if not mels:

@@ -1,0 +1,71 @@
+"""On a CUDA GPU, at full size: the engine with CUDA graphs, S3Gen in float32 and float16. Run with `-m gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import S3GenConfig
+from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
+
+from .parity.conftest import checkpoint_dir, english_tokenizer, goldens  # noqa: F401 (fixtures)
+from .parity.test_t3 import add, drain, prompt_of
+
+pytestmark = pytest.mark.gpu
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def float32(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:  # noqa: F811
+    with ChatterboxTTS.from_local(checkpoint_dir, "cuda", dtype="float32", max_model_len=512, watermark=False) as tts:
+        yield tts
+
+
+def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None:  # noqa: F811
+    golden, cases = goldens.arrays("t3_english"), goldens.json("t3_english")["cases"]
+    for case in cases:
+        add(float32._talker, case, prompt_of(case, float32._pipeline.prompts, golden), case["n"])
+    tokens = drain(float32._talker)
+    assert [c["key"] for c in cases if tokens[c["key"]] != golden[f"{c['key']}_tokens"].tolist()] == []
+
+
+def test_half_precision_flow_is_near_float32(float32: ChatterboxTTS) -> None:
+    model = float32._pipeline.s3gen.model
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 6561, 100))
+    noise = model.draw_noise(torch.Generator("cuda").manual_seed(1), len(tokens), float32.conds)
+    request = S3GenRequest(tokens, float32.conds, noise)
+    (exact,) = model.mel([request])
+    weights = Weights(float32.directory / "s3gen.safetensors")
+    for dtype, bound in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        (half,) = S3Gen.from_weights(S3GenConfig(), weights, "cuda", dtype).mel([request])
+        assert (half - exact).norm() / exact.norm() < bound
+
+
+def test_same_seed_alone_and_in_a_batch(float32: ChatterboxTTS) -> None:
+    def speak(count: int) -> dict[int, Any]:
+        requests = [
+            SpeechRequest(TEXT * (1 + i % 3), float32.conds, SpeechParameters(seed=i, max_tokens=60))
+            for i in range(count)
+        ]
+        return {result.index: result for result in float32.run(requests)}
+
+    alone, together = speak(1)[0], speak(12)[0]
+    assert alone.speech_tokens == together.speech_tokens
+    assert (alone.audio - together.audio).norm() / alone.audio.norm() < 1e-2
+
+
+def test_bfloat16_speaks(checkpoint_dir: Path) -> None:  # noqa: F811
+    with ChatterboxTTS.from_local(
+        checkpoint_dir, "cuda", s3gen_dtype="float16", max_model_len=512, watermark=False
+    ) as tts:
+        assert next(tts._talker.model.parameters()).dtype == torch.bfloat16
+        wave = tts.generate(TEXT, seed=1, max_tokens=100)
+    assert torch.isfinite(wave).all() and 0.01 < wave.abs().max() < 1
