@@ -89,7 +89,6 @@ def test_info() -> None:
 def test_what_can_be_refused_is_refused_before_the_model_loads(tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    start = time.monotonic()
     assert_refused(run("say", "  ", "-o", out), "no text")
     assert_refused(run("say", "-o", out), "TEXT", "--file")
     assert_refused(run("say", "Hi.", "--file", tmp_path / "x.txt", "-o", out), "either")
@@ -100,7 +99,6 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(tmp_path: Path) -
     assert_refused(run("say", "Hi.", "-o", out, "--temperature", "9"), "temperature", "9")
     assert_refused(run("say", "Hi.", "-o", out, "--steps", "two"), "--steps", "two")
     assert_refused(run("speak", "Hi."), "speak")
-    assert time.monotonic() - start < 60
     assert list(tmp_path.glob("out*")) == []
 
 

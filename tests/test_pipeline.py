@@ -181,6 +181,17 @@ def test_stopping_early_drops_what_is_left(voice: Voice) -> None:
     assert not talker.running and talker.aborted
 
 
+def test_two_runs_at_once_are_refused(voice: Voice) -> None:
+    pipeline, _, _ = make(letters)
+    requests = [SpeechRequest("A" * n + ".", voice, SpeechParameters(max_tokens=50)) for n in range(1, 9)]
+    first = pipeline.run(requests)
+    next(first)
+    with pytest.raises(ConfigError, match="earlier run"):
+        next(pipeline.run(requests))
+    assert len(list(first)) == 7
+    assert len(list(pipeline.run(requests))) == 8
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

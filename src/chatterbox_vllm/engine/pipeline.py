@@ -76,6 +76,7 @@ class Pipeline:
         self.max_admitted = 2 * max_batch_size
         self._conditionings: dict[tuple[str, float], torch.Tensor] = {}
         self._runs = 0
+        self._running = False
 
     def run(
         self, requests: Sequence[SpeechRequest], on_step: Callable[[int], None] | None = None
@@ -86,7 +87,13 @@ class Pipeline:
 
         Args:
             on_step: called after every step of T3 with the number of texts that it is still speaking.
+
+        Raises:
+            ConfigError: an earlier run is neither exhausted nor closed.
         """
+        if self._running:
+            raise ConfigError("an earlier run of this model is not finished: exhaust its iterator or close() it")
+        self._running = True
         self._runs += 1
         waiting = deque(
             _Job(i, r, draw_seed() if r.parameters.seed is None else r.parameters.seed) for i, r in enumerate(requests)
@@ -113,6 +120,7 @@ class Pipeline:
                     batch = _take_batch(spoken, self.s3gen.max_batch_size)
                     yield from self._voice(batch)
         finally:
+            self._running = False
             self.talker.abort(list(talking))
 
     def _admit(self, job: _Job) -> str:

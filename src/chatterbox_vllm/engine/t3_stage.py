@@ -17,7 +17,7 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import T3Config
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.runtime import prepare_environment, require_ieee_float32, shield_kernel_dispatcher
-from chatterbox_vllm.errors import ConfigError, DeviceError
+from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
 logger = logging.getLogger(__name__)
@@ -212,14 +212,24 @@ class T3Stage:
         self._engine.add_request(request_id, engine_input, sampling)
 
     def step(self) -> list[T3Output]:
-        """Generate one token for every request that has room; return those that finished with it."""
+        """Generate one token for every request that has room; return those that finished with it.
+
+        Raises:
+            GenerationError: the engine failed; nothing that it held is left.
+        """
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            raise GenerationError(
+                f"the T3 engine failed ({type(error).__name__}: {error}); load the model anew"
+            ) from error
         return [
             T3Output(
                 request_id=output.request_id,
                 token_ids=tuple(output.outputs[0].token_ids),
                 finish_reason="stop" if output.outputs[0].finish_reason == "stop" else "length",
             )
-            for output in self._engine.step()
+            for output in outputs
             if output.finished
         ]
 
