@@ -139,10 +139,12 @@ def test_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "-o", tmp_path / "o.wav", "--model", "demo"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     time.sleep(8)
-    while process.poll() is None:  # an interrupt that meets a finaliser is lost
+    process.send_signal(signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:  # an interrupt that meets a finaliser is lost
         process.send_signal(signal.SIGINT)
-        time.sleep(1)
-    _, errors = process.communicate()
+        _, errors = process.communicate(timeout=20)
     assert process.returncode == 130, errors
     assert errors.strip().splitlines()[-1] == "chatterbox-vllm: interrupted"
     assert list(tmp_path.iterdir()) == []
