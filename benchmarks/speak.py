@@ -64,7 +64,7 @@ def main() -> None:
     voices = {"builtin": tts.conds} | {clip.stem: enrol(tts, clip) for clip in options.clip}
     measure_t3(tts, options, facts)
     for dtype in options.s3gen_dtype:
-        tts._pipeline.s3gen.model.set_precision(getattr(torch, dtype), torch.float32)
+        tts._voicing.stage.model.set_precision(getattr(torch, dtype), torch.float32)
         measure_s3gen(tts, options, facts, dtype)
         measure_sentence(tts, options, facts, dtype, voices)
     facts["peak host MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -78,8 +78,8 @@ def main() -> None:
 
 
 def measure_t3(tts: ChatterboxTTS, options: argparse.Namespace, facts: dict[str, Any]) -> None:
-    talker, pipeline = tts._talker, tts._pipeline
-    prompt = pipeline._prompt(SpeechRequest(TEXT, tts.conds, SpeechParameters(max_tokens=options.tokens)))
+    talker = tts._talker
+    prompt = tts._scheduler.prompts.prompt(TEXT, tts.conds, SpeechParameters(max_tokens=options.tokens))
     for batch in options.batch:
         rates = []
         for repeat in range(options.repeats + 1):
@@ -93,7 +93,7 @@ def measure_t3(tts: ChatterboxTTS, options: argparse.Namespace, facts: dict[str,
 
 
 def measure_s3gen(tts: ChatterboxTTS, options: argparse.Namespace, facts: dict[str, Any], dtype: str) -> None:
-    stage = tts._pipeline.s3gen
+    stage = tts._voicing.stage
     tokens = tuple(int(t) for t in torch.randint(0, 6561, (options.tokens,)))
     for batch in options.batch:
         speeds = []

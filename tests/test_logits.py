@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from chatterbox_vllm.config import T3Config
-from chatterbox_vllm.models.t3.logits import GuidanceProcessor, SeededDraw, uniform
+from chatterbox_vllm.models.t3.logits import GuidanceProcessor, RepetitionPenalty, SeededDraw, uniform
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
 VOCABULARY = 50
@@ -23,7 +23,10 @@ CPU = torch.device("cpu")
 
 def engine_config() -> SimpleNamespace:
     fields = hf_config(T3Config(speech_vocab_size=VOCABULARY), streams=2, max_prompt=64, max_model_len=128)
-    return SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(t3=fields["t3"])))
+    return SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(t3=fields["t3"])),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+    )
 
 
 def request(**extra: object) -> SamplingParams:
@@ -50,6 +53,57 @@ def test_guidance_follows_its_request_through_the_batch() -> None:
     torch.testing.assert_close(processor.apply(logits), torch.stack([guided(0, 1.5), guided(1, 0.5), guided(2, 0.0)]))
     processor.update_state(update(2, removed=[0], moved=[(2, 0, MoveDirectionality.UNIDIRECTIONAL)]))
     torch.testing.assert_close(processor.apply(logits[:2]), torch.stack([guided(0, 0.0), guided(1, 0.5)]))
+
+
+def penalized(logits: torch.Tensor, penalty: float, seen: set[int]) -> torch.Tensor:
+    """The published rule, one row, token by token."""
+    out = logits.clone()
+    for token in seen:
+        out[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+    return out
+
+
+def test_repetition_penalty_follows_its_request_through_the_batch() -> None:
+    processor = RepetitionPenalty(engine_config(), CPU, False)
+    outputs: dict[str, list[int]] = {"a": [], "b": [7, 7, 9], "c": [1]}  # b comes back after preemption
+    penalties = {"a": 1.2, "b": 2.0, "c": 0.5}
+    row_of = {"a": 0, "b": 1, "c": 2}
+    start = 49
+    torch.manual_seed(0)
+
+    def check() -> None:
+        logits = torch.randn(len(row_of), VOCABULARY)
+        got = processor.apply(logits)
+        for name, row in row_of.items():
+            expected = penalized(logits[row], penalties[name], {start, *outputs[name]})
+            torch.testing.assert_close(got[row], expected, rtol=0, atol=0)
+        for name in row_of:
+            outputs[name].append(int(torch.randint(0, 48, ())))
+
+    def added(name: str) -> tuple:
+        return row_of[name], request(repetition_penalty=penalties[name]), [start] * 5, outputs[name]
+
+    processor.update_state(BatchUpdate(batch_size=3, removed=[], added=[added(n) for n in "abc"], moved=[]))
+    for _ in range(4):
+        check()
+    # a leaves, c moves into its row, then d comes: slots are used again, marks are not.
+    del row_of["a"]
+    row_of["c"] = 0
+    processor.update_state(
+        BatchUpdate(batch_size=2, removed=[0], added=[], moved=[(2, 0, MoveDirectionality.UNIDIRECTIONAL)])
+    )
+    check()
+    for n in range(12):
+        name = f"d{n}"
+        outputs[name], penalties[name], row_of[name] = [n], 1.5 + n / 10, 2
+        processor.update_state(BatchUpdate(batch_size=3, removed=[], added=[added(name)], moved=[]))
+        check()
+        check()
+        del row_of[name]
+        processor.update_state(BatchUpdate(batch_size=2, removed=[2], added=[], moved=[]))
+        row_of["b"], row_of["c"] = row_of["c"], row_of["b"]
+        processor.update_state(BatchUpdate(batch_size=2, removed=[], added=[], moved=[(0, 1, MoveDirectionality.SWAP)]))
+        check()
 
 
 def test_draw_inverts_the_cumulative_distribution() -> None:
@@ -125,6 +179,8 @@ def test_uniform_is_uniform() -> None:
         (GuidanceProcessor, request(cfg_weight=-0.1)),
         (GuidanceProcessor, request(cfg_weight="0.5")),
         (GuidanceProcessor, request(cfg_weight=float("nan"))),
+        (RepetitionPenalty, request(repetition_penalty=0)),
+        (RepetitionPenalty, SamplingParams(repetition_penalty=1.2)),
         (SeededDraw, request(top_p=0)),
         (SeededDraw, request(seed=-1)),
         (SeededDraw, request(seed=1.5)),

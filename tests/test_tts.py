@@ -107,19 +107,19 @@ def test_cloning(tts: ChatterboxTTS, clip: Path) -> None:
 def test_watermark(tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = Watermarker()
     wave = tts.generate(TEXTS[1], seed=1)
-    monkeypatch.setattr(tts._pipeline, "watermarker", None)
+    monkeypatch.setattr(tts._voicing, "watermarker", None)
     plain = tts.generate(TEXTS[1], seed=1)
     assert marker.detect(wave[0].numpy(), tts.sr) > 0.9
     assert marker.detect(plain[0].numpy(), tts.sr) < 0.6
 
 
 def test_failures_in_a_list(tts: ChatterboxTTS) -> None:
-    texts = [TEXTS[0], "", TEXTS[2], "word " * 500]
+    texts = [TEXTS[0], "", TEXTS[2], "\n"]
     with pytest.raises(BatchError) as caught:
         tts.generate(texts, seed=1, max_tokens=100)
     results = tts.generate(texts, seed=1, max_tokens=100, return_exceptions=True)
     for found in (caught.value.results, results):
-        assert [type(r) for r in found] == [torch.Tensor, ConfigError, torch.Tensor, TextTooLongError]
+        assert [type(r) for r in found] == [torch.Tensor, ConfigError, torch.Tensor, ConfigError]
     assert torch.equal(results[0], caught.value.results[0])
 
 
@@ -127,6 +127,25 @@ def test_failures_in_a_list(tts: ChatterboxTTS) -> None:
 def test_nothing_to_say(tts: ChatterboxTTS, text: object) -> None:
     with pytest.raises(ConfigError, match=r"no text|text must"):
         tts.generate(text)
+
+
+def test_long_texts(tts: ChatterboxTTS) -> None:
+    text = "This is a sentence of a book. " * 20
+    (result,) = tts.run([SpeechRequest(text, tts.conds, SpeechParameters(seed=1, max_tokens=200))])
+    assert result.segments > 1 and len(result.audio) > 4 * tts.sr
+    with pytest.raises(TextTooLongError, match="max_model_len=2048"):
+        tts.generate(TEXTS[1], max_tokens=2000)
+
+
+def test_results_of_an_iterator_come_as_they_finish(tts: ChatterboxTTS) -> None:
+    results = list(tts.generate_iter(iter(TEXTS), seed=5))
+    assert sorted(r.index for r in results) == [0, 1, 2] and [
+        r.seed for r in sorted(results, key=lambda r: r.index)
+    ] == [
+        5,
+        6,
+        7,
+    ]
 
 
 def test_a_bad_call_leaves_the_voice_alone(tts: ChatterboxTTS, clip: Path, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from chatterbox_vllm.errors import (
     AudioError,
     BatchError,
+    CancelledError,
     ChatterboxError,
     CheckpointError,
     ConfigError,
+    DeadlineError,
     DeviceError,
     GenerationError,
     ModelUnavailableError,
@@ -19,23 +21,28 @@ from chatterbox_vllm.errors import (
 )
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
+    from chatterbox_vllm.engine.async_chatterbox import AsyncChatterbox
+    from chatterbox_vllm.engine.request import SpeechChunk, SpeechParameters, SpeechRequest, SpeechResult
     from chatterbox_vllm.tts import ChatterboxTTS
     from chatterbox_vllm.voices import Voice
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncChatterbox",
     "AudioError",
     "BatchError",
+    "CancelledError",
     "ChatterboxError",
     "ChatterboxTTS",
     "CheckpointError",
     "ConfigError",
+    "DeadlineError",
     "DeviceError",
     "GenerationError",
     "ModelUnavailableError",
     "OutputError",
+    "SpeechChunk",
     "SpeechParameters",
     "SpeechRequest",
     "SpeechResult",
@@ -46,7 +53,9 @@ __all__ = [
 
 # Imported when first asked for: they bring PyTorch, which takes seconds that `--help` and errors need not cost.
 _LAZY = {
+    "AsyncChatterbox": "chatterbox_vllm.engine.async_chatterbox",
     "ChatterboxTTS": "chatterbox_vllm.tts",
+    "SpeechChunk": "chatterbox_vllm.engine.request",
     "SpeechParameters": "chatterbox_vllm.engine.request",
     "SpeechRequest": "chatterbox_vllm.engine.request",
     "SpeechResult": "chatterbox_vllm.engine.request",

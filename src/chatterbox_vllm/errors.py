@@ -9,7 +9,9 @@ ChatterboxError
 ├── DeviceError                      a device that was asked for and is not there, or has no room
 ├── OutputError (OSError)            audio that could not be written
 └── GenerationError                  a request that failed while it was being spoken
-    └── BatchError                   some texts of a list failed; holds the others' audio
+    ├── BatchError                   some texts of a list failed; holds the others' audio
+    ├── CancelledError               a request that its caller aborted
+    └── DeadlineError                a request that was not done in time
 
 Each message says what is wrong, with the value, and what to do about it.
 """
@@ -70,3 +72,11 @@ class BatchError(GenerationError):
             f"{len(failed)} of {len(results)} texts failed ({first}); the others' audio is in this error's `results`, "
             "or pass return_exceptions=True"
         )
+
+
+class CancelledError(GenerationError):
+    """The caller aborted the request."""
+
+
+class DeadlineError(GenerationError):
+    """The request was not done before its deadline and was dropped."""

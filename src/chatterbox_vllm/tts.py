@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import torch
+from tqdm import tqdm
 from typing_extensions import Self
 
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.engine.pipeline import SAMPLE_RATE, Pipeline
+from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.runtime import resolve_device
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
+from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
+from chatterbox_vllm.engine.voicing import Voicing, make_voicing
 from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.hub import resolve_model
@@ -35,6 +40,8 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 _CACHED_VOICES = 64
+# Utterances that S3Gen voices at once: more bring no speed and take memory.
+_S3GEN_BATCH = 32
 
 
 class ChatterboxTTS:
@@ -51,16 +58,19 @@ class ChatterboxTTS:
         self,
         directory: Path,
         device: torch.device,
-        pipeline: Pipeline,
+        scheduler: Scheduler,
         talker: T3Stage,
+        voicing: Voicing,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
         self.directory = directory
         self.device = device
         self.conds = voice
-        self._pipeline: Pipeline | None = pipeline
+        self._scheduler: Scheduler | None = scheduler
+        self._in_use = False
         self._talker = talker
+        self._voicing = voicing
         self._enroller = enroller
         self._voices: OrderedDict[tuple[str, int, int], Voice] = OrderedDict()
 
@@ -149,21 +159,21 @@ class ChatterboxTTS:
         builtin = directory / family.builtin_voice
         voice = Voice.load(builtin, config) if builtin.exists() else None
         enroller = VoiceEnroller(config, s3gen_weights, encoder_weights, device=where)
-        prompts = PromptBuilder.from_weights(config.t3, t3_weights)
+        builder = PromptBuilder.from_weights(config.t3, t3_weights)
         watermarker = Watermarker() if watermark else None
         s3gen = S3Gen.from_weights(config.s3gen, s3gen_weights, where, flow_dtype)
         talker = T3Stage(config.t3, t3_weights, options, where)
-        pipeline = Pipeline(
+        voicing = make_voicing(S3GenStage(s3gen, min(max_batch_size, _S3GEN_BATCH)), watermarker, where)
+        scheduler = Scheduler(
             config.t3,
-            tokenizer,
-            prompts,
+            PromptMaker(tokenizer, builder, max_model_len),
             talker,
-            S3GenStage(s3gen, max_batch_size),
-            watermarker,
-            max_model_len,
-            max_batch_size,
+            voicing,
+            # Enough queued that T3's batch stays full.
+            max_admitted=2 * max_batch_size,
+            max_waiting=4 * _S3GEN_BATCH,
         )
-        return cls(directory, where, pipeline, talker, enroller, voice)
+        return cls(directory, where, scheduler, talker, voicing, enroller, voice)
 
     def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
         """Make the speaker of an audio file the voice in use, for this and later calls.
@@ -213,6 +223,7 @@ class ChatterboxTTS:
         diffusion_steps: int = 10,
         seed: int | None = None,
         return_exceptions: bool = False,
+        progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
         """Speak a text, or a list of them together.
 
@@ -222,6 +233,7 @@ class ChatterboxTTS:
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
+            progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`.
 
         Returns:
@@ -247,17 +259,12 @@ class ChatterboxTTS:
         )
         if audio_prompt_path is not None:
             self.prepare_conditionals(audio_prompt_path)
-        if self.conds is None:
-            raise ConfigError("there is no voice: pass audio_prompt_path or call prepare_conditionals first")
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
-        requests = [
-            SpeechRequest(entry, self.conds, replace(parameters, seed=None if seed is None else (seed + i) % MAX_SEED))
-            for i, entry in enumerate(texts)
-        ]
+        requests = [SpeechRequest(entry, self._voice(), _nth(parameters, i)) for i, entry in enumerate(texts)]
         results: list[Any] = [None] * len(texts)
-        for result in self.run(requests):
+        for result in self._with_progress(self.run(requests), requests, progress):
             results[result.index] = result.error if result.audio is None else result.audio.unsqueeze(0)
         if isinstance(text, str):
             if isinstance(results[0], Exception):
@@ -267,22 +274,74 @@ class ChatterboxTTS:
             raise BatchError(results)
         return results
 
+    def generate_iter(self, texts: Iterable[str], **parameters: Any) -> Iterator[SpeechResult]:
+        """Speak texts as they come; yield each result when it is ready, failures included, in no particular order.
+
+        Args:
+            texts: any iterable, read only as far ahead as keeps the engine busy.
+            parameters: those of `SpeechParameters`; text i gets seed + i.
+        """
+        settings = SpeechParameters(**parameters)
+        return self.run(SpeechRequest(text, self._voice(), _nth(settings, i)) for i, text in enumerate(texts))
+
     def run(
-        self, requests: Sequence[SpeechRequest], on_step: Callable[[int], None] | None = None
+        self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
     ) -> Iterator[SpeechResult]:
         """Speak requests of mixed voices and parameters; yield each result when it is ready, failures included.
 
         Args:
-            on_step: called after every step of T3 with the number of texts that it is still speaking.
+            requests: any iterable, read only as far ahead as keeps the engine busy.
+            on_step: called after every step of the engine with the number of segments that T3 is speaking.
+
+        Raises:
+            ConfigError: the model was shut down, or an earlier run is neither exhausted nor closed.
         """
-        if self._pipeline is None:
+        scheduler, _ = self.lend_scheduler()
+        try:
+            yield from run_all(scheduler, requests, on_step)
+        finally:
+            self.return_scheduler()
+
+    def lend_scheduler(self) -> tuple[Scheduler, T3Stage]:
+        """The engine's inside, for one user at a time, who calls `return_scheduler` in the end."""
+        if self._scheduler is None:
             raise ConfigError("this model was shut down; load it again")
-        return self._pipeline.run(requests, on_step)
+        if self._in_use:
+            raise ConfigError(
+                "the model is in use: exhaust or close() the iterator of an earlier run, or close its AsyncChatterbox"
+            )
+        self._in_use = True
+        return self._scheduler, self._talker
+
+    def return_scheduler(self) -> None:
+        """The end of `lend_scheduler`."""
+        self._in_use = False
+
+    def _voice(self) -> Voice:
+        if self.conds is None:
+            raise ConfigError("there is no voice: pass audio_prompt_path or call prepare_conditionals first")
+        return self.conds
+
+    def _with_progress(
+        self, results: Iterator[SpeechResult], requests: list[SpeechRequest], progress: bool | None
+    ) -> Iterator[SpeechResult]:
+        """The results, under a bar of items, seconds of audio and x real time."""
+        disable = None if progress is None and len(requests) > 1 else not progress
+        start, seconds = time.monotonic(), 0.0
+        with tqdm(total=len(requests), unit="text", disable=disable) as bar:
+            for result in results:
+                if result.audio is not None:
+                    seconds += len(result.audio) / self.sr
+                speed = seconds / (time.monotonic() - start)
+                bar.set_postfix_str(f"{seconds:.0f} s of audio, {speed:.1f}x real time", refresh=False)
+                bar.update()
+                yield result
 
     def shutdown(self) -> None:
         """Stop the engine and free its memory. Nothing happens when called again."""
-        if self._pipeline is not None:
-            self._pipeline = None
+        if self._scheduler is not None:
+            self._scheduler = None
+            self._voicing.close()
             self._talker.close()
             self._enroller.release()
             gc.collect()
@@ -296,6 +355,11 @@ class ChatterboxTTS:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown()
+
+
+def _nth(parameters: SpeechParameters, i: int) -> SpeechParameters:
+    """The parameters of text i of a list: its seed is i more than the first's."""
+    return parameters if parameters.seed is None else replace(parameters, seed=(parameters.seed + i) % (MAX_SEED + 1))
 
 
 def _dtype(name: str, value: str, automatic: torch.dtype) -> torch.dtype:

@@ -34,7 +34,7 @@ def cases(goldens: Goldens) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def builder(english: ChatterboxTTS) -> PromptBuilder:
-    return english._pipeline.prompts
+    return english._scheduler.prompts.builder
 
 
 @pytest.fixture(scope="module")

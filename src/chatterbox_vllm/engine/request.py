@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from chatterbox_vllm.voices import Voice
 
 MAX_SEED = 2**63 - 1
+# Odd and far from the differences that callers give to neighbouring requests.
+_SEGMENT_STRIDE = 0x5851F42D4C957F2D
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,59 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """One text to speak with one voice.
+    """A text of any length to speak with one voice.
 
     Attributes:
+        text: split into segments where it is longer than the model speaks well (text/split.py).
+        priority: of two requests that wait, the one with the lower number goes first.
+        deadline: seconds from submission after which the request is dropped, with `DeadlineError`; None waits.
         noise: S3Gen's noise, given instead of drawn from the seed (to reproduce another run's audio exactly).
-        uniforms: T3's draws, given instead of drawn from the seed.
+        uniforms: T3's draws, given instead of drawn from the seed. Both serve a text of one segment only.
     """
 
     text: str
     voice: Voice
     parameters: SpeechParameters = field(default_factory=SpeechParameters)
+    priority: int = 0
+    deadline: float | None = None
     noise: S3GenNoise | None = None
     uniforms: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ConfigError(f"text must be a string, not {type(self.text).__name__}")
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise ConfigError(f"priority must be an integer, not {self.priority!r}")
+        if self.deadline is not None:
+            _number("deadline", self.deadline, 0, 1e9, above=True)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where a request's time went, in seconds.
+
+    Attributes:
+        queued: from submission to the first segment's admission to T3.
+        talking: from there to T3's last token.
+        voicing: from there to the finished audio.
+        total: all of it.
+    """
+
+    queued: float = 0.0
+    talking: float = 0.0
+    voicing: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class SpeechChunk:
+    """The next part of a request's audio, ready before the whole: [samples] float32.
+
+    A request's chunks, one after the other, are its result's audio.
+    """
+
+    request_id: str
+    audio: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -96,23 +139,33 @@ class SpeechResult:
     """What became of one request.
 
     Attributes:
-        index: place of the request in the list that was submitted.
+        request_id: as submitted, or as the scheduler named it.
+        index: place of the request among those that were submitted together.
+        seed: the seed in force.
         audio: [samples] float32 at the model's sample rate, or None after a failure.
         error: why it failed, or None.
-        seed: the seed in force.
         speech_tokens: what T3 said, end-of-speech and other special tokens removed.
-        finish_reason: "stop" at end-of-speech; "length" where `max_tokens` cut it, which often means that the model
-            lost its way.
+        finish_reason: "stop" at end-of-speech; "length" where `max_tokens` cut a segment, which often means that the
+            model lost its way.
+        segments: how many pieces the text was spoken in.
     """
 
+    request_id: str
     index: int
     seed: int
     audio: torch.Tensor | None = None
     error: ChatterboxError | None = None
     speech_tokens: tuple[int, ...] = ()
     finish_reason: Literal["stop", "length"] | None = None
+    segments: int = 0
+    timings: Timings = Timings()
 
 
 def draw_seed() -> int:
     """A fresh seed for a request that named none."""
     return secrets.randbelow(MAX_SEED + 1)
+
+
+def segment_seed(seed: int, segment: int) -> int:
+    """The seed of a request's segment: the first has the request's own, so that a short text is what it was."""
+    return (seed + segment * _SEGMENT_STRIDE) % (MAX_SEED + 1)

@@ -23,7 +23,9 @@ from chatterbox_vllm.models.t3.vllm_config import hf_config
 logger = logging.getLogger(__name__)
 
 GUIDANCE_STREAMS = 2
-_PROCESSORS = ("chatterbox_vllm.models.t3.logits:GuidanceProcessor", "chatterbox_vllm.models.t3.logits:SeededDraw")
+_PROCESSORS = tuple(
+    f"chatterbox_vllm.models.t3.logits:{name}" for name in ("GuidanceProcessor", "RepetitionPenalty", "SeededDraw")
+)
 _KV_BLOCK = 128
 
 
@@ -151,6 +153,13 @@ class T3Stage:
         return self._engine.apply_model(lambda model: model)[0]
 
     @property
+    def kv_blocks_in_use(self) -> int:
+        """Blocks of the KV cache that requests hold; none when nothing is being generated."""
+        pool = self._engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+        # One block is vLLM's own, for padding.
+        return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+
+    @property
     def unfinished(self) -> bool:
         """Whether a request is waiting or being generated."""
         return bool(self._engine.has_unfinished_requests())
@@ -188,6 +197,7 @@ class T3Stage:
             )
         extra: dict[str, Any] = {
             "cfg_weight": float(parameters.cfg_weight),
+            "repetition_penalty": float(parameters.repetition_penalty),
             "top_p": float(parameters.top_p),
             "seed": seed,
         }
@@ -196,14 +206,13 @@ class T3Stage:
         sampling = SamplingParams(
             temperature=parameters.temperature,
             min_p=parameters.min_p,
-            repetition_penalty=parameters.repetition_penalty,
             max_tokens=parameters.max_tokens,
             stop_token_ids=[config.stop_speech_token],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=extra,
         )
-        # Without token ids, the penalty would read those of whichever request had the slot before.
+        # The token ids are what the repetition penalty sees of the prompt: start-of-speech, as published.
         engine_input = embeds_input(
             prompt.to(self.options.dtype),
             prompt_token_ids=[config.start_speech_token] * rows,

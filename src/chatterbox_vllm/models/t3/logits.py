@@ -1,11 +1,13 @@
-"""T3's sampling inside vLLM: guidance before its penalties, the seeded draw after its temperature and min-p.
+"""T3's sampling inside vLLM: guidance and repetition penalty first, the seeded draw after temperature and min-p.
 
 vLLM's V1 sampler runs, in this order: processors that can change the argmax, penalties, temperature, processors that
-cannot, its own top-k/top-p, its own draw. With `GuidanceProcessor` among the first and `SeededDraw` the last of the
-others, a request sees the published order: guidance, repetition penalty, temperature, min-p, top-p, draw.
+cannot, its own top-k/top-p, its own draw. With `GuidanceProcessor` and `RepetitionPenalty` among the first and
+`SeededDraw` the last of the others, a request sees the published order: guidance, repetition penalty, temperature,
+min-p, top-p, draw.
 
 Requests carry their values in `SamplingParams.extra_args`:
     cfg_weight   guidance weight, >= 0 (default 0.5)
+    repetition_penalty   > 0 (default 1, none); vLLM's own must stay 1
     seed         seed of the draws, 0 <= seed < 2**64 (default: vLLM's own seed of the request, else random)
     top_p        nucleus, 0 < top_p <= 1 (default 1); vLLM's own `top_p` must stay 1
     uniforms     the draws themselves, a list of floats in [0, 1), one a token, instead of a seed
@@ -84,6 +86,78 @@ class GuidanceProcessor(LogitsProcessor):
             return logits
         conditional, unconditional = logits[:, : self.vocab_size], logits[:, self.vocab_size :]
         return torch.addcmul(conditional, self.column, conditional - unconditional)
+
+
+@dataclass
+class _Spoken:
+    """One request's tokens: `output` is vLLM's live list, of which the first `noted` are in row `slot` of the mask."""
+
+    slot: int
+    penalty: float
+    output: list[int]
+    noted: int = 0
+
+
+class RepetitionPenalty(LogitsProcessor):
+    """Divides positive logits of tokens in the prompt's ids and the output by the penalty, multiplies negative ones.
+
+    The published rule (Keskar et al., arXiv 1909.05858, with the sign handled), each id once. vLLM's own builds every
+    request's whole history anew at each step, which costs T3 a fifth of its speed; here a mask on the device takes in
+    one token a request and step.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        penalty = (sampling_params.extra_args or {}).get("repetition_penalty", 1.0)
+        if not isinstance(penalty, (int, float)) or not 0 < penalty < float("inf"):
+            raise ValueError(f"repetition_penalty must be a number > 0, not {penalty!r}")
+        if sampling_params.repetition_penalty != 1.0:
+            raise ValueError("give repetition_penalty in extra_args: vLLM's own would be applied on top of it")
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
+        self.device = device
+        self.spoken: dict[int, _Spoken] = {}
+        slots = vllm_config.scheduler_config.max_num_seqs
+        self.mask = torch.zeros(slots, fields.vocab_size, dtype=torch.bool, device=device)
+        self.free: list[int] = []
+        self.rows = torch.zeros(0, dtype=torch.int64, device=device)
+        self.penalties = torch.ones(0, 1, device=device)
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None:
+            return
+        # Rows that leave give up their slots before new ones ask; a new request may stand in a row that another left.
+        for row in {*batch_update.removed, *(added[0] for added in batch_update.added)}:
+            self.spoken.pop(row, None)
+        self.free = sorted(set(range(len(self.mask))) - {state.slot for state in self.spoken.values()})
+        process_dict_updates(self.spoken, batch_update, self._begin)
+        size = batch_update.batch_size
+        states = [self.spoken.get(row) for row in range(size)]
+        # Rows without a state (none of ours) read slot 0 with a penalty of one, which changes nothing.
+        self.rows = torch.tensor([s.slot if s else 0 for s in states], device=self.device)
+        self.penalties = torch.tensor([s.penalty if s else 1.0 for s in states], device=self.device).unsqueeze(1)
+
+    def _begin(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Spoken:
+        slot = self.free.pop()
+        self.mask[slot] = False
+        self.mask[slot, sorted(set(prompt or ()))] = True
+        return _Spoken(slot, float((params.extra_args or {}).get("repetition_penalty", 1.0)), output)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        pairs = [(s.slot, token) for s in self.spoken.values() for token in s.output[s.noted :]]
+        if pairs:
+            slots, tokens = torch.tensor(pairs).to(self.device, non_blocking=True).unbind(1)
+            self.mask[slots, tokens] = True
+            for state in self.spoken.values():
+                state.noted = len(state.output)
+        if len(self.rows) != len(logits):
+            return logits
+        penalized = torch.where(logits < 0, logits * self.penalties, logits / self.penalties)
+        return torch.where(self.mask[self.rows], penalized, logits)
 
 
 @dataclass(frozen=True)

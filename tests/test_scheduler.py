@@ -1,20 +1,28 @@
-"""The loop between the stages, with a talker and an S3Gen of a few lines each: milliseconds, no model."""
+"""The scheduler, with a talker and an S3Gen of a few lines each: milliseconds, no model."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from chatterbox_vllm import SpeechParameters, SpeechRequest, Voice
+from chatterbox_vllm import SpeechParameters, SpeechRequest, SpeechResult, Voice
 from chatterbox_vllm.config import T3Config
-from chatterbox_vllm.engine.pipeline import Pipeline
+from chatterbox_vllm.engine.prompts import PromptMaker
+from chatterbox_vllm.engine.request import MAX_SEED, segment_seed
+from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
+from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Output
-from chatterbox_vllm.errors import ConfigError, GenerationError, TextTooLongError
+from chatterbox_vllm.engine.voicing import InlineVoicing
+from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError, GenerationError, TextTooLongError
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.text.normalize import normalize_punctuation
+from chatterbox_vllm.text.split import split_text
 
 CONFIG = T3Config(hidden_size=16, text_positions=60, speech_positions=500, perceiver_queries=2, perceiver_heads=2)
 END = CONFIG.stop_speech_token
@@ -80,15 +88,24 @@ def voice() -> Voice:
     )
 
 
-def make(script, max_batch_size: int = 4) -> tuple[Pipeline, ScriptedTalker, ToneS3Gen]:
-    torch.manual_seed(0)
-    talker, s3gen = ScriptedTalker(script), ToneS3Gen()
-    tokenizer = SimpleNamespace(encode=lambda text: [5] * len(text))
-    builder = PromptBuilder(CONFIG).requires_grad_(False)
-    pipeline = Pipeline(
-        CONFIG, tokenizer, builder, talker, S3GenStage(s3gen, max_batch_size), None, 400, max_batch_size
-    )
-    return pipeline, talker, s3gen
+class Engine:
+    """A scheduler and its scripted stages."""
+
+    def __init__(self, script, max_batch_size: int = 4, max_model_len: int = 400):
+        torch.manual_seed(0)
+        self.talker, self.s3gen = ScriptedTalker(script), ToneS3Gen()
+        tokenizer = SimpleNamespace(encode=lambda text: [5] * len(text))
+        prompts = PromptMaker(tokenizer, PromptBuilder(CONFIG).requires_grad_(False), max_model_len)
+        self.voicing = InlineVoicing(S3GenStage(self.s3gen, max_batch_size), None)
+        self.scheduler = Scheduler(CONFIG, prompts, self.talker, self.voicing, 2 * max_batch_size, 4 * max_batch_size)
+
+    def run(self, requests):
+        return run_all(self.scheduler, requests)
+
+
+def make(script, max_batch_size: int = 4) -> tuple[Engine, ScriptedTalker, ToneS3Gen]:
+    engine = Engine(script, max_batch_size)
+    return engine, engine.talker, engine.s3gen
 
 
 def letters(prompt_rows: int, parameters: SpeechParameters) -> list[int]:
@@ -181,15 +198,110 @@ def test_stopping_early_drops_what_is_left(voice: Voice) -> None:
     assert not talker.running and talker.aborted
 
 
-def test_two_runs_at_once_are_refused(voice: Voice) -> None:
-    pipeline, _, _ = make(letters)
-    requests = [SpeechRequest("A" * n + ".", voice, SpeechParameters(max_tokens=50)) for n in range(1, 9)]
-    first = pipeline.run(requests)
-    next(first)
-    with pytest.raises(ConfigError, match="earlier run"):
-        next(pipeline.run(requests))
-    assert len(list(first)) == 7
-    assert len(list(pipeline.run(requests))) == 8
+def texts_of(events: list) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def drain(engine: Engine) -> list:
+    events = []
+    while engine.scheduler.unfinished:
+        events += engine.scheduler.step()
+    return events
+
+
+LONG = " ".join(f"This is sentence number {n}, and it says very little." for n in range(40))
+
+
+def test_a_long_text_is_spoken_in_segments_and_joined_in_order(voice: Voice) -> None:
+    def script(rows: int, parameters: SpeechParameters) -> list[int]:
+        return [rows, END]  # a segment's token tells its length
+
+    engine = Engine(script, max_model_len=2000)
+    engine.scheduler.prompts.builder = PromptBuilder(replace(CONFIG, text_positions=900)).requires_grad_(False)
+    engine.scheduler.submit(SpeechRequest(LONG, voice, SpeechParameters(max_tokens=50, seed=1)), "book")
+    events = drain(engine)
+    assert texts_of(events) == ["SpeechChunk"] * (len(events) - 1) + ["SpeechResult"]
+    result = events[-1]
+    pieces = split_text(LONG)
+    assert result.segments == len(pieces) > 5
+    rows = [CONFIG.conditioning_length + 4 + len(normalize_punctuation(piece.text)) for piece in pieces]
+    assert list(result.speech_tokens) == rows
+    assert torch.equal(torch.cat([event.audio for event in events[:-1]]), result.audio)
+
+
+def test_segments_have_seeds_of_their_own_and_the_first_the_requests(voice: Voice) -> None:
+    seeds = [segment_seed(5, k) for k in range(100)]
+    assert seeds[0] == 5 and len(set(seeds)) == 100 and all(0 <= seed <= MAX_SEED for seed in seeds)
+    assert segment_seed(MAX_SEED, 3) <= MAX_SEED
+
+
+def test_replayed_noise_needs_a_short_text(voice: Voice) -> None:
+    engine = Engine(letters)
+    engine.scheduler.submit(SpeechRequest(LONG, voice, uniforms=(0.5,) * 1000))
+    (result,) = drain(engine)
+    assert isinstance(result.error, ConfigError) and "segments" in str(result.error)
+
+
+def test_lower_priority_numbers_go_first(voice: Voice) -> None:
+    engine = Engine(letters, max_batch_size=1)
+    parameters = SpeechParameters(max_tokens=50)
+    for n in range(10):
+        engine.scheduler.submit(SpeechRequest("Same.", voice, parameters, priority=5), f"slow-{n}")
+    engine.scheduler.submit(SpeechRequest("Same.", voice, parameters, priority=1), "fast")
+    order = [event.request_id for event in drain(engine) if isinstance(event, SpeechResult)]
+    assert order.index("fast") <= 1  # nothing was admitted before the first step
+
+
+def test_a_deadline_drops_a_request_and_frees_what_it_holds(voice: Voice) -> None:
+    engine = Engine(lambda rows, parameters: [1] * parameters.max_tokens)
+    engine.scheduler.submit(SpeechRequest("Hello.", voice, SpeechParameters(max_tokens=300), deadline=0.05), "late")
+    engine.scheduler.submit(SpeechRequest("Hello.", voice, SpeechParameters(max_tokens=20)), "early")
+    results = {}
+    while engine.scheduler.unfinished:
+        time.sleep(0.005)
+        results.update({e.request_id: e for e in engine.scheduler.step() if isinstance(e, SpeechResult)})
+    assert isinstance(results["late"].error, DeadlineError) and results["early"].error is None
+    assert not engine.talker.running and engine.talker.aborted == ["late/0"]
+
+
+def test_abort_at_every_stage(voice: Voice) -> None:
+    for steps in range(12):
+        engine = Engine(letters, max_batch_size=1)
+        for n in range(4):
+            engine.scheduler.submit(SpeechRequest("Abcdef.", voice, SpeechParameters(max_tokens=50, seed=n)), f"r{n}")
+        events = [event for _ in range(steps) for event in engine.scheduler.step()]
+        finished = {e.request_id for e in events if isinstance(e, SpeechResult)}
+        for n in range(4):
+            assert engine.scheduler.abort(f"r{n}") == (f"r{n}" not in finished)
+        events += drain(engine)
+        results = [e for e in events if isinstance(e, SpeechResult)]
+        assert sorted(r.request_id for r in results) == ["r0", "r1", "r2", "r3"]
+        assert all((r.request_id in finished) != isinstance(r.error, CancelledError) for r in results)
+        assert not engine.talker.running and not engine.voicing.busy and engine.scheduler.talking == 0
+
+
+def test_requests_are_read_only_as_far_ahead_as_needed(voice: Voice) -> None:
+    engine, read = Engine(letters, max_batch_size=2), 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield SpeechRequest("Abc.", voice, SpeechParameters(max_tokens=50))
+
+    run = engine.run(endless())
+    for delivered in range(1, 50):
+        next(run)
+        assert read - delivered <= 2 * engine.scheduler.max_admitted + engine.scheduler.max_waiting
+    run.close()
+    assert engine.scheduler.unfinished == 0 and not engine.talker.running
+
+
+def test_names_are_unique(voice: Voice) -> None:
+    engine = Engine(letters)
+    engine.scheduler.submit(SpeechRequest("Abc.", voice, SpeechParameters(max_tokens=50)), "a")
+    with pytest.raises(ConfigError, match="'a'"):
+        engine.scheduler.submit(SpeechRequest("Abc.", voice, SpeechParameters(max_tokens=50)), "a")
 
 
 @pytest.mark.parametrize(

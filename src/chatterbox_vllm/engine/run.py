@@ -1,0 +1,44 @@
+"""Speaking a stream of requests to its end, in the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.scheduler import Scheduler
+
+
+def run_all(
+    scheduler: Scheduler, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
+) -> Iterator[SpeechResult]:
+    """Speak all requests; yield each result when it is ready, failures included, in no particular order.
+
+    Requests are taken from `requests` as room for them appears, so it may be endless. Closing the iterator early drops
+    what is left.
+
+    Args:
+        on_step: called after every step with the number of segments that T3 is speaking.
+    """
+    # Enough that T3 never runs dry, few enough that memory does not depend on the input.
+    most = 2 * scheduler.max_admitted + scheduler.max_waiting
+    source = enumerate(requests)
+    ours: set[str] = set()
+    exhausted = False
+    try:
+        while ours or not exhausted:
+            while not exhausted and len(ours) < most:
+                entry = next(source, None)
+                if entry is None:
+                    exhausted = True
+                else:
+                    ours.add(scheduler.submit(entry[1], index=entry[0]))
+            for event in scheduler.step():
+                if isinstance(event, SpeechResult):
+                    ours.discard(event.request_id)
+                    yield event
+            if on_step is not None:
+                on_step(scheduler.talking)
+    finally:
+        for request_id in ours:
+            scheduler.abort(request_id)
+        scheduler.collect()  # nobody is left to hear of them
