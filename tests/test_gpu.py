@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +72,33 @@ def test_bfloat16_speaks(checkpoint_dir: Path) -> None:  # noqa: F811
         assert next(tts._talker.model.parameters()).dtype == torch.bfloat16
         wave = tts.generate(TEXT, seed=1, max_tokens=100)
     assert torch.isfinite(wave).all() and 0.01 < wave.abs().max() < 1
+
+
+DETERMINISTIC = """
+import json, sys
+from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
+with ChatterboxTTS.from_local(sys.argv[1], "cuda", deterministic=True, max_batch_size=32, watermark=False) as tts:
+    def tokens(count):
+        requests = [
+            SpeechRequest("The quick brown fox. " * (1 + i % 5), tts.conds, SpeechParameters(seed=i, max_tokens=150))
+            for i in range(count)
+        ]
+        return {r.index: r.speech_tokens for r in tts.run(requests)}
+    together = tokens(32)
+    alone = {}
+    for i in range(6):
+        request = SpeechRequest(
+            "The quick brown fox. " * (1 + i % 5), tts.conds, SpeechParameters(seed=i, max_tokens=150)
+        )
+        (result,) = tts.run([request])
+        alone[i] = result.speech_tokens
+    print(json.dumps([alone[i] == together[i] for i in alone]))
+"""
+
+
+def test_deterministic_tokens_do_not_depend_on_the_batch(checkpoint_dir: Path) -> None:  # noqa: F811
+    done = subprocess.run(
+        [sys.executable, "-c", DETERMINISTIC, str(checkpoint_dir)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [True] * 6

@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from chatterbox_vllm.config import T3Config
-from chatterbox_vllm.models.t3.logits import GuidanceProcessor, RepetitionPenalty, SeededDraw, uniform
+from chatterbox_vllm.models.t3.logits import GuidanceProcessor, RepetitionPenalty, SeededDraw, uniforms
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
 VOCABULARY = 50
@@ -151,7 +151,8 @@ def test_step_is_read_from_the_live_output() -> None:
     for _ in range(5):
         seen.append(int(processor.apply(logits.clone()).argmax()))
         output.append(seen[-1])
-    assert seen == [int(uniform(3, step) * VOCABULARY) for step in range(5)]
+    expected = uniforms(np.full(5, 3, np.uint64), np.arange(5, dtype=np.uint64)) * VOCABULARY
+    assert seen == expected.astype(int).tolist()
 
 
 def test_nucleus_keeps_the_likeliest() -> None:
@@ -165,7 +166,8 @@ def test_nucleus_keeps_the_likeliest() -> None:
 
 
 def test_uniform_is_uniform() -> None:
-    values = np.array([[uniform(seed, step) for step in range(50)] for seed in range(200)])
+    seeds, steps = np.meshgrid(np.arange(200, dtype=np.uint64), np.arange(50, dtype=np.uint64), indexing="ij")
+    values = uniforms(seeds, steps)
     assert values.min() >= 0 and values.max() < 1
     assert abs(values.mean() - 0.5) < 0.01 and abs(values.var() - 1 / 12) < 0.003
     # Neighbouring seeds and steps are unrelated.

@@ -183,8 +183,9 @@ def test_devices(demo: Path) -> None:
     for device, error in (("cuda", DeviceError), ("mps", ConfigError), ("cpu:1", ConfigError), ("gpu", ConfigError)):
         with pytest.raises(error):
             ChatterboxTTS.from_local(demo, device)
-    with pytest.raises(ConfigError, match="cuda_graphs"):
-        ChatterboxTTS.from_local(demo, "cpu", cuda_graphs=True)
+    for option in ("cuda_graphs", "deterministic"):
+        with pytest.raises(ConfigError, match=option):
+            ChatterboxTTS.from_local(demo, "cpu", **{option: True})
 
 
 def test_damaged_checkpoints(demo: Path, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class ChatterboxTTS:
         max_batch_size: int = 16,
         kv_cache_bytes: int | None = None,
         cuda_graphs: bool | None = None,
+        deterministic: bool = False,
         watermark: bool = True,
     ) -> Self:
         """Load the published files in `ckpt_dir`.
@@ -122,6 +123,8 @@ class ChatterboxTTS:
             max_batch_size: most texts generated at once.
             kv_cache_bytes: T3's key-value cache; None computes it from the two above.
             cuda_graphs: capture T3's decode steps; None does so on CUDA. True on a CPU is an error.
+            deterministic: T3's tokens do not depend on the batch in half precision either (vLLM's batch-invariant
+                kernels): CUDA only, slower, and for the first model of a process.
             watermark: mark the audio with PerTh, as the published class always does.
 
         Raises:
@@ -142,6 +145,7 @@ class ChatterboxTTS:
             max_batch_size=max_batch_size,
             kv_cache_bytes=kv_cache_bytes,
             cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
+            deterministic=deterministic,
         )
         config = ModelConfig.from_directory(directory)
         if config.family not in FAMILIES:
@@ -262,7 +266,7 @@ class ChatterboxTTS:
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
-        requests = [SpeechRequest(entry, self._voice(), _nth(parameters, i)) for i, entry in enumerate(texts)]
+        requests = [SpeechRequest(entry, self.voice, _nth(parameters, i)) for i, entry in enumerate(texts)]
         results: list[Any] = [None] * len(texts)
         for result in self._with_progress(self.run(requests), requests, progress):
             results[result.index] = result.error if result.audio is None else result.audio.unsqueeze(0)
@@ -282,7 +286,8 @@ class ChatterboxTTS:
             parameters: those of `SpeechParameters`; text i gets seed + i.
         """
         settings = SpeechParameters(**parameters)
-        return self.run(SpeechRequest(text, self._voice(), _nth(settings, i)) for i, text in enumerate(texts))
+        voice = self.voice
+        return self.run(SpeechRequest(text, voice, _nth(settings, i)) for i, text in enumerate(texts))
 
     def run(
         self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
@@ -317,7 +322,23 @@ class ChatterboxTTS:
         """The end of `lend_scheduler`."""
         self._in_use = False
 
-    def _voice(self) -> Voice:
+    @property
+    def t3_stage(self) -> T3Stage:
+        """The stage that speaks tokens, to look at and to measure."""
+        return self._talker
+
+    @property
+    def s3gen_stage(self) -> S3GenStage:
+        """The stage that voices them, likewise."""
+        return self._voicing.stage
+
+    @property
+    def voice(self) -> Voice:
+        """The voice in use.
+
+        Raises:
+            ConfigError: there is none.
+        """
         if self.conds is None:
             raise ConfigError("there is no voice: pass audio_prompt_path or call prepare_conditionals first")
         return self.conds

@@ -53,6 +53,23 @@ def require_ieee_float32() -> None:
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
 
+def require_batch_invariance(device: torch.device) -> None:
+    """Switch vLLM's batch-invariant kernels on: a row's result does not depend on the batch around it.
+
+    Raises:
+        ConfigError: there are none for this device, or vLLM has been imported without them.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            "deterministic=True needs a CUDA device: vLLM has batch-invariant kernels for no other; in float32 on a "
+            "CPU tokens depend on the batch only where two are equally likely to seven digits"
+        )
+    name, loaded = "VLLM_BATCH_INVARIANT", "vllm.v1.attention.ops.triton_unified_attention"
+    if os.environ.get(name) != "1" and loaded in sys.modules:
+        raise ConfigError("deterministic=True must be asked for by the first model of a process; start a new one")
+    os.environ[name] = "1"
+
+
 class _VllmModules:
     """Stands for `sys` in vLLM's kernel dispatcher and shows it vLLM's own modules only."""
 

@@ -16,7 +16,12 @@ from torch import nn
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import T3Config
 from chatterbox_vllm.engine.request import SpeechParameters
-from chatterbox_vllm.engine.runtime import prepare_environment, require_ieee_float32, shield_kernel_dispatcher
+from chatterbox_vllm.engine.runtime import (
+    prepare_environment,
+    require_batch_invariance,
+    require_ieee_float32,
+    shield_kernel_dispatcher,
+)
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
@@ -41,6 +46,7 @@ class T3Options:
             `TYPICAL_POSITIONS`, or one of `max_model_len`, need. Where more is needed, vLLM makes requests wait.
         cuda_graphs: capture decode steps; CUDA only.
         max_batched_tokens: most rows that one step takes in (prompts are split to fit).
+        deterministic: tokens that do not depend on the batch in half precision either; CUDA only, and slower.
     """
 
     dtype: torch.dtype
@@ -49,6 +55,7 @@ class T3Options:
     kv_cache_bytes: int | None = None
     cuda_graphs: bool = True
     max_batched_tokens: int = 2048
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
@@ -86,6 +93,8 @@ class T3Stage:
             )
         self.config, self.options, self.device = config, options, device
         prepare_environment()
+        if options.deterministic:
+            require_batch_invariance(device)
         # A directory of the form vLLM loads: our config.json beside a link to the published file.
         self._directory = tempfile.TemporaryDirectory(prefix="chatterbox-t3-")
         root = Path(self._directory.name)

@@ -25,6 +25,8 @@ _WATERMARK_THREADS = 8
 class Voicing(Protocol):
     """What the scheduler needs of its S3Gen side. Segments are named by strings."""
 
+    stage: S3GenStage
+
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None: ...
     def drop(self, segment_ids: set[str]) -> None:
         """Forget segments; those in a running batch finish and their audio is thrown away."""

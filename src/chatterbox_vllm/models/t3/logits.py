@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
@@ -31,25 +32,26 @@ from chatterbox_vllm.models.t3.vllm_config import T3EngineFields
 DEFAULT_CFG_WEIGHT = 0.5
 
 # SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_LARGEST_SEED = (1 << 64) - 1
 
 
-def uniform(seed: int, step: int) -> float:
-    """Draw number `step` of the stream that belongs to `seed`, in [0, 1).
+def uniforms(seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Draw number `steps` of the streams that belong to `seeds`, both uint64 [N], as float64 [N] in [0, 1).
 
-    A counter-based generator: the draw depends on nothing but these two numbers, so neither the batch around a request
-    nor preemption can change it. The seed is mixed once first, so that neighbouring seeds give unrelated streams.
+    A counter-based generator: a draw depends on nothing but these two numbers, so neither the batch around a request
+    nor preemption can change it. Seeds are mixed once first, so that neighbouring seeds give unrelated streams.
     """
-    return (_mix((_mix(seed & _MASK) + (step + 1) * _GAMMA) & _MASK) >> 11) * 2.0**-53
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what is wanted
+        return (_mix(_mix(seeds) + (steps + np.uint64(1)) * _GAMMA) >> np.uint64(11)) * 2.0**-53
 
 
-def _mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK
-    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK
-    return x ^ (x >> 31)
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
 
 
 class GuidanceProcessor(LogitsProcessor):
@@ -79,7 +81,7 @@ class GuidanceProcessor(LogitsProcessor):
         )
         if batch_update and (changed or self.column.shape[0] != batch_update.batch_size):
             values = [self.weights.get(row, DEFAULT_CFG_WEIGHT) for row in range(batch_update.batch_size)]
-            self.column = torch.tensor(values, dtype=torch.float32).unsqueeze(1).to(self.device, non_blocking=True)
+            self.column = async_tensor_h2d(values, self.device, torch.float32).unsqueeze(1)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         if self.streams == 1:
@@ -123,6 +125,7 @@ class RepetitionPenalty(LogitsProcessor):
         self.free: list[int] = []
         self.rows = torch.zeros(0, dtype=torch.int64, device=device)
         self.penalties = torch.ones(0, 1, device=device)
+        self.active = False
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -138,8 +141,10 @@ class RepetitionPenalty(LogitsProcessor):
         size = batch_update.batch_size
         states = [self.spoken.get(row) for row in range(size)]
         # Rows without a state (none of ours) read slot 0 with a penalty of one, which changes nothing.
-        self.rows = torch.tensor([s.slot if s else 0 for s in states], device=self.device)
-        self.penalties = torch.tensor([s.penalty if s else 1.0 for s in states], device=self.device).unsqueeze(1)
+        self.rows = async_tensor_h2d([s.slot if s else 0 for s in states], self.device, torch.int64)
+        penalties = [s.penalty if s else 1.0 for s in states]
+        self.active = any(penalty != 1.0 for penalty in penalties)
+        self.penalties = async_tensor_h2d(penalties, self.device, torch.float32).unsqueeze(1)
 
     def _begin(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Spoken:
         slot = self.free.pop()
@@ -148,13 +153,18 @@ class RepetitionPenalty(LogitsProcessor):
         return _Spoken(slot, float((params.extra_args or {}).get("repetition_penalty", 1.0)), output)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        pairs = [(s.slot, token) for s in self.spoken.values() for token in s.output[s.noted :]]
-        if pairs:
-            slots, tokens = torch.tensor(pairs).to(self.device, non_blocking=True).unbind(1)
-            self.mask[slots, tokens] = True
-            for state in self.spoken.values():
-                state.noted = len(state.output)
-        if len(self.rows) != len(logits):
+        slots, tokens = [], []
+        for state in self.spoken.values():
+            length = len(state.output)
+            if state.noted < length:
+                fresh = state.output[state.noted :]
+                tokens += fresh
+                slots += [state.slot] * len(fresh)
+                state.noted = length
+        if slots:
+            places = async_tensor_h2d([slots, tokens], self.device, torch.int64)
+            self.mask[places[0], places[1]] = True
+        if not self.active or len(self.rows) != len(logits):
             return logits
         penalized = torch.where(logits < 0, logits * self.penalties, logits / self.penalties)
         return torch.where(self.mask[self.rows], penalized, logits)
@@ -166,12 +176,8 @@ class _DrawState:
 
     seed: int
     top_p: float
-    uniforms: Sequence[float] | None
+    given: Sequence[float] | None
     output: list[int]
-
-    def next_uniform(self) -> float:
-        step = len(self.output)
-        return uniform(self.seed, step) if self.uniforms is None else self.uniforms[step]
 
 
 class SeededDraw(LogitsProcessor):
@@ -191,7 +197,7 @@ class SeededDraw(LogitsProcessor):
         if sampling_params.top_p != 1.0 or sampling_params.top_k > 0:
             raise ValueError("give top_p in extra_args: vLLM's own top_p and top_k would run after the draw")
         seed = extra.get("seed")
-        if seed is not None and (not isinstance(seed, int) or not 0 <= seed <= _MASK):
+        if seed is not None and (not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED):
             raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}")
         uniforms = extra.get("uniforms")
         if uniforms is not None and len(uniforms) < (sampling_params.max_tokens or 0):
@@ -200,6 +206,10 @@ class SeededDraw(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
         self.device = device
         self.states: dict[int, _DrawState] = {}
+        # The states by row, as arrays: rebuilt when the batch changes, not at every step.
+        self.rows: list[_DrawState | None] = []
+        self.seeds = np.zeros(0, np.uint64)
+        self.top_p: torch.Tensor | None = None
 
     def is_argmax_invariant(self) -> bool:
         # Greedy requests never come here, and this is what places the draw after temperature and min-p.
@@ -207,6 +217,13 @@ class SeededDraw(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self.states, batch_update, self._state)
+        if batch_update is None:
+            return
+        self.rows = [self.states.get(row) for row in range(batch_update.batch_size)]
+        self.seeds = np.array([state.seed if state else 0 for state in self.rows], np.uint64)
+        nucleus = [state.top_p if state else 1.0 for state in self.rows]
+        whole = min(nucleus, default=1.0) == 1.0
+        self.top_p = None if whole else async_tensor_h2d(nucleus, self.device, torch.float32).unsqueeze(1)
 
     @staticmethod
     def _state(params: SamplingParams, _prompt: list[int] | None, output: list[int]) -> _DrawState:
@@ -215,23 +232,29 @@ class SeededDraw(LogitsProcessor):
         return _DrawState(
             seed=secrets.randbits(64) if seed is None else int(seed),
             top_p=float(extra.get("top_p", 1.0)),
-            uniforms=extra.get("uniforms"),
+            given=extra.get("uniforms"),
             output=output,
         )
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        rows = [self.states.get(row) for row in range(logits.shape[0])]
-        if not any(rows):
-            return logits
-        nucleus = [state.top_p if state else 1.0 for state in rows]
-        if min(nucleus) < 1.0:
-            _mask_outside_nucleus(logits, torch.tensor(nucleus, device=self.device).unsqueeze(1))
-        draws = np.array([state.next_uniform() if state else 0.0 for state in rows])
-        u = torch.from_numpy(draws).to(self.device, non_blocking=True).unsqueeze(1)
+        if len(self.rows) != len(logits):
+            return logits  # a trial run of vLLM's, without requests
+        if self.top_p is not None:
+            _mask_outside_nucleus(logits, self.top_p)
+        u = async_tensor_h2d(self._draws(), self.device).unsqueeze(1)
         cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
         token = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
         token.clamp_(max=logits.shape[1] - 1)
         return logits.fill_(float("-inf")).scatter_(1, token, 0.0)
+
+    def _draws(self) -> np.ndarray:
+        """The next uniform number of every row, float64 [N]."""
+        steps = np.fromiter((len(state.output) if state else 0 for state in self.rows), np.uint64, len(self.rows))
+        draws = uniforms(self.seeds, steps)
+        for row, state in enumerate(self.rows):
+            if state is not None and state.given is not None:
+                draws[row] = state.given[int(steps[row])]
+        return draws
 
 
 def _mask_outside_nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> None:

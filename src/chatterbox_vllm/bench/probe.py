@@ -1,0 +1,124 @@
+"""What machine this is, and what its device and memory do while a benchmark runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import threading
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from chatterbox_vllm import __version__
+
+_INTERVAL = 0.05
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Date, versions and names that a result is worth nothing without."""
+    facts = {
+        "date": date.today().isoformat(),
+        "chatterbox-vllm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@dataclass
+class Usage:
+    """What was seen between entering and leaving a `Probe`.
+
+    Attributes:
+        gpu_busy_share: of samples in which a kernel ran, as the driver reports it; None on a CPU.
+        peak_device_bytes: in use on the card, all processes, contexts included; None on a CPU.
+        peak_host_bytes: the process's largest resident size since it started.
+    """
+
+    gpu_busy_share: float | None = None
+    peak_device_bytes: int | None = None
+    peak_host_bytes: int = 0
+
+
+class Probe:
+    """A `with` block that samples the driver every 50 ms."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.usage = Usage()
+        self._stop = threading.Event()
+        self._busy: list[float] = []
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.device.type == "cuda":
+            self._stop.set()
+            self._thread.join()
+            self.usage.gpu_busy_share = sum(self._busy) / len(self._busy) if self._busy else None
+        self.usage.peak_host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _sample(self) -> None:
+        from vllm.third_party import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(_physical_index(self.device.index or 0))
+        peak = 0
+        while not self._stop.wait(_INTERVAL):
+            self._busy.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+            peak = max(peak, pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        self.usage.peak_device_bytes = int(peak)
+
+
+def _physical_index(index: int) -> int:
+    """The driver's number of a device; CUDA_VISIBLE_DEVICES renumbers them for PyTorch."""
+    visible = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip().isdigit()]
+    return int(visible[index]) if index < len(visible) else index
+
+
+class Stopwatch:
+    """Counts the seconds spent in one method of an object, by standing before it."""
+
+    def __init__(self, owner: Any, method: str):
+        self.seconds = 0.0
+        self._owner, self._method = owner, method
+
+    def __enter__(self) -> Self:
+        inner = getattr(self._owner, self._method)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return inner(*arguments, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        setattr(self._owner, self._method, timed)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        delattr(self._owner, self._method)
