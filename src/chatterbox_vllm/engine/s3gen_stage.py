@@ -12,6 +12,12 @@ from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.models.s3gen.noise import S3GenNoise
 from chatterbox_vllm.voices import Voice
 
+# Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
+_MOST_FRAMES = 48_000
+
+# Beyond this a batch speaks hardly faster, only later.
+_SENSIBLE_BATCH = {"cuda": 32, "cpu": 8}
+
 
 @dataclass(frozen=True)
 class TokensToSpeak:
@@ -36,6 +42,33 @@ class S3GenStage:
     def __init__(self, model: S3Gen, max_batch_size: int):
         self.model = model
         self.max_batch_size = max_batch_size
+
+    @property
+    def sensible_batch_size(self) -> int:
+        """Utterances worth waiting for before a batch is run, at most `max_batch_size`."""
+        return min(self.max_batch_size, _SENSIBLE_BATCH.get(self.model.device.type, self.max_batch_size))
+
+    def choose(self, waiting: Sequence[TokensToSpeak]) -> list[int]:
+        """Indices of those to run next, in order: the first, which waits longest, and those nearest it in length.
+
+        All of one step count, at most `max_batch_size`, and no more frames than memory is meant for.
+        """
+        if not waiting:
+            return []
+        first = waiting[0]
+        alike = [i for i, utterance in enumerate(waiting) if utterance.steps == first.steps]
+        alike.sort(key=lambda i: abs(self._frames(waiting[i]) - self._frames(first)))
+        chosen: list[int] = []
+        frames = 0
+        for i in alike[: self.max_batch_size]:
+            frames += self._frames(waiting[i])
+            if chosen and frames > _MOST_FRAMES:
+                break
+            chosen.append(i)
+        return sorted(chosen)
+
+    def _frames(self, utterance: TokensToSpeak) -> int:
+        return self.model.frames(len(utterance.speech_tokens), utterance.voice)[0]
 
     def run(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor | ChatterboxError]:
         """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.

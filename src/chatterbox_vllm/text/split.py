@@ -11,8 +11,8 @@ from enum import IntEnum
 
 from chatterbox_vllm.errors import ConfigError
 
-# Characters of a piece. English is spoken at about 15 characters a second, so this is some 20 s: half of the 1000 speech
-# tokens that the published model may speak at once, which leaves room for slow voices.
+# Characters of a piece. English is spoken at about 15 characters a second, so this is some 20 s: half of the 1000
+# speech tokens that the published model may speak at once, which leaves room for slow voices.
 LONGEST = 300
 # What pieces aim at, as a share of the longest: long enough for sentences to sound connected, room to cut well.
 _IDEAL_SHARE = 0.8
@@ -78,19 +78,21 @@ _CANDIDATE = re.compile(
 )
 _LAST_WORD = re.compile(r"[^\s(\[{\"'“‘«—-]*$")
 _WORD_CONTEXT = 24
-_DOTTED = re.compile(r"(?:\w\.)+\w?")  # U.S, e.g, p.m
-_ABBREVIATIONS = frozenset(
-    # titles
-    "mr mrs ms mx messrs mme mlle dr prof rev fr hon st sr jr gen col maj capt cmdr lt sgt cpl pvt adm gov sen rep pres "
-    # references and measures
-    "no nos vol vols ch chap sec fig figs ed eds pp vs cf al etc viz approx ca est min max ft oz lb lbs mt ave blvd rd "
-    # firms, months, days
-    "inc ltd co corp bros dept univ jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri "
-    # German, French, Spanish
-    "bzw usw ca nr str tel evtl ggf hr sra sres ud uds".split()
+# What a full stop abbreviates.
+_ABBREVIATION = re.compile(
+    r"""
+    (?:\w\.)+\w?  # U.S, e.g, p.m
+    | mr|mrs|ms|mx|messrs|mme|mlle|dr|prof|rev|fr|hon|st|sr|jr|gen|col|maj|capt|cmdr|lt|sgt|cpl|pvt|adm|gov|sen|rep
+    | vs|cf|al|etc|viz|approx|est|ft|oz|lbs?|mt|ave|blvd|rd|eds?|inc|ltd|co|corp|bros|dept|univ
+    | jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thur?s?|fri
+    | bzw|usw|ca|tel|evtl|ggf|sra|sres|uds?
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
+# Before a number only; else they are words.
+_BEFORE_NUMBER = re.compile("nos?|vols?|ch|chap|sec|figs?|pp?|nr|art|min|max", re.IGNORECASE)
 # These end a sentence as often as not: an end where a capital follows.
-_EITHER_WAY = frozenset("etc inc ltd co corp jr sr bros".split())
+_EITHER_WAY = re.compile("etc|inc|ltd|co|corp|jr|sr|bros", re.IGNORECASE)
 
 
 def split_text(text: str, longest: int = LONGEST) -> list[Segment]:
@@ -216,10 +218,8 @@ def _breaks(paragraph: str) -> Iterator[tuple[int, _Break]]:
             continue  # 3.14, 10:30, example.com, 1,000
         elif mark not in _STOPS:
             kind = _Break.CLAUSE
-        elif found.group()[0] == "." and found.group()[1:2] != "." and _abbreviates(paragraph, sentence, found.start()):
-            if not _may_end(paragraph, found.start(), following):
-                continue
-            kind = _Break.SENTENCE
+        elif mark == "." and found.group()[1:2] != "." and _abbreviates(paragraph, sentence, found.start(), following):
+            continue
         else:
             # "What?" she said: the sentence goes on.
             kind = _Break.CLAUSE if following[1:].islower() else _Break.SENTENCE
@@ -233,7 +233,7 @@ def _word_before(paragraph: str, dot: int) -> str:
     return found.group() if found else ""
 
 
-def _abbreviates(paragraph: str, sentence: int, dot: int) -> bool:
+def _abbreviates(paragraph: str, sentence: int, dot: int, following: str) -> bool:
     """Whether the full stop at `dot` is part of its word. In doubt it is: a cut that is not made does no harm."""
     word = _word_before(paragraph, dot)
     if len(word) == 1 and word.isalpha():
@@ -241,11 +241,11 @@ def _abbreviates(paragraph: str, sentence: int, dot: int) -> bool:
         return word != "I" or paragraph[max(0, dot - 3) : dot - 1] in (". ", ".")
     if word.isdigit() and len(word) <= 3:
         return dot - len(word) <= sentence + 1  # the number of a heading or list entry
-    return word.lower() in _ABBREVIATIONS or _DOTTED.fullmatch(word) is not None
-
-
-def _may_end(paragraph: str, dot: int, following: str) -> bool:
-    return _word_before(paragraph, dot).lower() in _EITHER_WAY and following[1:].isupper()
+    if _BEFORE_NUMBER.fullmatch(word):
+        return following[1:].isdigit()
+    if _EITHER_WAY.fullmatch(word) and following[1:].isupper():
+        return False
+    return _ABBREVIATION.fullmatch(word) is not None
 
 
 def _chop(text: str, start: int, end: int, longest: int) -> Iterator[int]:

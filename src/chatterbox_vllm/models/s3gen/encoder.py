@@ -18,6 +18,7 @@ from chatterbox_vllm.models.s3gen.layers import FrameConv, causal_conv
 from chatterbox_vllm.models.s3gen.ragged import clear, visible_keys
 
 UPSAMPLING = 2  # mel frames for one speech token
+_ALIGNED = 8
 _BLOCK_EPS = 1e-12  # of the layer norms inside blocks, as published; all others have 1e-5
 
 
@@ -67,16 +68,21 @@ class UpsampleConformer(nn.Module):
 
 
 def _run(blocks: nn.ModuleList, x: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-    positions = relative_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
+    # Half-precision matrix products are slow where a dimension is odd.
+    spare = 0 if x.dtype == torch.float32 else (1 - 2 * x.shape[1]) % _ALIGNED
+    positions = relative_positions(x.shape[1], x.shape[2], x.device, spare).to(x.dtype)
     keys = visible_keys(padding)
     for block in blocks:
         x = block(x, positions, keys)
     return x
 
 
-def relative_positions(length: int, size: int, device: torch.device) -> torch.Tensor:
-    """Sinusoids of the distances query - key from `length - 1` to `1 - length`: [2 * length - 1, size] float32."""
-    distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
+def relative_positions(length: int, size: int, device: torch.device, spare: int = 0) -> torch.Tensor:
+    """Sinusoids of the distances query - key from `length - 1` to `1 - length`: [2 * length - 1, size] float32.
+
+    `spare` more follow, which no pair has.
+    """
+    distance = torch.arange(length - 1, -length - spare, -1, device=device, dtype=torch.float32)
     rate = torch.exp(torch.arange(0, size, 2, device=device, dtype=torch.float32) * (-math.log(10_000.0) / size))
     angle = distance[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
@@ -169,18 +175,17 @@ class RelativeAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         p = self.linear_pos(positions).view(-1, self.heads, self.head_dim).permute(1, 2, 0)
         by_distance = ((q + self.pos_bias_v[:, None]) * self.head_dim**-0.5) @ p
-        # Contiguous: on CUDA, half-precision attention fails (misaligned address) on a view with an odd offset.
-        bias = by_key(by_distance).contiguous()
-        if keys is not None:
-            bias.masked_fill_(~keys, -math.inf)
+        # A copy: on CUDA, half-precision attention fails (misaligned address) on a view with an odd offset.
+        bias = by_key(by_distance)
+        bias = bias.contiguous() if keys is None else torch.where(keys, bias, -math.inf)
         out = F.scaled_dot_product_attention(q + self.pos_bias_u[:, None], k, v, attn_mask=bias)
         return self.linear_out(out.transpose(1, 2).flatten(2))
 
 
 def by_key(by_distance: torch.Tensor) -> torch.Tensor:
-    """Scores by distance [rows, heads, T, 2T - 1] seen by key [rows, heads, T, T]: element (i, j) is i - j's.
+    """Scores by distance [rows, heads, T, 2T - 1 or more] seen by key [rows, heads, T, T]: element (i, j) is i - j's.
 
-    A view: going one query down moves one distance to the left, which is a stride of 2T - 2.
+    A view: going one query down moves one distance to the left, which is a stride one less than the distances.
     """
     rows, heads, length, distances = by_distance.shape
     across = by_distance.contiguous().view(rows, heads, length * distances)

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_vllm.config import HiFTConfig
 from chatterbox_vllm.models.s3gen.ragged import clear, padding_mask
 from chatterbox_vllm.models.s3gen.source import F0Predictor, HarmonicSource, WeightNormConv1d
 from chatterbox_vllm.models.s3gen.spectra import inverse_stft, stft
 
-_SLOPE = 0.1  # of the leaky ReLU before every upsampling
+SLOPE = 0.1  # of the leaky ReLU before every upsampling
 _LARGEST_MAGNITUDE = 1e2
 
 
@@ -66,29 +67,36 @@ class HiFT(nn.Module):
             lengths: frames of each row; the longest fills `mel`.
             phase, noise: see `S3GenNoise`, stacked; zeros in the padding.
         """
-        return self.decode(mel, lengths, self.m_source(self.pitch(mel, lengths), phase, noise))
+        return self.decode(mel, lengths, self.source(mel, lengths, phase, noise))
+
+    def source(
+        self, mel: torch.Tensor, lengths: Sequence[int], phase: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """What `forward` excites `mel` with: [rows, samples] float32."""
+        return self.m_source(self.pitch(mel, lengths), phase, noise)
 
     def pitch(self, mel: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Fundamental frequency [rows, frames] in Hz of `mel` [rows, mels, frames]."""
-        return self.f0_predictor(mel, _padding(lengths, mel.device))
+        """Fundamental frequency [rows, frames] in Hz of `mel` [rows, mels, frames], zero in the padding.
+
+        A row at a time: libraries round a row otherwise in another batch, and the source sums pitch over all samples.
+        """
+        rows = [self.f0_predictor(row[None, :, :length])[0] for row, length in zip(mel, lengths, strict=True)]
+        return pad_sequence(rows, batch_first=True)
 
     def decode(self, mel: torch.Tensor, lengths: Sequence[int], source: torch.Tensor) -> torch.Tensor:
         """Waveforms [rows, samples] from `mel` [rows, mels, frames] and `source` [rows, samples], both float32."""
         config = self.config
         dtype = self.conv_pre.weight.dtype
-        samples = [config.samples_per_frame * n for n in lengths]
-        spectra = [n // config.hop_size + 1 for n in samples]
+        excitation, spectra = self.excitation(source, lengths)
         at_spectra = _padding(spectra, mel.device)
-
-        parts = stft(source, samples, config.fft_size, config.hop_size)
-        excitation = clear(torch.cat([parts.real, parts.imag], dim=1), at_spectra).to(dtype)
+        excitation = clear(excitation, at_spectra).to(dtype)
 
         x = clear(self.conv_pre(mel.to(dtype)), _padding(lengths, mel.device))
         per_stage = len(config.resblock_kernels)
         rate, last = 1, len(self.ups) - 1
         for i, up in enumerate(self.ups):
             rate *= config.upsample_rates[i]
-            x = up(F.leaky_relu(x, _SLOPE))
+            x = up(F.leaky_relu(x, SLOPE))
             if i == last:
                 # An STFT that is centred on its samples has one spectrum more than hops.
                 x = F.pad(x, (1, 0), mode="reflect")
@@ -98,7 +106,26 @@ class HiFT(nn.Module):
             blocks = self.resblocks[i * per_stage : (i + 1) * per_stage]
             x = sum(block(x, padding) for block in blocks) / per_stage
 
-        x = self.conv_post(F.leaky_relu(x)).float()
+        return self.samples(self.conv_post(F.leaky_relu(x)).float(), spectra)
+
+    def excitation(self, source: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        """Spectra of `source` [rows, samples] as [rows, 2 * bins, longest], undefined in the padding; each row's count.
+
+        Args:
+            lengths: mel frames of each row.
+        """
+        config = self.config
+        samples = [config.samples_per_frame * n for n in lengths]
+        parts = stft(source, samples, config.fft_size, config.hop_size)
+        return torch.cat([parts.real, parts.imag], dim=1), [n // config.hop_size + 1 for n in samples]
+
+    def samples(self, x: torch.Tensor, spectra: Sequence[int]) -> torch.Tensor:
+        """Waveforms [rows, samples] from log magnitudes and phases [rows, 2 * bins, longest] float32.
+
+        Args:
+            spectra: of each row.
+        """
+        config = self.config
         bins = config.fft_size // 2 + 1
         magnitude = x[:, :bins].exp().clamp(max=_LARGEST_MAGNITUDE)
         wave = inverse_stft(torch.polar(magnitude, x[:, bins:].sin()), spectra, config.fft_size, config.hop_size)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +19,20 @@ from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.models.precision import ieee_float32
 from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING, FlowEncoder
 from chatterbox_vllm.models.s3gen.estimator import Estimator
+from chatterbox_vllm.models.s3gen.execution import Execution
+from chatterbox_vllm.models.s3gen.graphs import GraphedFunction
 from chatterbox_vllm.models.s3gen.hift import HiFT
 from chatterbox_vllm.models.s3gen.noise import S3GenNoise, draw_noise
-from chatterbox_vllm.models.s3gen.ragged import padding_mask
-from chatterbox_vllm.models.s3gen.solver import solve
+from chatterbox_vllm.models.s3gen.packing import Packing
+from chatterbox_vllm.models.s3gen.ragged import Padded, padding_mask
+from chatterbox_vllm.models.s3gen.solver import Velocity, solve, time_span, velocity_of
 from chatterbox_vllm.models.s3gen.source import SAMPLE_RATE
+from chatterbox_vllm.models.s3gen.voice_cache import PreparedVoice, S3GenVoice, VoiceCache
+
+AskedKernels = Literal["auto", "torch", "triton"]
 
 _FADE_SAMPLES = SAMPLE_RATE // 50  # 20 ms of silence, then as long a fade
-
-
-class S3GenVoice(Protocol):
-    """What S3Gen needs to know of a reference clip."""
-
-    @property
-    def prompt_tokens(self) -> torch.Tensor:
-        """[p] int64 speech tokens of the clip."""
-
-    @property
-    def prompt_mel(self) -> torch.Tensor:
-        """[frames, mels] float32 mel of the clip, 2p frames, or one more where the clip ends in half a token."""
-
-    @property
-    def xvector(self) -> torch.Tensor:
-        """[192] float32 x-vector of the clip."""
+_VOCODER_ROWS = {"torch": 8, "triton": 32}  # at once on CUDA, by kernels
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,8 @@ class S3GenRequest:
 class S3Gen(nn.Module):
     """Flow (encoder, estimator) and vocoder of one checkpoint, on one device.
 
-    A row of a batch comes out as it would alone, up to the rounding of float32 sums in another order.
+    A row of a batch comes out as it would alone: in float32 up to the rounding of sums in another order, in half
+    precision up to less than that differs from float32 (a mel by 1.5e-3 in float16, 1.1e-2 in bfloat16, relative L2).
     """
 
     def __init__(self, config: S3GenConfig):
@@ -67,6 +59,11 @@ class S3Gen(nn.Module):
         self.estimator = Estimator(config.flow)
         self.vocoder = HiFT(config.hift)
         self.requires_grad_(False)
+        self.execution = Execution.choose("cpu", torch.float32, torch.float32)
+        self._asked: tuple[AskedKernels, bool | None] = ("auto", None)
+        self._voices = VoiceCache(self._prepare)
+        self._velocity: Velocity | None = None
+        self._packed_vocoder: Callable[..., torch.Tensor] | None = None
 
     @classmethod
     def from_weights(
@@ -76,17 +73,22 @@ class S3Gen(nn.Module):
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
         vocoder_dtype: torch.dtype = torch.float32,
+        kernels: AskedKernels = "auto",
+        cuda_graphs: bool | None = None,
     ) -> Self:
-        """Load from `s3gen.safetensors` (enrolment nets left out); for the dtypes see `set_precision`.
+        """Load from `s3gen.safetensors` (enrolment nets left out); for the other parameters see `set_precision`.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape than `config` says.
+            ConfigError: see `Execution.choose`.
         """
+        execution = Execution.choose(device, dtype, vocoder_dtype, kernels, cuda_graphs)
         with torch.device("meta"):
             model = cls(config)
-        model.set_precision(dtype, vocoder_dtype)
+        model._cast(execution)
         for prefix, module in model.published_parts().items():
             load_module(module, weights, prefix, device)
+        model.execution, model._asked = execution, (kernels, cuda_graphs)
         return model
 
     def published_parts(self) -> dict[str, nn.Module]:
@@ -98,14 +100,35 @@ class S3Gen(nn.Module):
             "mel2wav.": self.vocoder,
         }
 
-    def set_precision(self, dtype: torch.dtype, vocoder_dtype: torch.dtype) -> None:
+    def set_precision(
+        self,
+        dtype: torch.dtype,
+        vocoder_dtype: torch.dtype,
+        kernels: AskedKernels | None = None,
+        cuda_graphs: bool | None = None,
+    ) -> None:
         """Hold encoder and estimator in `dtype` and the vocoder's convolutions in `vocoder_dtype`.
 
-        The flow's state and time path, the speaker projection, pitch, source and spectra stay float32.
+        The flow's state and time path, the speaker projection, pitch, source and spectra stay float32. What comes of
+        it all is in `execution`.
+
+        Args:
+            kernels: "torch", "triton", or "auto" for what suits device and dtype; None leaves what was asked before.
+            cuda_graphs: likewise; None leaves what was asked before, which unasked means on CUDA.
+
+        Raises:
+            ConfigError: see `Execution.choose`; nothing has changed then.
         """
-        self.encoder.to(dtype)
-        self.estimator.cast(dtype)
-        self.vocoder.cast(vocoder_dtype)
+        asked = (kernels or self._asked[0], self._asked[1] if cuda_graphs is None else cuda_graphs)
+        execution = Execution.choose(self.device, dtype, vocoder_dtype, *asked)
+        self._cast(execution)
+        self.execution, self._asked = execution, asked
+
+    def _cast(self, execution: Execution) -> None:
+        self.encoder.to(execution.dtype)
+        self.estimator.cast(execution.dtype)
+        self.vocoder.cast(execution.vocoder_dtype)
+        self._velocity = self._packed_vocoder = None  # made from the weights
 
     @property
     def device(self) -> torch.device:
@@ -141,75 +164,141 @@ class S3Gen(nn.Module):
             steps: Euler steps of the flow.
 
         Raises:
-            GenerationError: a request has no speech tokens, or an id outside the codebook.
+            GenerationError: a request has no speech tokens, or an id outside the codebook; half precision overflowed.
             ConfigError: noise of the wrong shape, or fewer than one step.
         """
-        return self.waveform(self.mel(requests, steps), [request.noise for request in requests])
+        mels = self._generated(self._flow(requests, steps), requests)
+        waves = self.waveform(mels, [request.noise for request in requests])
+        # The one place where the host waits for the device.
+        self._require_finite("mel", mels, self.execution.dtype)
+        self._require_finite("waveform", waves, self.execution.vocoder_dtype)
+        return waves
 
     def mel(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
         """The flow alone: one mel [generated frames, mels] float32 for each request. Raises as `synthesize`."""
-        flows = self.flow(requests, steps)
+        return self._generated(self.flow(requests, steps), requests)
+
+    def flow(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
+        """`mel` with the frames in front that stand for the prompt: [prompt + generated frames, mels] each."""
+        flows = self._flow(requests, steps)
+        self._require_finite("mel", flows, self.execution.dtype)
+        return flows
+
+    def _generated(self, flows: list[torch.Tensor], requests: Sequence[S3GenRequest]) -> list[torch.Tensor]:
         return [flow[len(request.voice.prompt_mel) :] for flow, request in zip(flows, requests, strict=True)]
 
     @torch.inference_mode()
     @ieee_float32()
-    def flow(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
-        """`mel` with the frames in front that stand for the prompt: [prompt + generated frames, mels] each."""
+    def _flow(self, requests: Sequence[S3GenRequest], steps: int) -> list[torch.Tensor]:
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, found {steps}")
         if not requests:
             return []
         for request in requests:
             self._check(request)
-        device = self.device
-        voices = [request.voice for request in requests]
-        rows = [torch.cat([t.to(device) for t in (r.voice.prompt_tokens, r.speech_tokens)]) for r in requests]
-        prompts = [voice.prompt_mel.to(device, torch.float32) for voice in voices]
-        padding = padding_mask([len(row) for row in rows], device)
+        config, device, dtype = self.config.flow, self.device, self.execution.dtype
+        voices = [self._voices(request.voice) for request in requests]
+        speech = torch.cat([request.speech_tokens for request in requests]).to(device)
+        speech = speech.split([len(request.speech_tokens) for request in requests])
+        tokens = [torch.cat([voice.tokens, own]) for voice, own in zip(voices, speech, strict=True)]
+        lengths = [UPSAMPLING * len(row) for row in tokens]
 
-        mu = self.encoder(pad_sequence(rows, batch_first=True), padding)
-        speaker = self.speaker(F.normalize(torch.stack([v.xvector.to(device, torch.float32) for v in voices]), dim=-1))
-        prompt = pad_sequence(prompts, batch_first=True)
+        mu = self.encoder(pad_sequence(tokens, batch_first=True), padding_mask([len(row) for row in tokens], device))
+        speaker = torch.stack([voice.speaker for voice in voices])[:, None].expand(-1, mu.shape[1], -1)
+        prompt = pad_sequence([voice.mel for voice in voices], batch_first=True)
+        prompt = F.pad(prompt, (0, 0, 0, mu.shape[1] - prompt.shape[1]))
+        z = pad_sequence([request.noise.z.to(device).T for request in requests], batch_first=True)
+
+        packed = self.execution.kernels == "triton"
+        streams = 1 if config.meanflow else 2
+        rows = (Packing if packed else Padded).of(lengths, device, streams, bucketed=self.execution.cuda_graphs)
+        span = time_span(steps, cosine=not config.meanflow).to(device)
         mel = solve(
-            self.estimator,
-            z=pad_sequence([request.noise.z.to(device).T for request in requests], batch_first=True),
-            mu=mu,
-            speaker=speaker,
-            prompt=F.pad(prompt, (0, 0, 0, mu.shape[1] - prompt.shape[1])),
-            padding=None if padding is None else padding.repeat_interleave(UPSAMPLING, dim=1),
-            steps=steps,
-            cfg_rate=self.config.flow.cfg_rate,
-            meanflow=self.config.flow.meanflow,
+            self._velocity_in_force(),
+            z=rows.pack(z),
+            condition=rows.pack(torch.cat([part.to(dtype) for part in (mu, speaker, prompt)], dim=-1)),
+            span=span,
+            times=self.estimator.time_table(span[:-1], span[1:])[:, None],
+            layout=rows.layout,
         )
-        return [row[: UPSAMPLING * len(tokens)] for row, tokens in zip(mel, rows, strict=True)]
+        return rows.unpack(mel)
+
+    def _velocity_in_force(self) -> Velocity:
+        if self._velocity is None:
+            estimator: Callable[..., torch.Tensor] = self.estimator
+            if self.execution.kernels == "triton":
+                from chatterbox_vllm.models.s3gen.packed_estimator import PackedEstimator  # imports triton
+
+                estimator = PackedEstimator(self.estimator)
+            velocity = velocity_of(estimator, None if self.config.flow.meanflow else self.config.flow.cfg_rate)
+            self._velocity = GraphedFunction(velocity) if self.execution.cuda_graphs else velocity
+        return self._velocity
 
     @torch.inference_mode()
     @ieee_float32()
     def waveform(self, mels: Sequence[torch.Tensor], noises: Sequence[S3GenNoise]) -> list[torch.Tensor]:
         """The vocoder alone, with the fade at the start: a [samples] float32 for each mel [frames, mels]."""
-        if not mels:
-            return []
-        lengths = [len(mel) for mel in mels]
-        waves = self.vocoder(
-            pad_sequence(list(mels), batch_first=True).transpose(1, 2),
-            lengths,
-            phase=torch.stack([noise.phase for noise in noises]).to(self.device),
-            noise=pad_sequence([noise.source.T.to(self.device) for noise in noises], batch_first=True).transpose(1, 2),
-        )
         samples = self.config.hift.samples_per_frame
-        return [fade_in(wave[: length * samples]) for wave, length in zip(waves, lengths, strict=True)]
+        waves: list[torch.Tensor] = [torch.empty(0)] * len(mels)
+        vocoder = self._vocoder_in_force()
+        for group in self._vocoder_groups([len(mel) for mel in mels]):
+            lengths = [len(mels[i]) for i in group]
+            noise = pad_sequence([noises[i].source.T.to(self.device) for i in group], batch_first=True)
+            spoken = vocoder(
+                pad_sequence([mels[i] for i in group], batch_first=True).transpose(1, 2),
+                lengths,
+                phase=torch.stack([noises[i].phase for i in group]).to(self.device),
+                noise=noise.transpose(1, 2),
+            )
+            for i, wave, length in zip(group, spoken, lengths, strict=True):
+                waves[i] = fade_in(wave[: length * samples])
+        return waves
+
+    def _vocoder_in_force(self) -> Callable[..., torch.Tensor]:
+        if self.execution.vocoder_kernels == "torch":
+            return self.vocoder
+        if self._packed_vocoder is None:
+            from chatterbox_vllm.models.s3gen.packed_hift import PackedHiFT  # imports triton
+
+            self._packed_vocoder = PackedHiFT(self.vocoder)
+        return self._packed_vocoder
+
+    def _vocoder_groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices of rows to pad together: all of them; on CUDA, where a few fill the device, those of like lengths."""
+        if not lengths:
+            return []
+        if self.device.type != "cuda":
+            return [list(range(len(lengths)))]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        size = _VOCODER_ROWS[self.execution.vocoder_kernels]
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    @torch.inference_mode()
+    def _prepare(self, voice: S3GenVoice) -> PreparedVoice:
+        self._check_ids("prompt", voice.prompt_tokens)
+        xvector = voice.xvector.to(self.device, torch.float32)
+        return PreparedVoice(
+            tokens=voice.prompt_tokens.to(self.device),
+            mel=voice.prompt_mel.to(self.device, torch.float32),
+            speaker=self.speaker(F.normalize(xvector, dim=-1)),
+        )
+
+    def _require_finite(self, what: str, rows: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+        """In half precision, of which float16 may overflow; one wait for the device where all is well."""
+        if dtype == torch.float32 or not rows or bool(torch.cat(list(rows)).isfinite().all()):
+            return
+        wrong = [i for i, row in enumerate(rows) if not bool(row.isfinite().all())]
+        part = "s3gen dtype" if what == "mel" else "vocoder dtype"
+        raise GenerationError(
+            f"the {what} of utterance {', '.join(map(str, wrong))} of this batch is not finite in "
+            f"{str(dtype).removeprefix('torch.')}; use {part} bfloat16 or float32"
+        )
 
     def _check(self, request: S3GenRequest) -> None:
         tokens = request.speech_tokens
         if len(tokens) == 0:
             raise GenerationError("there are no speech tokens to speak; was the text empty, or did it end at once?")
-        for name, ids in (("speech", tokens), ("prompt", request.voice.prompt_tokens)):
-            lowest, highest = (int(v) for v in ids.aminmax()) if len(ids) else (0, 0)
-            if lowest < 0 or highest >= self.config.flow.vocab_size:
-                raise GenerationError(
-                    f"{name} token {lowest if lowest < 0 else highest} is outside the codebook "
-                    f"(0 to {self.config.flow.vocab_size - 1}); drop control tokens before synthesis"
-                )
+        self._check_ids("speech", tokens)
         total, generated = self.frames(len(tokens), request.voice)
         hift = self.config.hift
         expected = {
@@ -221,6 +310,14 @@ class S3Gen(nn.Module):
             found = tuple(getattr(request.noise, name).shape)
             if found != shape:
                 raise ConfigError(f"noise.{name} has shape {found}, this utterance needs {shape}; use S3Gen.draw_noise")
+
+    def _check_ids(self, name: str, ids: torch.Tensor) -> None:
+        lowest, highest = (int(v) for v in ids.aminmax()) if len(ids) else (0, 0)
+        if lowest < 0 or highest >= self.config.flow.vocab_size:
+            raise GenerationError(
+                f"{name} token {lowest if lowest < 0 else highest} is outside the codebook "
+                f"(0 to {self.config.flow.vocab_size - 1}); drop control tokens before synthesis"
+            )
 
 
 def fade_in(wave: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,12 @@ frame finds there what the row alone would show it: zeros for a convolution, no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+_SMALLEST_STEP = 64  # frames between two buckets
 
 
 def padding_mask(lengths: Sequence[int], device: torch.device | str) -> torch.Tensor | None:
@@ -27,3 +31,48 @@ def clear(x: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
 def visible_keys(padding: torch.Tensor | None) -> torch.Tensor | None:
     """The attention mask [rows, 1, 1, longest] (True: may be attended to) of a padding mask; None stays None."""
     return None if padding is None else ~padding[:, None, None, :]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows as a padded batch [rows, longest, channels]; `Packing` is the same without padding.
+
+    Attributes:
+        lengths: frames of each row.
+        frames: of the batch, at least those of the longest row.
+        padding: [streams * rows, frames] bool, True in the padding; None if there is none.
+    """
+
+    lengths: tuple[int, ...]
+    frames: int
+    padding: torch.Tensor | None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str, streams: int = 1, bucketed: bool = False) -> Padded:
+        """For rows of these lengths; `bucketed` pads further, so that few sizes serve all lengths."""
+        if not bucketed:
+            padding = padding_mask(lengths, device)
+            frames = max(lengths)
+        else:
+            frames = bucket(max(lengths))
+            padding = torch.arange(frames, device=device) >= torch.tensor(lengths, device=device)[:, None]
+        return cls(tuple(lengths), frames, None if padding is None else padding.repeat(streams, 1))
+
+    @property
+    def layout(self) -> tuple[torch.Tensor, ...]:
+        """What the estimator takes besides input and time."""
+        return () if self.padding is None else (self.padding,)
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, longest, channels] with zeros up to `frames`."""
+        return F.pad(x, (0, 0, 0, self.frames - x.shape[1]))
+
+    def unpack(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[rows, frames, channels] to its rows, [length, channels] each."""
+        return [row[:length] for row, length in zip(x, self.lengths, strict=True)]
+
+
+def bucket(frames: int) -> int:
+    """`frames` rounded up to one of 16 sizes between powers of two (at most 6 % more), steps of 64 at least."""
+    step = max(_SMALLEST_STEP, (1 << (frames - 1).bit_length()) // 32)
+    return -(-frames // step) * step

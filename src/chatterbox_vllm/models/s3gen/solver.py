@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
-from chatterbox_vllm.models.s3gen.estimator import Estimator
+# (state, condition, time, *layout) to the velocity of the state, float32.
+Velocity = Callable[..., torch.Tensor]
 
 
 def time_span(steps: int, cosine: bool) -> torch.Tensor:
@@ -15,49 +17,53 @@ def time_span(steps: int, cosine: bool) -> torch.Tensor:
     return 1 - torch.cos(even * (0.5 * math.pi)) if cosine else even
 
 
-def solve(
-    estimator: Estimator,
-    z: torch.Tensor,
-    mu: torch.Tensor,
-    speaker: torch.Tensor,
-    prompt: torch.Tensor,
-    padding: torch.Tensor | None = None,
-    steps: int = 10,
-    cfg_rate: float = 0.7,
-    meanflow: bool = False,
-) -> torch.Tensor:
-    """Follow the flow from the noise `z` to a mel, with classifier-free guidance.
+def velocity_of(estimator: Callable[..., torch.Tensor], cfg_rate: float | None) -> Velocity:
+    """The velocity that the solver follows, with classifier-free guidance unless `cfg_rate` is None.
 
-    Both streams of the guidance are rows of one estimator call: v = (1 + cfg_rate) * conditional - cfg_rate *
-    unconditional, where the unconditional stream has zeros for mean, speaker and prompt mel (Ho and Salimans 2022,
-    arXiv 2207.12598). The state is float32 whatever the estimator's dtype.
+    Both streams of the guidance go through one call of `estimator`, one after the other in the first dimension (rows of
+    a padded batch, frames of a packed one): v = (1 + cfg_rate) * conditional - cfg_rate * unconditional, where the
+    unconditional stream has zeros for mean, speaker and prompt mel (Ho and Salimans 2022, arXiv 2207.12598).
 
     Args:
-        z: [rows, frames, mels] float32 noise, finite in the padding.
-        mu: [rows, frames, mels], the encoder's mean.
-        speaker: [rows, mels], the projected x-vector.
-        prompt: [rows, frames, mels], the reference mel, zeros after it.
-        padding: [rows, frames] bool, True in the padding; None if there is none.
-        steps: Euler steps.
-        meanflow: even steps without guidance, for an estimator distilled so.
+        estimator: (input [..., 4 * mels], time, *layout) to [..., mels]; its `layout` covers all streams.
+    """
+
+    def velocity(
+        state: torch.Tensor, condition: torch.Tensor, time: torch.Tensor, *layout: torch.Tensor
+    ) -> torch.Tensor:
+        state = state.to(condition.dtype)
+        x = torch.cat([state, condition], dim=-1)
+        if cfg_rate is None:
+            return estimator(x, time, *layout).float()
+        x = torch.cat([x, torch.cat([state, torch.zeros_like(condition)], dim=-1)])
+        conditional, unconditional = estimator(x, time, *layout).float().chunk(2)
+        return (1 + cfg_rate) * conditional - cfg_rate * unconditional
+
+    return velocity
+
+
+def solve(
+    velocity: Velocity,
+    z: torch.Tensor,
+    condition: torch.Tensor,
+    span: torch.Tensor,
+    times: torch.Tensor,
+    layout: tuple[torch.Tensor, ...] = (),
+) -> torch.Tensor:
+    """Follow the flow from the noise `z` to a mel.
+
+    Args:
+        velocity: see `velocity_of`.
+        z: [..., mels] float32 noise, finite in the padding.
+        condition: [..., 3 * mels] in the estimator's dtype: encoder mean, speaker and prompt mel side by side.
+        span: [steps + 1] float32, see `time_span`.
+        times: [steps, stages, channels], the estimator's time table of the steps.
+        layout: what tells the estimator rows apart.
 
     Returns:
-        [rows, frames, mels] float32; the frames of the prompt and the padding carry no meaning.
+        [..., mels] float32; the frames of the prompt and the padding carry no meaning.
     """
-    rows, frames, _ = z.shape
-    guided = not meanflow
-    dtype = estimator.dtype
-    condition = torch.cat([t.to(dtype) for t in (mu, speaker[:, None].expand(-1, frames, -1), prompt)], dim=-1)
-    if guided:
-        condition = torch.cat([condition, torch.zeros_like(condition)])
-        padding = None if padding is None else padding.repeat(2, 1)
-    span = time_span(steps, cosine=guided).to(z.device)
-    times = estimator.time_table(span[:-1], span[1:])
     x = z
     for time, step in zip(times, span.diff(), strict=True):
-        state = x.to(dtype).expand(2, -1, -1, -1).flatten(0, 1) if guided else x.to(dtype)
-        velocity = estimator(torch.cat([state, condition], dim=-1), time[None], padding).float()
-        if guided:
-            velocity = (1 + cfg_rate) * velocity[:rows] - cfg_rate * velocity[rows:]
-        x = x + step * velocity
+        x = x + step * velocity(x, condition, time, *layout)
     return x

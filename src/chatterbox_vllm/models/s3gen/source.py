@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.config import HiFTConfig
-from chatterbox_vllm.models.s3gen.ragged import clear
 
 SAMPLE_RATE = 24_000  # Hz, of the audio that S3Gen makes
 
@@ -34,15 +33,11 @@ class F0Predictor(nn.Module):
         self.condnet = nn.ModuleDict({str(2 * i): conv for i, conv in enumerate(convs)})
         self.classifier = nn.Linear(config.f0_channels, 1)
 
-    def forward(self, mel: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
-        """[rows, mels, frames] float32, zeros in the padding, to [rows, frames] in Hz.
-
-        Args:
-            padding: [rows, 1, frames] bool, True in the padding; None if there is none.
-        """
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        """[rows, mels, frames] float32 to [rows, frames] in Hz."""
         x = mel
         for conv in self.condnet.values():
-            x = clear(F.elu(conv(x)), padding)
+            x = F.elu(conv(x))
         return self.classifier(x.transpose(1, 2)).squeeze(-1).abs()
 
 

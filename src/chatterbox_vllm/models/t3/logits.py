@@ -148,22 +148,22 @@ class RepetitionPenalty(LogitsProcessor):
 
     def _begin(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Spoken:
         slot = self.free.pop()
-        self.mask[slot] = False
-        self.mask[slot, sorted(set(prompt or ()))] = True
+        row = self.mask[slot]
+        row.fill_(False)
+        row.index_fill_(0, async_tensor_h2d(sorted(set(prompt or ())), self.device, torch.int64), True)
         return _Spoken(slot, float((params.extra_args or {}).get("repetition_penalty", 1.0)), output)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        slots, tokens = [], []
+        width = self.mask.shape[1]
+        fresh = []
         for state in self.spoken.values():
             length = len(state.output)
             if state.noted < length:
-                fresh = state.output[state.noted :]
-                tokens += fresh
-                slots += [state.slot] * len(fresh)
+                fresh += [state.slot * width + token for token in state.output[state.noted :]]
                 state.noted = length
-        if slots:
-            places = async_tensor_h2d([slots, tokens], self.device, torch.int64)
-            self.mask[places[0], places[1]] = True
+        if fresh:
+            # Indexed assignment of a Python scalar would copy it to the device and wait for all that runs there.
+            self.mask.view(-1).index_fill_(0, async_tensor_h2d(fresh, self.device, torch.int64), True)
         if not self.active or len(self.rows) != len(logits):
             return logits
         penalized = torch.where(logits < 0, logits * self.penalties, logits / self.penalties)

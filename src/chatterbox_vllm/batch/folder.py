@@ -1,0 +1,240 @@
+"""The output directory of a batch: what it is a run of, what is done, and that nobody else works in it.
+
+    OUTDIR/<id>.<format>     one audio file a row; a name appears when its file is whole and synced
+    OUTDIR/manifest.jsonl    a line a row that is done or has failed, written after its file
+    OUTDIR/run.json          what all files depend on; a run with other values is refused
+    OUTDIR/.lock             locked while a process works here; the lock goes when the process does
+
+Killed between two of these steps, a row has no line yet and is done again, with the same seed; its file is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from typing_extensions import Self
+
+from chatterbox_vllm.errors import ConfigError, OutputError
+
+MANIFEST, RUN, LOCK = "manifest.jsonl", "run.json", ".lock"
+# Left by a process that was killed while it wrote (audio/encode.py, and here).
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial|\.(run\.json|manifest\.jsonl)\.partial")
+
+
+class Folder:
+    """An output directory under this process's lock. Use it as a context manager.
+
+    Attributes:
+        done: a byte for each row: 0 open, 1 spoken, 2 failed.
+        seconds: of audio in the rows that are done.
+
+    Raises:
+        ConfigError: another process works in it, or it holds something else.
+        OutputError: it cannot be made or written.
+    """
+
+    OPEN, SPOKEN, FAILED = 0, 1, 2
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.done = bytearray()
+        self.seconds = 0.0
+        self._manifest: IO[bytes] | None = None
+        self._overwrite = False
+        with self._writing():
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / LOCK).open("ab")
+        try:
+            # A POSIX lock: unlike flock's it is not handed down to child processes, which may outlive a killed parent.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self._lock.close()
+            raise ConfigError(
+                f"{path}: another process is at work in it; wait for it, or name another directory"
+            ) from (error)
+        except OSError as error:
+            self._lock.close()
+            raise OutputError(f"{path}: cannot be locked ({error.strerror}); use a file system with locks") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._manifest is not None:
+            self._manifest.close()
+        self._lock.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: cannot be written ({error.strerror or error}); make room or mend that, then give the "
+                "same command again, without --overwrite: it goes on where it was"
+            ) from error
+
+    def open(self, run: dict[str, Any], rows: int, overwrite: bool, retry_failed: bool) -> dict[str, Any]:
+        """Begin the run, or go on with it where it was.
+
+        Args:
+            run: what all files depend on. "seed" may be None where the caller takes any: an earlier run's stays then.
+            rows: of the input.
+            overwrite: begin anew; `begin` removes the earlier run and the files that its manifest names.
+            retry_failed: open the rows again that have failed.
+
+        Returns:
+            `run` as it is in force.
+
+        Raises:
+            ConfigError: the directory holds a run of other values, or files that are none of ours.
+            OutputError: it cannot be written.
+        """
+        with self._writing():
+            self._overwrite = overwrite
+            self.done = bytearray(rows)
+            earlier = None if overwrite else self._read_run()
+            if earlier is None and not overwrite:
+                self._refuse_strangers()
+            if earlier is not None:
+                changed = [key for key in {**earlier, **run} if earlier.get(key) != run.get(key)]
+                if run["seed"] is None and "seed" in changed:
+                    changed.remove("seed")
+                    run = run | {"seed": earlier["seed"]}
+                if changed:
+                    what = "; ".join(_difference(key, earlier.get(key), run.get(key)) for key in changed)
+                    raise ConfigError(
+                        f"{self.path}: holds a run with other values ({what}): go on with those, name another "
+                        "directory, or start anew with --overwrite"
+                    )
+                self._settle(retry_failed)
+        return run
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Write down what the run is, unless it goes on, and open the manifest.
+
+        Apart from `open`, so that a model that does not load leaves no run behind and an earlier one alone.
+        """
+        with self._writing():
+            self._clear_partials()
+            if self._overwrite:
+                self._forget()
+            if not (self.path / RUN).exists():
+                self._replace(RUN, [json.dumps(run, indent=1, ensure_ascii=False).encode() + b"\n"])
+            self._manifest = (self.path / MANIFEST).open("ab", buffering=0)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append a row's line to the manifest. It is not synced: a line that is lost is a row that is done again."""
+        assert self._manifest is not None, "begin() comes first"
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        with self._writing():
+            view = memoryview(line)
+            while view:
+                view = view[self._manifest.write(view) :]
+        self._count(entry)
+
+    def _count(self, entry: dict[str, Any]) -> None:
+        self.done[entry["index"]] = self.SPOKEN if entry["error"] is None else self.FAILED
+        self.seconds += entry["duration"] or 0.0
+
+    def _entries(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        """The manifest's lines; None for one that is torn or otherwise no entry."""
+        path = self.path / MANIFEST
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    good = line.endswith(b"\n") and entry.keys() >= {"index", "file", "error", "duration"}
+                except (ValueError, AttributeError):
+                    good = False
+                yield line, entry if good else None
+
+    def _settle(self, retry_failed: bool) -> None:
+        """Note what is done, and drop the lines of rows that are to be done again.
+
+        Those are a torn line's, a failed row's where they are retried, and a row's whose file is gone.
+        """
+        dropped = False
+        for _, entry in self._entries():
+            if entry is not None and self._stands(entry, retry_failed) and not self.done[entry["index"]]:
+                self._count(entry)
+            else:
+                dropped = True
+        if dropped:
+            self._replace(MANIFEST, self._kept(retry_failed))
+
+    def _kept(self, retry_failed: bool) -> Iterator[bytes]:
+        kept = bytearray(len(self.done))
+        for line, entry in self._entries():
+            if entry is not None and self._stands(entry, retry_failed) and not kept[entry["index"]]:
+                kept[entry["index"]] = 1
+                yield line
+
+    def _stands(self, entry: dict[str, Any], retry_failed: bool) -> bool:
+        index = entry["index"]
+        if not isinstance(index, int) or not 0 <= index < len(self.done):
+            return False
+        if entry["error"] is not None:
+            return not retry_failed
+        return isinstance(entry["file"], str) and (self.path / entry["file"]).is_file()
+
+    def _read_run(self) -> dict[str, Any] | None:
+        try:
+            run = json.loads((self.path / RUN).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            run = None
+        if not isinstance(run, dict):
+            raise ConfigError(f"{self.path / RUN}: is damaged; start anew with --overwrite or in another directory")
+        return run
+
+    def _refuse_strangers(self) -> None:
+        stranger = next((n for n in os.listdir(self.path) if n != LOCK and not _PARTIAL.fullmatch(n)), None)
+        if stranger is not None:
+            raise ConfigError(
+                f"{self.path}: holds {stranger!r} and no {RUN}, so it is no batch's; name another directory, or give "
+                "--overwrite, which replaces files of the same names and leaves the others"
+            )
+
+    def _forget(self) -> None:
+        """Remove the earlier run; its run file goes last, so that a kill leaves something to go on with."""
+        for _, entry in self._entries():
+            if entry is not None and isinstance(entry["file"], str) and "/" not in entry["file"]:
+                (self.path / entry["file"]).unlink(missing_ok=True)
+        for name in (MANIFEST, RUN):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _clear_partials(self) -> None:
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if _PARTIAL.fullmatch(entry.name):
+                    os.unlink(entry.path)
+
+    def _replace(self, name: str, lines: Any) -> None:
+        """Write a file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        with partial.open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+
+
+def _difference(key: str, earlier: Any, now: Any) -> str:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        return "; ".join(
+            _difference(k, earlier.get(k), now.get(k)) for k in {**earlier, **now} if earlier.get(k) != now.get(k)
+        )
+    if key in ("input", "voice"):  # these are hashes
+        return f"another {key}" if earlier and now else f"{'a' if earlier else 'no'} {key}"
+    return f"{key} {earlier!r}, now {now!r}"

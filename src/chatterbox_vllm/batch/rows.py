@@ -1,0 +1,274 @@
+"""The rows of an input: .txt, .jsonl or .csv, read one at a time however many there are."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from chatterbox_vllm.engine.request import SpeechParameters
+from chatterbox_vllm.errors import ConfigError
+
+FORMATS = ("txt", "jsonl", "csv")
+STANDARD_INPUT = "-"
+# With a suffix and what marks an unfinished file, a name stays below the 255 bytes of Linux file systems.
+_MAX_ID_BYTES = 200
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_PARAMETERS = {
+    f.name: int if f.name in ("max_tokens", "diffusion_steps", "seed") else float for f in fields(SpeechParameters)
+}
+_KEYS = ("text", "id", "voice", *_PARAMETERS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text of the input.
+
+    Attributes:
+        index: place among the rows, from 0.
+        line: of the input, from 1; the last one where a row has several.
+        id: names the audio file; the index in seven digits where the input names none.
+        voice: reference clip, or None.
+        parameters: fields of `SpeechParameters` that the row sets, not yet checked.
+        error: why the row cannot be spoken, or None.
+    """
+
+    index: int
+    line: int
+    id: str
+    text: str = ""
+    voice: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return f"row {self.index} (line {self.line}, id {self.id!r})"
+
+
+class Input:
+    """An input file, opened once; standard input and pipes are copied to a temporary file, as rows are read twice.
+
+    Use it as a context manager.
+
+    Attributes:
+        name: for messages.
+        directory: where relative paths of voices begin: the file's own, or the current one for standard input.
+        digest: of the contents.
+
+    Raises:
+        ConfigError: it cannot be read, or its format is unknown.
+    """
+
+    def __init__(self, path: str, format: str | None = None):
+        self.name = "standard input" if path == STANDARD_INPUT else path
+        self.directory = Path() if path == STANDARD_INPUT else Path(path).parent
+        self.format = format or Path(path).suffix.lower().lstrip(".")
+        if self.format not in FORMATS:
+            raise ConfigError(
+                f"{self.name}: unknown kind of input; name the file .txt, .jsonl or .csv, or give --format"
+            )
+        try:
+            self._file = _open(path)
+            self.digest = hashlib.file_digest(self._file, "blake2b").hexdigest()[:32]
+            self._state = self._stat()
+        except OSError as error:
+            raise ConfigError(f"{self.name}: cannot be read ({error.strerror or error})") from error
+
+    def __enter__(self) -> Input:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def rows(self) -> Iterator[Row]:
+        """All rows from the first; one iterator at a time, as they share the place in the file.
+
+        A line that cannot be used is a row with an `error`. Empty lines are no rows.
+
+        Raises:
+            ConfigError: a .csv without the right columns; an input that changed while it was read.
+        """
+        descriptor = os.dup(self._file.fileno())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        # Bytes that are no UTF-8 become surrogates, which are then found in the row that holds them.
+        newline = "" if self.format == "csv" else None
+        with open(descriptor, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
+            reader = {"txt": _text_lines, "jsonl": _json_lines, "csv": self._csv_lines}[self.format]
+            for index, (line, values) in enumerate(reader(text)):
+                yield _row(index, line, values)
+        if self._stat() != self._state:
+            raise ConfigError(f"{self.name}: was changed while it was read; start again when it is complete")
+
+    def check(self) -> int:
+        """The number of rows, after making sure that each has an id of its own that can name a file.
+
+        Memory: 8 bytes a row. Ids are compared by 64-bit hashes; the few that seem to repeat are read again.
+
+        Raises:
+            ConfigError: the first bad id, or ids that repeat; there are no rows.
+        """
+        hashes = array("Q")
+        for row in self.rows():
+            fault = _fault_of_id(row.id)
+            if fault:
+                raise ConfigError(f"{self.name}: {row}: {fault}; the id names the row's audio file")
+            hashes.append(_hash(row.id))
+        if not hashes:
+            raise ConfigError(f"{self.name}: there are no rows to speak")
+        values = np.sort(np.frombuffer(hashes, np.uint64))
+        repeated = {int(value) for value in values[1:][values[1:] == values[:-1]][:1000]}
+        if repeated:
+            seen: dict[str, Row] = {}
+            for row in self.rows():
+                if _hash(row.id) in repeated:
+                    first = seen.setdefault(row.id, row)
+                    if first is not row:
+                        raise ConfigError(f"{self.name}: {row} has the same id as {first}; each needs its own")
+        return len(hashes)
+
+    def _csv_lines(self, file: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        csv.field_size_limit(sys.maxsize)  # a text may be a book
+        reader = csv.reader(file)
+        header = [name.strip().lower() for name in next(reader, [])]
+        unknown = [name for name in header if name not in _KEYS]
+        if "text" not in header or unknown or len(set(header)) < len(header):
+            found = ", ".join(map(repr, header)) or "nothing"
+            raise ConfigError(
+                f"{self.name}: the first line must name the columns: text and, once each, any of "
+                f"{', '.join(_KEYS[1:])}; it holds {found}"
+            )
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield reader.line_num, f"not CSV ({error})"
+                continue
+            if not cells:
+                continue
+            if len(cells) > len(header):
+                yield reader.line_num, f"{len(cells)} cells for {len(header)} columns; quote texts that hold commas"
+                continue
+            values: dict[str, Any] = {}
+            for name, cell in zip(header, cells, strict=False):
+                # An empty cell says nothing, but for the text.
+                if cell.strip() or name == "text":
+                    values[name] = _number(cell.strip()) if name in _PARAMETERS else cell
+            yield reader.line_num, {k: v.strip() if k in ("id", "voice") else v for k, v in values.items()}
+
+
+def _open(path: str) -> Any:
+    """A file that can be read more than once."""
+    file: Any = sys.stdin.buffer
+    if path != STANDARD_INPUT:
+        named = Path(path)
+        file = named.open("rb")
+        if file.seekable():
+            return file
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the input
+    shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return copy
+
+
+def _number(cell: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell
+
+
+def _text_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, {"text": line.strip()}
+
+
+def _json_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"not JSON ({error})"
+            continue
+        yield number, values if isinstance(values, dict) else 'a row is a JSON object, such as {"text": "Hello."}'
+
+
+def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
+    """The row of parsed values, or of the error that parsing met."""
+    fallback = f"{index:07d}"
+    if isinstance(values, str):
+        return Row(index, line, fallback, error=values)
+    values = {key: value for key, value in values.items() if value is not None}
+    given = values.pop("id", fallback)
+    id = str(given)
+    text, voice = values.pop("text", ""), values.pop("voice", None)
+    unknown = [key for key in values if key not in _PARAMETERS]
+    error = None
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        id, error = fallback, f"id must be a string or an integer, not {given!r}"
+    elif unknown:
+        error = f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}"
+    elif not isinstance(text, str) or not text.strip():
+        error = "there is no text to speak; give at least one word"
+    elif voice is not None and (not isinstance(voice, str) or not voice or "\0" in voice):
+        error = f"voice must be the path of an audio file, not {voice!r}"
+    elif not _encodable(text) or (voice is not None and not _encodable(voice)):
+        error = "not UTF-8; convert the input"
+    if error is not None:
+        return Row(index, line, id, error=error)
+    return Row(index, line, id, text, voice, _whole_numbers(values))
+
+
+def _whole_numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """10.0 for 10, as spreadsheets and data frames write integers."""
+    return {
+        key: int(value)
+        if _PARAMETERS[key] is int and isinstance(value, float) and math.isfinite(value) and value == int(value)
+        else value
+        for key, value in values.items()
+    }
+
+
+def _fault_of_id(id: str) -> str | None:
+    if not id or id != id.strip() or id.startswith("."):
+        return "an id must not be empty, begin with a dot, or begin or end with white space"
+    if _UNSAFE.search(id):
+        return "an id must not hold slashes, backslashes, control characters or bytes that are no UTF-8"
+    if len(id.encode()) > _MAX_ID_BYTES:
+        return f"an id must not be longer than {_MAX_ID_BYTES} bytes"
+    return None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _hash(id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,238 @@
+"""Speaks the rows of an input that are still open in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from chatterbox_vllm.audio.encode import write_audio
+from chatterbox_vllm.batch.folder import Folder
+from chatterbox_vllm.batch.rows import Input, Row
+from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
+from chatterbox_vllm.errors import AudioError, ChatterboxError, ConfigError, GenerationError, OutputError
+from chatterbox_vllm.voices import Voice
+
+# Encoding and syncing wait for the disk and leave the interpreter free: the engine goes on meanwhile.
+_WRITERS = 4
+# Most finished waves that wait to be written.
+_WAITING_WAVES = 16
+# Clips that failed, so that one that many rows name is not decoded for each.
+_BAD_CLIPS = 64
+
+
+class Speaker(Protocol):
+    """What a batch needs of `ChatterboxTTS`."""
+
+    sr: int
+    conds: Voice | None
+
+    def enrol(self, path: str | os.PathLike[str]) -> Voice: ...
+    def run(self, requests: Iterable[SpeechRequest]) -> Iterator[SpeechResult]: ...
+
+
+@dataclass
+class Summary:
+    """What became of a run.
+
+    Attributes:
+        rows: of the input.
+        earlier: rows that were done before this process began.
+        spoken: by this process.
+        failed: rows that have failed, those of earlier included.
+        cut_off: by this process, rows that reached `max_tokens` without end of speech.
+        seconds: of audio that this process spoke.
+        wall: seconds that it took, without loading.
+    """
+
+    rows: int
+    earlier: int
+    spoken: int = 0
+    failed: int = 0
+    cut_off: int = 0
+    seconds: float = 0.0
+    wall: float = 0.0
+
+
+class Batch:
+    """One process's work on a folder that is open and begun.
+
+    Args:
+        parameters: of rows that set none; row i has its seed + i.
+        voice: reference clip of rows that name none; None is the model's own voice.
+        suffix: of the audio files, such as ".wav".
+    """
+
+    def __init__(
+        self,
+        source: Input,
+        folder: Folder,
+        speaker: Speaker,
+        parameters: SpeechParameters,
+        voice: Path | None,
+        suffix: str,
+    ):
+        self.source = source
+        self.folder = folder
+        self.speaker = speaker
+        self.parameters = parameters
+        self.voice = voice
+        self.suffix = suffix
+        done = len(folder.done) - folder.done.count(Folder.OPEN)
+        self.summary = Summary(len(folder.done), done, failed=folder.done.count(Folder.FAILED))
+        # Rows that the engine has, by their place among the requests; it takes a bounded number ahead.
+        self._taken: dict[int, tuple[Row, SpeechParameters]] = {}
+        self._bad_clips: OrderedDict[Path, str] = OrderedDict()
+
+    def run(self) -> Summary:
+        """Speak all open rows; failures go to the manifest and to standard error.
+
+        Raises:
+            OutputError: the folder cannot be written. What is done stays done.
+            ConfigError: the input changed while it was read.
+        """
+        self._start = time.monotonic()
+        waiting: deque[tuple[dict[str, Any], Future[Any]]] = deque()
+        with (
+            tqdm(total=self.summary.rows, initial=self.summary.earlier, unit="row", disable=None) as self._bar,
+            ThreadPoolExecutor(_WRITERS, thread_name_prefix="write-audio") as writers,
+        ):
+            results = self.speaker.run(self._requests())
+            try:
+                for result in results:
+                    entry = self._entry_of(result)
+                    if entry is not None:
+                        path = self.folder.path / entry["file"]
+                        waiting.append((entry, writers.submit(write_audio, path, result.audio, self.speaker.sr)))
+                    while waiting and (len(waiting) > _WAITING_WAVES or waiting[0][1].done()):
+                        self._note(*waiting.popleft())
+                while waiting:
+                    self._note(*waiting.popleft())
+            except BaseException:
+                writers.shutdown(cancel_futures=True)
+                # Files that are whole by now need not be made again.
+                with contextlib.suppress(OutputError):
+                    for entry, written in waiting:
+                        if not written.cancelled() and written.exception() is None:
+                            self.folder.add(entry)
+                raise
+            finally:
+                # While the model is still there: what is left undone is dropped.
+                if isinstance(results, Generator):
+                    results.close()
+        self.summary.wall = time.monotonic() - self._start
+        return self.summary
+
+    def _entry_of(self, result: SpeechResult) -> dict[str, Any] | None:
+        """The manifest's line of a result whose audio is to be written; a failure is noted here, and None."""
+        row, parameters = self._taken.pop(result.index)
+        fault: ChatterboxError
+        if result.audio is None:
+            fault = result.error or GenerationError("nothing was spoken")
+        elif not np.isfinite(np.asarray(result.audio)).all():
+            # Known before it is written, as a failure to write is the folder's fault and not the row's.
+            fault = GenerationError(f"the audio holds values that are not finite numbers (seed {result.seed})")
+        else:
+            return self._entry(row, parameters, result) | {
+                "file": f"{row.id}{self.suffix}",
+                "duration": len(result.audio) / self.speaker.sr,
+            }
+        self._fail(row, fault, parameters, result)
+        return None
+
+    def _requests(self) -> Iterator[SpeechRequest]:
+        place = 0
+        for row in self.source.rows():
+            if self.folder.done[row.index] != Folder.OPEN:
+                continue
+            parameters = None
+            try:
+                if row.error is not None:
+                    raise ConfigError(row.error)
+                seed = (self.parameters.seed or 0) + row.index
+                parameters = replace(self.parameters, **{"seed": seed % (MAX_SEED + 1), **row.parameters})
+                request = SpeechRequest(row.text, self._voice(row), parameters)
+            except ChatterboxError as error:
+                self._fail(row, error, parameters)
+                continue
+            self._taken[place] = row, parameters
+            place += 1
+            yield request
+
+    def _voice(self, row: Row) -> Voice:
+        """The row's own clip, the batch's, or the model's own voice. `Speaker.enrol` keeps those in use."""
+        path = self.voice if row.voice is None else self.source.directory / row.voice
+        if path is None:
+            if self.speaker.conds is None:
+                raise ConfigError(
+                    "the model has no voice of its own: name a reference clip in the row, or with --voice"
+                )
+            return self.speaker.conds
+        if path in self._bad_clips:
+            raise AudioError(self._bad_clips[path])
+        try:
+            return self.speaker.enrol(path)
+        except AudioError as error:
+            self._bad_clips[path] = str(error)
+            if len(self._bad_clips) > _BAD_CLIPS:
+                self._bad_clips.popitem(last=False)
+            raise
+
+    def _entry(self, row: Row, parameters: SpeechParameters | None, result: SpeechResult | None) -> dict[str, Any]:
+        """A line of the manifest, as of a row without audio."""
+        values = asdict(parameters) if parameters else {}
+        seed = values.pop("seed", None)
+        return {
+            "id": row.id,
+            "index": row.index,
+            "file": None,
+            "text_hash": hashlib.blake2b(row.text.encode(), digest_size=16).hexdigest() if row.text else None,
+            "voice": row.voice,
+            "parameters": values,
+            "seed": seed,
+            "duration": None,
+            "finish_reason": result.finish_reason if result else None,
+            "timings": {k: round(v, 4) for k, v in asdict(result.timings).items()} if result else None,
+            "error": None,
+        }
+
+    def _fail(
+        self,
+        row: Row,
+        error: ChatterboxError,
+        parameters: SpeechParameters | None = None,
+        result: SpeechResult | None = None,
+    ) -> None:
+        message = " ".join(str(error).split())
+        self.folder.add(self._entry(row, parameters, result) | {"error": message})
+        self.summary.failed += 1
+        tqdm.write(f"chatterbox-vllm: {row}: {message}", file=sys.stderr)
+        self._bar.update()
+
+    def _note(self, entry: dict[str, Any], written: Future[Any]) -> None:
+        """A row's file is there: so say the manifest and the bar."""
+        try:
+            written.result()
+        except OutputError as error:
+            raise OutputError(
+                f"{error}. What is done stays done: the same command, without --overwrite, goes on from there"
+            ) from error
+        self.folder.add(entry)
+        self.summary.spoken += 1
+        self.summary.seconds += entry["duration"]
+        self.summary.cut_off += entry["finish_reason"] == "length"
+        seconds = self.summary.seconds
+        speed = seconds / (time.monotonic() - self._start)
+        self._bar.set_postfix_str(f"{seconds:.0f} s of audio, {speed:.1f}x real time", refresh=False)
+        self._bar.update()

@@ -1,0 +1,492 @@
+"""`batch`: rows, the folder that survives any death, and the command itself killed while it works."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from chatterbox_vllm.batch.folder import Folder
+from chatterbox_vllm.batch.rows import Input, Row
+from chatterbox_vllm.batch.run import Batch, Summary
+from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
+from chatterbox_vllm.errors import AudioError, ConfigError, GenerationError, OutputError
+
+RUN = {"input": "1", "seed": 5, "parameters": {"temperature": 0.8}}
+
+
+class FakeSpeaker:
+    """Speaks a text as a tone of its seed, out of order; dies after `lives` results."""
+
+    sr = 24_000
+
+    def __init__(self, lives: float = float("inf")):
+        self.conds: Any = "built-in"
+        self.lives = lives
+        self.enrolled: list[Path] = []
+        self.spoken: list[str] = []
+        self.most_ahead = 0
+
+    def enrol(self, path: Any) -> Any:
+        self.enrolled.append(Path(path))
+        if "bad" in str(path):
+            raise AudioError(f"{path}: not audio")
+        return str(path)
+
+    def run(self, requests: Iterable[SpeechRequest]) -> Iterator[SpeechResult]:
+        ahead: list[tuple[int, SpeechRequest]] = []
+        source = enumerate(requests)
+        while True:
+            while len(ahead) < 4 and (entry := next(source, None)) is not None:
+                ahead.append(entry)
+            if not ahead:
+                return
+            index, request = ahead.pop(random.randrange(len(ahead)))
+            if self.lives <= 0:
+                raise KeyboardInterrupt
+            self.lives -= 1
+            yield self._speak(index, request)
+
+    def _speak(self, index: int, request: SpeechRequest) -> SpeechResult:
+        seed = request.parameters.seed
+        assert seed is not None
+        self.spoken.append(request.text)
+        if "fail" in request.text:
+            return SpeechResult(str(index), index, seed, error=GenerationError("could not\nspeak"))
+        audio = torch.sin(torch.arange(2400) * (0.01 + seed % 100 / 1000)) * 0.5
+        if "nan" in request.text:
+            audio[3] = float("nan")
+        reason: Any = "length" if "long" in request.text else "stop"
+        return SpeechResult(str(index), index, seed, audio=audio, speech_tokens=(1,), finish_reason=reason)
+
+
+def write(path: Path, *lines: Any) -> Path:
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def rows_of(path: Path, format: str | None = None) -> list[Row]:
+    with Input(str(path), format) as source:
+        return list(source.rows())
+
+
+def speak(
+    source: Path,
+    out: Path,
+    speaker: FakeSpeaker | None = None,
+    run: dict[str, Any] = RUN,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    **parameters: Any,
+) -> Summary:
+    with Input(str(source)) as rows, Folder(out) as folder:
+        folder.begin(folder.open(run, rows.check(), overwrite, retry_failed))
+        settings = SpeechParameters(seed=5, **parameters)
+        return Batch(rows, folder, speaker or FakeSpeaker(), settings, None, ".wav").run()
+
+
+def manifest(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def audio_files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*.wav")}
+
+
+# Rows
+
+
+def test_a_text_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_bytes("\ufeffOne.\r\n\n  Two, three. \nca\udce9f\nLast".encode("utf-8", "surrogateescape"))
+    rows = rows_of(path)
+    assert [(row.index, row.line, row.id, row.text) for row in rows[:2]] == [
+        (0, 1, "0000000", "One."),
+        (1, 3, "0000001", "Two, three."),
+    ]
+    assert rows[2].error == "not UTF-8; convert the input" and rows[3].text == "Last"
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = rows_of(
+        write(
+            tmp_path / "in.jsonl",
+            {"text": "One.", "id": 7, "voice": "a.wav", "seed": 3, "max_tokens": 50.0, "top_p": None},
+            "{torn",
+            "[1]",
+            {"text": "x", "exageration": 1},
+            {"text": " "},
+            {"text": 5},
+            {"id": "a"},
+            {"text": "x", "id": [1]},
+            {"text": "x", "voice": 5},
+            '{"text": "\\ud800"}',
+        )
+    )
+    assert rows[0] == Row(0, 1, "7", "One.", "a.wav", {"seed": 3, "max_tokens": 50})
+    named = [
+        "not JSON",
+        "JSON object",
+        "'exageration'",
+        "no text",
+        "no text",
+        "no text",
+        "id must be",
+        "voice",
+        "UTF-8",
+    ]
+    for row, name in zip(rows[1:], named, strict=True):
+        assert name in (row.error or ""), row
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbfid,Text,voice,temperature,max_tokens,seed\r\na,"One, two\r\nlines.", v.wav ,0.5,100,7\r\n\r\n'
+        b"b,Plain.,,,,\nc,Short.\nd,x,,hot,,\ne,one,two,3,4,5,6\nf,caf\xe9\n"
+    )
+    rows = rows_of(path)
+    assert rows[0] == Row(0, 3, "a", "One, two\r\nlines.", "v.wav", {"temperature": 0.5, "max_tokens": 100, "seed": 7})
+    assert rows[1] == Row(1, 5, "b", "Plain.") and rows[2].text == "Short."
+    assert rows[3].parameters == {"temperature": "hot"}
+    assert "7 cells for 6 columns" in (rows[4].error or "") and "UTF-8" in (rows[5].error or "")
+    for header in ("id,voice", "text,colour", "text,text", ""):
+        with pytest.raises(ConfigError, match="must name the columns"):
+            rows_of(write(tmp_path / "bad.csv", header, "x"))
+
+
+@pytest.mark.parametrize(
+    "id", ["../up", "a/b", "a\\b", ".hidden", "..", " a", "a\n", "", "x" * 201, "é" * 101, "\ud800"]
+)
+def test_unsafe_ids(tmp_path: Path, id: str) -> None:
+    path = write(tmp_path / "in.jsonl", {"text": "a", "id": "ok"}, {"text": "b", "id": id})
+    with Input(str(path)) as source, pytest.raises(ConfigError, match=r"row 1 \(line 2, id .* an id must not"):
+        source.check()
+
+
+def test_ids_that_repeat(tmp_path: Path) -> None:
+    texts: list[Any] = [{"text": "a"}, {"text": "b", "id": "0000000"}]
+    with Input(str(write(tmp_path / "in.jsonl", *texts))) as source, pytest.raises(ConfigError) as raised:
+        source.check()
+    assert "row 1 (line 2, id '0000000') has the same id as row 0 (line 1" in str(raised.value)
+
+
+def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
+    with Input(str(write(tmp_path / "empty.txt", "", " "))) as source, pytest.raises(ConfigError, match="no rows"):
+        source.check()
+    for name, fault in (("none.txt", "cannot be read"), ("x.doc", "--format"), ("-", "--format")):
+        with pytest.raises(ConfigError, match=fault):
+            Input(str(tmp_path / name) if name != "-" else name)
+    path = write(tmp_path / "in.txt", "One.", "Two.")
+    with Input(str(path)) as source, pytest.raises(ConfigError, match="was changed"):
+        for row in source.rows():
+            if row.index == 0:
+                write(path, "One.", "Two.", "Three.")
+
+
+def test_standard_input_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"One.\nTwo.\n")))
+    with Input("-", "txt") as source:
+        assert source.check() == 2
+        assert [row.text for row in source.rows()] == ["One.", "Two."]
+
+
+# Work
+
+
+def test_a_run(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "in.jsonl",
+        {"text": "one", "id": "a"},
+        {"text": "two long", "seed": 77, "voice": "v.wav", "cfg_weight": 0},
+    )
+    speaker = FakeSpeaker()
+    out = tmp_path / "deep" / "out"
+    summary = speak(source, out, speaker, temperature=0.5)
+    assert (summary.rows, summary.spoken, summary.failed, summary.cut_off) == (2, 2, 0, 1)
+    assert summary.seconds == pytest.approx(0.2)
+    assert speaker.enrolled == [tmp_path / "v.wav"]
+    first, second = sorted(manifest(out), key=lambda entry: entry["index"])
+    assert first["id"] == "a" and first["file"] == "a.wav" and first["seed"] == 5 and first["error"] is None
+    assert first["parameters"]["temperature"] == 0.5 and first["duration"] == 0.1 and first["finish_reason"] == "stop"
+    assert set(first["timings"]) == {"queued", "talking", "voicing", "total"} and len(first["text_hash"]) == 32
+    assert second["file"] == "0000001.wav" and second["seed"] == 77 and second["voice"] == "v.wav"
+    assert second["parameters"]["cfg_weight"] == 0 and second["finish_reason"] == "length"
+    wave, rate = soundfile.read(out / "a.wav")
+    assert rate == 24_000 and len(wave) == 2400
+    assert {path.name for path in out.iterdir()} == {"a.wav", "0000001.wav", "manifest.jsonl", "run.json", ".lock"}
+
+
+def test_bad_rows_do_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(
+        tmp_path / "in.jsonl",
+        {"text": "one"},
+        "{torn",
+        {"text": ""},
+        {"text": "x", "temperature": 99},
+        {"text": "x", "voice": "bad.wav", "seed": 8},
+        {"text": "x", "voice": "bad.wav"},
+        {"text": "fail"},
+        {"text": "nan"},
+        {"text": "last"},
+    )
+    speaker = FakeSpeaker()
+    summary = speak(source, tmp_path / "out", speaker)
+    assert (summary.spoken, summary.failed) == (2, 7)
+    assert speaker.enrolled == [tmp_path / "bad.wav"]
+    entries = {entry["index"]: entry for entry in manifest(tmp_path / "out")}
+    named = ["JSON", "no text", "temperature", "bad.wav", "bad.wav", "could not speak", "finite"]
+    lines = capsys.readouterr().err.splitlines()
+    for index, name in enumerate(named, 1):
+        assert name in entries[index]["error"] and entries[index]["file"] is None and entries[index]["duration"] is None
+        assert any(f"row {index} (line {index + 1}," in line and name in line for line in lines), lines
+    assert len(entries) == 9 and entries[4]["seed"] == 8
+    assert sorted(audio_files(tmp_path / "out")) == ["0000000.wav", "0000008.wav"]
+    # Started again, nothing is done twice; on demand, failures are.
+    speaker = FakeSpeaker()
+    again = speak(source, tmp_path / "out", speaker)
+    assert (again.earlier, again.spoken, again.failed, speaker.spoken) == (9, 0, 7, [])
+    again = speak(source, tmp_path / "out", speaker, retry_failed=True)
+    assert (again.earlier, again.failed, sorted(speaker.spoken)) == (2, 7, ["fail", "nan"])
+    assert sorted(entry["index"] for entry in manifest(tmp_path / "out")) == list(range(9))
+
+
+def test_no_voice_at_all(tmp_path: Path) -> None:
+    speaker = FakeSpeaker()
+    speaker.conds = None
+    source = write(tmp_path / "in.jsonl", {"text": "x"}, {"text": "y", "voice": str(tmp_path / "v.wav")})
+    summary = speak(source, tmp_path / "out", speaker)
+    assert (summary.spoken, summary.failed) == (1, 1)
+    assert "--voice" in manifest(tmp_path / "out")[0]["error"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dying_again_and_again_changes_nothing(tmp_path: Path, seed: int) -> None:
+    random.seed(seed)
+    source = write(tmp_path / "in.txt", *(f"Text {i}{' fail' * (i % 7 == 3)}." for i in range(40)))
+    speak(source, tmp_path / "whole")
+    out = tmp_path / "killed"
+    spoken: list[str] = []
+    for _ in range(6):
+        speaker = FakeSpeaker(lives=random.randrange(1, 9))
+        with pytest.raises(KeyboardInterrupt):
+            speak(source, out, speaker)
+        spoken += speaker.spoken
+        path = out / "manifest.jsonl"
+        content = path.read_bytes()
+        if random.random() < 0.7 and content:  # the last line was being written
+            path.write_bytes(content[: -random.randrange(1, min(60, len(content)))])
+        if random.random() < 0.5:  # so was a file
+            (out / f".0000009.wav.{random.randrange(16**8):08x}.partial").write_bytes(b"RIFF")
+    speak(source, out)
+    assert audio_files(out) == audio_files(tmp_path / "whole")
+    assert sorted(entry["index"] for entry in manifest(out)) == list(range(40))
+    assert not list(out.glob(".*.partial"))
+    stable = {"index", "id", "file", "text_hash", "parameters", "seed", "duration", "finish_reason", "error"}
+    whole, killed = (
+        sorted(([(k, v) for k, v in entry.items() if k in stable] for entry in manifest(d)), key=str)
+        for d in (tmp_path / "whole", out)
+    )
+    assert whole == killed
+
+
+def test_what_a_manifest_may_hold(tmp_path: Path) -> None:
+    """Lines that are no entries, of rows that are not there, twice, or of files that are gone: those rows are open."""
+    source = write(tmp_path / "in.txt", *"abcdef")
+    out = tmp_path / "out"
+    speak(source, out)
+    lines = (out / "manifest.jsonl").read_text().splitlines()
+    keep = {json.loads(line)["index"]: line for line in lines}
+    stranger = json.dumps(json.loads(keep[0]) | {"index": 99})
+    write(out / "manifest.jsonl", keep[0], keep[0], keep[1], "null", "\0\0\0", stranger, '{"index": 2}', keep[4])
+    (out / "0000001.wav").unlink()
+    speaker = FakeSpeaker()
+    summary = speak(source, out, speaker)
+    assert summary.earlier == 2 and sorted(speaker.spoken) == ["b", "c", "d", "f"]
+    assert sorted(entry["index"] for entry in manifest(out)) == list(range(6))
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.txt", "a", "b")
+    out = tmp_path / "out"
+    speak(source, out)
+    before = audio_files(out)
+    with pytest.raises(ConfigError, match="another input.*--overwrite"):
+        speak(source, out, run=RUN | {"input": "2"})
+    with pytest.raises(ConfigError, match=r"temperature 0\.8, now 0\.5"):
+        speak(source, out, run=RUN | {"parameters": {"temperature": 0.5}})
+    with pytest.raises(ConfigError, match="seed 5, now 6"):
+        speak(source, out, run=RUN | {"seed": 6})
+    (out / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        speak(source, out)
+    assert audio_files(out) == before
+
+
+def test_the_seed_of_then_is_kept(tmp_path: Path) -> None:
+    with Folder(tmp_path) as folder:
+        folder.begin(folder.open(RUN, 1, False, False))
+    with Folder(tmp_path) as folder:
+        assert folder.open(RUN | {"seed": None}, 1, False, False)["seed"] == 5
+
+
+def test_overwrite(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    speak(write(tmp_path / "in.txt", "a", "b", "c"), out)
+    (out / "notes").write_text("mine")
+    other = write(tmp_path / "other.txt", "x")
+    speaker = FakeSpeaker()
+    speak(other, out, speaker, run=RUN | {"input": "2"}, overwrite=True)
+    assert speaker.spoken == ["x"]
+    assert list(audio_files(out)) == ["0000000.wav"] and len(manifest(out)) == 1
+    assert (out / "notes").read_text() == "mine"
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with Folder(tmp_path) as folder, pytest.raises(ConfigError, match=r"photo\.jpg"):
+        folder.open(RUN, 1, False, False)
+    with pytest.raises(OutputError, match=r"photo\.jpg"):
+        Folder(tmp_path / "photo.jpg" / "out")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from chatterbox_vllm.batch.folder import Folder\n"
+        "with Folder(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match="another process"):
+            Folder(tmp_path)
+        other.kill()
+        other.wait()
+        with Folder(tmp_path):
+            pass
+
+
+def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "in.txt", *(f"t{i}" for i in range(30)))
+    out = tmp_path / "out"
+    sync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 9:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left"):
+            speak(source, out)
+    assert not list(out.glob(".*.partial"))
+    assert all((out / entry["file"]).is_file() for entry in manifest(out))
+    assert speak(source, out).failed == 0
+    speak(source, tmp_path / "whole")
+    assert audio_files(out) == audio_files(tmp_path / "whole")
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
+    import tracemalloc
+
+    def peak(rows: int) -> int:
+        path = tmp_path / f"{rows}.txt"
+        path.write_text("Some text to speak.\n" * rows)
+        tracemalloc.start()
+        with Input(str(path)) as source:
+            assert source.check() == rows
+            for _ in source.rows():
+                pass
+        bytes_ = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return bytes_
+
+    # The array of hashes while it grows, its sorted copy, and their comparison.
+    assert peak(60_000) - peak(10_000) < 50_000 * 40
+
+
+# The command
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "chatterbox_vllm", "batch", *map(str, arguments)]
+
+
+def test_refused_before_the_model_loads(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.txt", "One.")
+    out = tmp_path / "out"
+    for arguments, named in (
+        ((tmp_path / "none.txt",), "none.txt"),
+        ((source, "--temperature", 9), "temperature"),
+        ((source, "--voice", tmp_path / "none.wav"), "none.wav"),
+        ((source, "--audio-format", "aiff"), "aiff"),
+        ((write(tmp_path / "ids.jsonl", {"text": "x", "id": "../x"}),), "../x"),
+        ((source, "--device", "tpu"), "tpu"),
+    ):
+        done = subprocess.run(
+            command(*arguments, "-d", out, "--model", "demo"), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stdout == "" and not out.exists()
+
+
+def test_killed_twice(tmp_path: Path, demo: Path) -> None:
+    """20 rows on the demo model; the result equals an undisturbed run, file by file."""
+    pytest.importorskip("vllm")
+    texts: list[Any] = [{"text": f"This is row {i}. " * (1 + i % 3), "id": f"r{i}"} for i in range(20)]
+    texts[3] = {"text": "Nobody has this voice.", "voice": "none.wav"}
+    source = write(tmp_path / "in.jsonl", *texts)
+    options = ("--model", demo, "--max-tokens", 80, "--seed", 11, "--max-batch-size", 4, "--audio-format", "flac")
+
+    def run(out: Path) -> subprocess.CompletedProcess[str]:
+        arguments = command(source, "-d", out, *options)
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for least in (random.randrange(2, 7), random.randrange(8, 14)):
+        process = subprocess.Popen(
+            command(source, "-d", killed, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for_lines(killed / "manifest.jsonl", least, process)
+        time.sleep(random.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    lines = (killed / "manifest.jsonl").read_bytes().count(b"\n")
+    assert 8 <= lines < 20
+    finished, undisturbed = run(killed), run(whole)
+    assert finished.returncode == undisturbed.returncode == 1, finished.stderr + undisturbed.stderr
+    assert f"({lines} of 20 were done before), 1 failed" in finished.stdout, finished.stdout
+    assert "19 of 20 rows spoken, 1 failed" in undisturbed.stdout and "seed 11" in undisturbed.stdout
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+    assert sorted(entry["index"] for entry in manifest(killed)) == list(range(20))
+    for path in whole.glob("*.flac"):
+        a, b = (soundfile.read(directory / path.name, dtype="int16")[0] for directory in (whole, killed))
+        # Other company in a batch rounds another way; the bound is that of the parity tests for waveforms.
+        assert len(a) == len(b) and np.abs(a.astype(int) - b).max() <= 5e-3 * np.abs(a.astype(int)).max(), path.name
+    again = run(killed)
+    assert again.returncode == 1 and "(20 of 20 were done before)" in again.stdout
+
+
+def wait_for_lines(path: Path, least: int, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists() or path.read_bytes().count(b"\n") < least:
+        assert process.poll() is None, "finished before it was killed"
+        assert time.monotonic() < deadline, f"{path} has no {least} lines"
+        time.sleep(0.02)

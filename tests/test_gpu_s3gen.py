@@ -1,0 +1,262 @@
+"""S3Gen's fast paths: kernels against plain torch (also on the CPU, by Triton's interpreter), and all of it on a GPU.
+
+Run on a GPU with `-m gpu`. At full size: the synthetic weights of the parity tests, a reference of 10 s.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import S3GenConfig
+from chatterbox_vllm.errors import GenerationError
+from chatterbox_vllm.models.s3gen.graphs import GraphedFunction
+from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.models.s3gen.packing import Packing
+from chatterbox_vllm.models.s3gen.ragged import Padded
+
+from . import test_s3gen as tiny
+from .parity.oracle import weights_recipe as recipe
+
+pytestmark = pytest.mark.gpu
+
+LENGTHS = (37, 140, 5)
+HALF = (torch.float16, torch.bfloat16)
+# Relative L2 distance of a half-precision mel from float32's; measured on an H200: 1.5e-3 and 1.1e-2.
+MEL = {torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
+# Likewise of a waveform from the same mel, pitch and source in float32; measured: 1.4e-3 and 1.1e-2.
+WAVE = {torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return tiny.apart(a.float(), b.float())
+
+
+def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Each kernel against its torch equivalent in float32, on values that `dtype` can hold."""
+    from chatterbox_vllm.models.s3gen import kernels
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random_values(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    errors: dict[str, float] = {}
+    packing = Packing.of(LENGTHS, device, streams=2, bucketed=True)
+    frames, width = 2 * packing.frames, 64
+    used = torch.cat([torch.arange(sum(LENGTHS)) + i * packing.frames for i in range(2)])
+
+    def compare(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+        error = apart(got[used], expected[used])
+        errors[name] = max(errors.get(name, 0.0), error if error == error else float("inf"))
+
+    qkv = random_values(frames, 3 * width)
+    unused = torch.ones(frames, dtype=torch.bool)
+    unused[used] = False
+    qkv[unused.to(device)] = float("nan")  # whatever lies in unused frames reaches no row
+    compare("attention", kernels.attention(qkv, packing.tiles, 4), kernels.attention_reference(qkv.float(), packing, 4))
+
+    x, y, time = random_values(frames, width), random_values(frames, width), random_values(width)
+    norms, exact_norms = [], []
+    for _ in range(2):
+        norm = nn.LayerNorm(width)
+        norm.weight.data, norm.bias.data = random_values(width).float().cpu(), random_values(width).float().cpu()
+        exact_norms.append(norm.to(device).requires_grad_(False))
+        half = nn.LayerNorm(width).to(device, dtype).requires_grad_(False)
+        half.load_state_dict(norm.state_dict())
+        norms.append(half)
+    for which in (0, None):
+        own, exact = (None, None) if which is None else (norms[which], exact_norms[which])
+        got, expected = kernels.add_norm(x, y, own), kernels.add_norm_reference(x.float(), y.float(), exact)
+        for a, b in zip(got, expected, strict=True):
+            compare("add_norm", a, b)
+    for options in ({}, {"time": time}, {"residual": y, "next_norm": 1}):
+        exact_options = {k: exact_norms[1] if k == "next_norm" else v.float() for k, v in options.items()}
+        own_options = {k: norms[1] if k == "next_norm" else v for k, v in options.items()}
+        got = kernels.norm_mish(x, norms[0], **own_options)
+        expected = kernels.norm_mish_reference(x.float(), exact_norms[0], **exact_options)
+        for a, b in zip(got, expected, strict=True):
+            compare("norm_mish", a, b)
+
+    alpha = random_values(32).abs() + 0.5
+    compare("snake", kernels.snake(x[:, :32].contiguous(), alpha), kernels.snake_reference(x[:, :32].float(), alpha))
+    places = (packing.position, packing.rest)
+    residual = random_values(frames, 32)
+    for taps, dilation, before in ((1, 1, 0), (3, 1, 2), (7, 1, 3), (11, 5, 25)):
+        by = kernels.packed_conv(random_values(32, width, taps) / 10, random_values(32), dilation, before)
+        exact_by = replace(by, weight=by.weight.float(), bias=by.bias.float())
+        for options in ({}, {"residual": residual, "snake": alpha}, {"snake": alpha, "plain": False}):
+            exact_options = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+            got = kernels.conv(x, by, *places, **options, dtype=torch.float32)
+            expected = kernels.conv_reference(x.float(), exact_by, *places, **exact_options)
+            for a, b in zip(got, expected, strict=True):
+                compare("conv", a, b)
+
+    linear = nn.Linear(width, 48).to(device, dtype).requires_grad_(False)
+    compare("gelu_linear", kernels.gelu_linear(x, linear), kernels.gelu_linear_reference(x.float(), linear.float()))
+    return errors
+
+
+def largest_error_of_networks(directory: Path) -> dict[str, float]:
+    """The packed networks against the padded ones, in float32 on the CPU, by Triton's interpreter."""
+    from chatterbox_vllm.models.s3gen.packed_estimator import PackedEstimator
+    from chatterbox_vllm.models.s3gen.packed_hift import PackedHiFT
+
+    flow = replace(tiny.CONFIG.flow, estimator_channels=32, estimator_head_dim=16, num_mels=16)
+    hift = replace(tiny.CONFIG.hift, num_mels=16, base_channels=128)
+    model = tiny.build(replace(tiny.CONFIG, flow=flow, hift=hift), directory / "s3gen.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    errors = {"estimator": 0.0, "vocoder": 0.0}
+
+    x = torch.randn(len(LENGTHS), max(LENGTHS), 64, generator=generator)
+    moment = torch.tensor([0.3])
+    time = model.estimator.time_table(moment, moment)
+    expected = model.estimator(torch.cat([x, x / 2]), time, *Padded.of(LENGTHS, "cpu", streams=2).layout)
+    packing = Packing.of(LENGTHS, "cpu", streams=2, bucketed=True)
+    flat = torch.cat([packing.pack(x), packing.pack(x / 2)])
+    flat[sum(LENGTHS) : packing.frames] = float("nan")
+    got = PackedEstimator(model.estimator)(flat, time, *packing.layout)
+    for stream, padded in zip(got.chunk(2), expected.chunk(2), strict=True):
+        for row, one in zip(packing.unpack(stream), padded, strict=True):
+            errors["estimator"] = max(errors["estimator"], apart(row, one[: len(row)]))
+
+    frames = (4, 2, 1)
+    mel = torch.randn(3, 16, 4, generator=generator)
+    source = torch.randn(3, 4 * 480, generator=generator).tanh()
+    for row, count in zip(mel, frames, strict=True):
+        row[:, count:] = 0
+    waves = PackedHiFT(model.vocoder).decode(mel, frames, source)
+    for wave, one, count in zip(waves, model.vocoder.decode(mel, frames, source), frames, strict=True):
+        errors["vocoder"] = max(errors["vocoder"], apart(wave[: count * 480], one[: count * 480]))
+    return errors
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 1.5e-2)])
+def test_kernels(dtype: torch.dtype, bound: float) -> None:
+    errors = largest_error_of_kernels("cuda", dtype)
+    assert {name: error for name, error in errors.items() if not error < bound} == {}
+
+
+def test_graphs_are_bounded_and_strict_about_shapes() -> None:
+    calls: list[torch.Size] = []
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape)
+        return x @ y
+
+    graphed = GraphedFunction(function, most=2)
+    y = torch.randn(8, 8, device="cuda")
+    for size in (4, 5, 4, 6, 5):  # 5 was used before 4, so 6 puts it out
+        x = torch.randn(size, 8, device="cuda")
+        torch.testing.assert_close(graphed(x, y), x @ y)
+        assert len(graphed) <= 2
+    assert [shape[0] for shape in calls] == [4, 4, 5, 5, 6, 6, 5, 5]  # before and while recording
+    assert graphed.bytes > 0
+    graphed.forget()
+    assert len(graphed) == 0
+
+
+# Full size.
+
+
+@dataclass(frozen=True)
+class Reference:
+    prompt_tokens: torch.Tensor
+    prompt_mel: torch.Tensor
+    xvector: torch.Tensor
+    key: str
+
+
+def reference(seed: int, tokens: int = 250) -> Reference:
+    generator = torch.Generator().manual_seed(seed)
+    return Reference(
+        torch.randint(0, 6561, (tokens,), generator=generator),
+        2 * torch.randn(2 * tokens, 80, generator=generator) - 5,
+        torch.randn(192, generator=generator),
+        key=f"{seed}-{tokens}",
+    )
+
+
+def utterance(model: S3Gen, tokens: int, voice: Reference, seed: int) -> S3GenRequest:
+    ids = torch.randint(0, 6561, (tokens,), generator=torch.Generator().manual_seed(seed))
+    return S3GenRequest(ids, voice, model.draw_noise(torch.Generator("cuda").manual_seed(seed), tokens, voice))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    oracle = Path(recipe.__file__).parent
+    layout = json.loads((oracle / "layouts" / "s3gen.safetensors.json").read_text())["tensors"]
+    shapes = {k: (tuple(shape), d) for k, (shape, d) in layout.items() if k.startswith(("flow.", "mel2wav."))}
+    path = tmp_path_factory.mktemp("s3gen") / "s3gen.safetensors"
+    save_file(recipe.state_dict(shapes, "s3gen", np.load(oracle / "computed_buffers.npz")), path)
+    return Weights(path)
+
+
+@pytest.fixture(scope="module")
+def exact(weights: Weights) -> S3Gen:
+    return S3Gen.from_weights(S3GenConfig(), weights, "cuda")
+
+
+@pytest.fixture(scope="module")
+def requests(exact: S3Gen) -> list[S3GenRequest]:
+    """32 utterances of 5 to 10 s in three voices with references of 3 to 10 s."""
+    voices = [reference(0), reference(1, 150), reference(2, 77)]
+    draw = random.Random(0)
+    return [utterance(exact, draw.randint(125, 250), voices[i % 3], i) for i in range(32)]
+
+
+def test_float32_batched_equals_alone(exact: S3Gen, requests: list[S3GenRequest]) -> None:
+    assert exact.execution.kernels == "torch" and exact.execution.cuda_graphs
+    mels, waves = exact.mel(requests), exact.synthesize(requests)
+    for i in (0, 1, 17):
+        assert apart(mels[i], exact.mel([requests[i]])[0]) < 1e-4
+        assert apart(waves[i], exact.synthesize([requests[i]])[0]) < 1e-4
+
+
+def test_graphs_change_nothing(weights: Weights, exact: S3Gen, requests: list[S3GenRequest]) -> None:
+    eager = S3Gen.from_weights(S3GenConfig(), weights, "cuda", cuda_graphs=False)
+    assert apart(eager.mel(requests[:3])[2], exact.mel(requests[:3])[2]) < 1e-5
+    eager.set_precision(torch.float16, torch.float16)
+    graphed = S3Gen.from_weights(S3GenConfig(), weights, "cuda", torch.float16, torch.float16)
+    for some in (requests[:5], requests[5:6], requests[:5]):  # the second time from the recording
+        for a, b in zip(eager.mel(some), graphed.mel(some), strict=True):
+            assert apart(a, b) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_half_precision(
+    dtype: torch.dtype, kernels: str, weights: Weights, exact: S3Gen, requests: list[S3GenRequest]
+) -> None:
+    half = S3Gen.from_weights(S3GenConfig(), weights, "cuda", dtype, dtype, kernels=kernels)
+    assert half.execution.kernels == half.execution.vocoder_kernels == kernels
+    some = requests[:8]
+    mels, alone = half.mel(some), half.mel(some[1:2])[0]
+    expected = exact.mel(some)
+    assert max(apart(a, b) for a, b in zip(mels, expected, strict=True)) < MEL[dtype]
+    # In a batch and alone differ by less than either from float32.
+    assert apart(mels[1], alone) < MEL[dtype]
+    noises = [request.noise for request in some]
+    waves = half.waveform(expected, noises)
+    assert max(apart(a, b) for a, b in zip(waves, exact.waveform(expected, noises), strict=True)) < WAVE[dtype]
+    assert apart(waves[1], half.waveform(expected[1:2], noises[1:2])[0]) < WAVE[dtype]
+
+
+def test_overflow_names_the_remedy(weights: Weights, requests: list[S3GenRequest]) -> None:
+    model = S3Gen.from_weights(S3GenConfig(), weights, "cuda", torch.float16)
+    voice = requests[1].voice
+    loud = replace(requests[1], voice=replace(voice, prompt_mel=voice.prompt_mel * 1e9, key="loud"))
+    with pytest.raises(
+        GenerationError, match="the mel of utterance 1 .* not finite in float16; use s3gen dtype bfloat"
+    ):
+        model.synthesize([requests[0], loud])
+    assert model.synthesize([requests[0]])[0].isfinite().all()
