@@ -125,8 +125,8 @@ def main() -> None:
         facts["results"][-1] |= errors | {"s to load, compile and speak once": round(ready, 1)}
         print("    " + ", ".join(f"{name} {value}" for name, value in errors.items()) + f", ready in {ready:.1f} s")
         del model
-    if options.json:
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def utterances(model: S3Gen, count: int, options: argparse.Namespace) -> list[S3GenRequest]:

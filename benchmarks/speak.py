@@ -64,7 +64,9 @@ def main() -> None:
     voices = {"builtin": tts.conds} | {clip.stem: enrol(tts, clip) for clip in options.clip}
     measure_t3(tts, options, facts)
     for dtype in options.s3gen_dtype:
-        tts._voicing.stage.model.set_precision(getattr(torch, dtype), torch.float32)
+        tts._voicing.stage.model.set_precision(
+            getattr(torch, dtype), torch.float32 if dtype == "float32" else torch.float16
+        )
         measure_s3gen(tts, options, facts, dtype)
         measure_sentence(tts, options, facts, dtype, voices)
     facts["peak host MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

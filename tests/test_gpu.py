@@ -28,7 +28,9 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 
 @pytest.fixture(scope="module")
 def float32(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:  # noqa: F811
-    with ChatterboxTTS.from_local(checkpoint_dir, "cuda", dtype="float32", max_model_len=512, watermark=False) as tts:
+    with ChatterboxTTS.from_local(
+        checkpoint_dir, "cuda", dtype="float32", s3gen_dtype="float32", max_model_len=512, watermark=False
+    ) as tts:
         yield tts
 
 

@@ -68,6 +68,9 @@ class ToneS3Gen:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
+    def frames(self, speech_tokens, voice):
+        return 2 * (len(voice.prompt_tokens) + speech_tokens), 2 * speech_tokens
+
     def draw_noise(self, generator, speech_tokens, voice):
         return torch.rand(1, generator=generator)
 

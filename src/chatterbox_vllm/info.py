@@ -97,7 +97,7 @@ def _device(device: str) -> dict[str, Any]:
         facts |= {"name": f"{where} ({name}, {total >> 20} MiB, {free >> 20} MiB free)", "free_bytes": free}
     facts["stages"] = {
         "T3": f"{where} ({half if where.type == 'cuda' else 'float32'})",
-        "S3Gen": f"{where} (float32)",
+        "S3Gen": f"{where} ({'float16, CUDA graphs' if where.type == 'cuda' else 'float32'})",
         "enrolment": f"{where} (float32)",
         "conditioning": "cpu (float32)",
     }

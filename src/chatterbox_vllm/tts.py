@@ -40,8 +40,8 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 _CACHED_VOICES = 64
-# Utterances that S3Gen voices at once: more bring no speed and take memory.
-_S3GEN_BATCH = 32
+# Utterances that S3Gen voices at once. On a GPU more bring no speed and take memory; on a CPU one fills the cores.
+_S3GEN_BATCH = {"cuda": 32, "cpu": 1}
 
 
 class ChatterboxTTS:
@@ -118,11 +118,12 @@ class ChatterboxTTS:
 
         Args:
             dtype: T3's; "auto" is bfloat16 on CUDA, float32 on the CPU.
-            s3gen_dtype: the flow's; "auto" is float32. The vocoder stays in float32.
+            s3gen_dtype: the flow's; "auto" is float16 on CUDA, float32 on the CPU. In half precision the vocoder's
+                convolutions are in float16.
             max_model_len: longest prompt and speech together, in positions.
             max_batch_size: most texts generated at once.
             kv_cache_bytes: T3's key-value cache; None computes it from the two above.
-            cuda_graphs: capture T3's decode steps; None does so on CUDA. True on a CPU is an error.
+            cuda_graphs: for T3's decode steps and S3Gen's estimator; None does so on CUDA. True on a CPU is an error.
             deterministic: T3's tokens do not depend on the batch in half precision either (vLLM's batch-invariant
                 kernels): CUDA only, slower, and for the first model of a process.
             watermark: mark the audio with PerTh, as the published class always does.
@@ -138,7 +139,9 @@ class ChatterboxTTS:
         if cuda_graphs and not on_cuda:
             raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
         t3_dtype = _dtype("dtype", dtype, torch.bfloat16 if on_cuda else torch.float32)
-        flow_dtype = _dtype("s3gen_dtype", s3gen_dtype, torch.float32)
+        flow_dtype = _dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32)
+        # The vocoder's convolutions lose nothing audible in float16; its pitch, source and spectra stay in float32.
+        vocoder_dtype = torch.float32 if flow_dtype == torch.float32 else torch.float16
         options = T3Options(
             dtype=t3_dtype,
             max_model_len=max_model_len,
@@ -165,9 +168,11 @@ class ChatterboxTTS:
         enroller = VoiceEnroller(config, s3gen_weights, encoder_weights, device=where)
         builder = PromptBuilder.from_weights(config.t3, t3_weights)
         watermarker = Watermarker() if watermark else None
-        s3gen = S3Gen.from_weights(config.s3gen, s3gen_weights, where, flow_dtype)
+        s3gen = S3Gen.from_weights(
+            config.s3gen, s3gen_weights, where, flow_dtype, vocoder_dtype, cuda_graphs=options.cuda_graphs
+        )
         talker = T3Stage(config.t3, t3_weights, options, where)
-        voicing = make_voicing(S3GenStage(s3gen, min(max_batch_size, _S3GEN_BATCH)), watermarker, where)
+        voicing = make_voicing(S3GenStage(s3gen, min(max_batch_size, _S3GEN_BATCH[where.type])), watermarker, where)
         scheduler = Scheduler(
             config.t3,
             PromptMaker(tokenizer, builder, max_model_len),
@@ -175,7 +180,7 @@ class ChatterboxTTS:
             voicing,
             # Enough queued that T3's batch stays full.
             max_admitted=2 * max_batch_size,
-            max_waiting=4 * _S3GEN_BATCH,
+            max_waiting=max(16, 4 * _S3GEN_BATCH[where.type]),
         )
         return cls(directory, where, scheduler, talker, voicing, enroller, voice)
 

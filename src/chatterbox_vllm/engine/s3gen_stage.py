@@ -15,9 +15,6 @@ from chatterbox_vllm.voices import Voice
 # Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
 _MOST_FRAMES = 48_000
 
-# Beyond this a batch speaks hardly faster, only later.
-_SENSIBLE_BATCH = {"cuda": 32, "cpu": 8}
-
 
 @dataclass(frozen=True)
 class TokensToSpeak:
@@ -42,11 +39,6 @@ class S3GenStage:
     def __init__(self, model: S3Gen, max_batch_size: int):
         self.model = model
         self.max_batch_size = max_batch_size
-
-    @property
-    def sensible_batch_size(self) -> int:
-        """Utterances worth waiting for before a batch is run, at most `max_batch_size`."""
-        return min(self.max_batch_size, _SENSIBLE_BATCH.get(self.model.device.type, self.max_batch_size))
 
     def choose(self, waiting: Sequence[TokensToSpeak]) -> list[int]:
         """Indices of those to run next, in order: the first, which waits longest, and those nearest it in length.

@@ -23,6 +23,7 @@ from chatterbox_vllm.engine.runtime import (
     shield_kernel_dispatcher,
 )
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
+from chatterbox_vllm.models.s3gen.graphs import recording
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
 logger = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ class T3Stage:
             GenerationError: the engine failed; nothing that it held is left.
         """
         try:
-            outputs = self._engine.step()
+            with recording:
+                outputs = self._engine.step()
         except Exception as error:
             raise GenerationError(
                 f"the T3 engine failed ({type(error).__name__}: {error}); load the model anew"

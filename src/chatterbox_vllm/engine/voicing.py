@@ -51,14 +51,12 @@ class _Waiting:
     def __init__(self) -> None:
         self.entries: dict[str, TokensToSpeak] = {}
 
-    def take(self, size: int) -> dict[str, TokensToSpeak]:
-        """Remove and return the oldest segment and those of its step count nearest to it in length."""
-        first = next(iter(self.entries.values()))
-        alike = [(key, u) for key, u in self.entries.items() if u.steps == first.steps]
-        alike.sort(key=lambda entry: abs(_length(entry[1]) - _length(first)))  # stable: older first among equals
-        batch = dict(alike[:size])
-        for key in batch:
-            del self.entries[key]
+    def take(self, stage: S3GenStage) -> dict[str, TokensToSpeak]:
+        """Remove and return the batch that `stage` chooses."""
+        entries = list(self.entries.items())
+        batch = dict(entries[i] for i in stage.choose([utterance for _, utterance in entries]))
+        for segment_id in batch:
+            del self.entries[segment_id]
         return batch
 
 
@@ -80,7 +78,7 @@ class InlineVoicing:
     def poll(self, patience: float) -> list[tuple[str, Outcome]]:
         if not self._waiting.entries:
             return []
-        batch = self._waiting.take(self.stage.max_batch_size)
+        batch = self._waiting.take(self.stage)
         outcomes = self.stage.run(list(batch.values()))
         return [(key, _watermarked(self.watermarker, o)) for key, o in zip(batch, outcomes, strict=True)]
 
@@ -128,7 +126,7 @@ class ThreadedVoicing:
 
     def poll(self, patience: float) -> list[tuple[str, Outcome]]:
         if self._waiting.entries and (self._batch is None or self._batch.done()):
-            batch = self._waiting.take(self.stage.max_batch_size)
+            batch = self._waiting.take(self.stage)
             self._out.update(batch)
             self._batch = self._voicer.submit(self._run, batch)
         finished: list[tuple[str, Outcome]] = []
@@ -171,11 +169,6 @@ class ThreadedVoicing:
         self._waiting.entries.clear()
         self._voicer.shutdown(wait=True, cancel_futures=True)
         self._markers.shutdown(wait=True, cancel_futures=True)
-
-
-def _length(utterance: TokensToSpeak) -> int:
-    """Speech tokens that S3Gen runs over, the voice's prompt included."""
-    return len(utterance.voice.prompt_tokens) + len(utterance.speech_tokens)
 
 
 def _watermarked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+# Held while a graph is recorded: PyTorch lends CUDA's default generator to the recording, and another thread that draws
+# from it meanwhile fails. T3's sampler does, so its steps take this lock, too.
+recording = threading.Lock()
 
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
@@ -78,7 +83,7 @@ class GraphedFunction:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads (T3 in the same process) may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with recording, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(*kept)
         return _Recording(graph, kept, output)
 

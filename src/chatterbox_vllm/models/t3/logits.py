@@ -104,8 +104,7 @@ class RepetitionPenalty(LogitsProcessor):
     """Divides positive logits of tokens in the prompt's ids and the output by the penalty, multiplies negative ones.
 
     The published rule (Keskar et al., arXiv 1909.05858, with the sign handled), each id once. vLLM's own builds every
-    request's whole history anew at each step, which costs T3 a fifth of its speed; here a mask on the device takes in
-    one token a request and step.
+    request's whole history anew at each step; here a mask on the device takes in one token a request and step.
     """
 
     @classmethod
