@@ -183,8 +183,8 @@ class SeededDraw(LogitsProcessor):
     """Draws each request's token by inverting its cumulative distribution at the request's own uniform number.
 
     The first id, in id order, whose cumulative probability (float64) exceeds u times the total. What is returned allows
-    that id alone, so vLLM's own draw, which follows, has no choice left. No generator per request is needed, and for the
-    same logits the same seed gives the same token on every device and in every batch.
+    that id alone, so vLLM's own draw, which follows, has no choice left. No generator per request is needed, and for
+    the same logits the same seed gives the same token on every device and in every batch.
     """
 
     @classmethod
