@@ -62,9 +62,9 @@ def test_same_seed_alone_and_in_a_batch(float32: ChatterboxTTS) -> None:
         ]
         return {result.index: result for result in float32.run(requests)}
 
-    alone, together = speak(1)[0], speak(12)[0]
+    alone, together = speak(1)[0], speak(32)[0]
     assert alone.speech_tokens == together.speech_tokens
-    assert (alone.audio - together.audio).norm() / alone.audio.norm() < 1e-2
+    assert torch.equal(alone.audio, together.audio)
 
 
 def test_bfloat16_speaks(checkpoint_dir: Path) -> None:  # noqa: F811

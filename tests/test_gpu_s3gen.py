@@ -216,10 +216,13 @@ def requests(exact: S3Gen) -> list[S3GenRequest]:
 
 def test_float32_batched_equals_alone(exact: S3Gen, requests: list[S3GenRequest]) -> None:
     assert exact.execution.kernels == "torch" and exact.execution.cuda_graphs
-    mels, waves = exact.mel(requests), exact.synthesize(requests)
+    mels, noises = exact.mel(requests), [request.noise for request in requests]
+    waves = exact.waveform(mels, noises)
     for i in (0, 1, 17):
         assert apart(mels[i], exact.mel([requests[i]])[0]) < 1e-4
-        assert apart(waves[i], exact.synthesize([requests[i]])[0]) < 1e-4
+        # Of the same mel: the last bit of another shifts the phase, a running sum of pitch, which is why the engine
+        # lets utterances in float32 go one by one.
+        assert apart(waves[i], exact.waveform(mels[i : i + 1], noises[i : i + 1])[0]) < 1e-4
 
 
 def test_graphs_change_nothing(weights: Weights, exact: S3Gen, requests: list[S3GenRequest]) -> None:

@@ -40,8 +40,8 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 _CACHED_VOICES = 64
-# Utterances that S3Gen voices at once. On a GPU more bring no speed and take memory; on a CPU one fills the cores.
-_S3GEN_BATCH = {"cuda": 32, "cpu": 1}
+# Utterances that S3Gen voices at once in half precision on a GPU: more bring no speed and take memory.
+_S3GEN_BATCH = 32
 
 
 class ChatterboxTTS:
@@ -167,12 +167,18 @@ class ChatterboxTTS:
         voice = Voice.load(builtin, config) if builtin.exists() else None
         enroller = VoiceEnroller(config, s3gen_weights, encoder_weights, device=where)
         builder = PromptBuilder.from_weights(config.t3, t3_weights)
-        watermarker = Watermarker() if watermark else None
+        watermarker = Watermarker(where) if watermark else None
         s3gen = S3Gen.from_weights(
             config.s3gen, s3gen_weights, where, flow_dtype, vocoder_dtype, cuda_graphs=options.cuda_graphs
         )
         talker = T3Stage(config.t3, t3_weights, options, where)
-        voicing = make_voicing(S3GenStage(s3gen, min(max_batch_size, _S3GEN_BATCH[where.type])), watermarker, where)
+        # On a CPU one fills the cores. In float32 every utterance goes alone, so that it is the same in any company:
+        # the vocoder's phase, a running sum of pitch, makes a thousandth of the last bit of a mel.
+        alone = not on_cuda or flow_dtype == torch.float32
+        s3gen_batch = 1 if alone else min(max_batch_size, _S3GEN_BATCH)
+        voicing = make_voicing(S3GenStage(s3gen, s3gen_batch), watermarker, where)
+        if voice is not None:
+            voicing.warm_up(voice)
         scheduler = Scheduler(
             config.t3,
             PromptMaker(tokenizer, builder, max_model_len),
@@ -180,7 +186,7 @@ class ChatterboxTTS:
             voicing,
             # Enough queued that T3's batch stays full.
             max_admitted=2 * max_batch_size,
-            max_waiting=max(16, 4 * _S3GEN_BATCH[where.type]),
+            max_waiting=max(16, 4 * s3gen_batch),
         )
         return cls(directory, where, scheduler, talker, voicing, enroller, voice)
 

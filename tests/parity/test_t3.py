@@ -12,8 +12,8 @@ import torch
 from chatterbox_vllm import ChatterboxTTS
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.t3_stage import T3Stage
+from chatterbox_vllm.models.t3 import sampling
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.logits import GuidanceProcessor, SeededDraw
 
 from .conftest import Goldens, Parity
 from .oracle import weights_recipe as recipe
@@ -101,7 +101,7 @@ def test_prompt(builder: PromptBuilder, golden: Any, cases: list[dict[str, Any]]
 
 
 class Recorder:
-    """What the logits processors saw, step by step, of requests that run alone."""
+    """What the sampler saw, step by step, of requests that run alone."""
 
     def __init__(self) -> None:
         self.streams: list[np.ndarray] = []
@@ -112,20 +112,20 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     seen = Recorder()
-    guide, draw = GuidanceProcessor.apply, SeededDraw.apply
+    guided, draw = sampling.guided, sampling.draw
 
-    def recording_guide(self: GuidanceProcessor, logits: torch.Tensor) -> torch.Tensor:
+    def recording_guided(logits: torch.Tensor, weight: torch.Tensor, vocabulary: int) -> torch.Tensor:
         seen.streams.append(logits[0].numpy().copy())
-        guided = guide(self, logits)
-        seen.guided.append(guided[0].numpy().copy())
-        return guided
+        out = guided(logits, weight, vocabulary)
+        seen.guided.append(out[0].numpy().copy())
+        return out
 
-    def recording_draw(self: SeededDraw, logits: torch.Tensor) -> torch.Tensor:
+    def recording_draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         seen.before_draw.append(logits[0].softmax(-1).numpy().copy())
-        return draw(self, logits)
+        return draw(logits, u)
 
-    monkeypatch.setattr(GuidanceProcessor, "apply", recording_guide)
-    monkeypatch.setattr(SeededDraw, "apply", recording_draw)
+    monkeypatch.setattr(sampling, "guided", recording_guided)
+    monkeypatch.setattr(sampling, "draw", recording_draw)
     yield seen
 
 

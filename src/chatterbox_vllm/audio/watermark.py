@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.models.precision import ieee_float32
 
 SAMPLE_RATE = 24_000
 # The network works at 32 kHz in hops of 320 samples: whole hops keep the length through there and back.
@@ -25,12 +26,14 @@ REMEDY = "install resemble-perth 1.0.1 with setuptools below 81, or switch the w
 
 
 class Watermarker:
-    """Marks speech with `PerthImplicitWatermarker` of resemble-perth, on the CPU, in float32.
+    """Marks speech with `PerthImplicitWatermarker` of resemble-perth, in float32.
 
-    Nothing is imported or loaded before the first use; threads may share one object.
+    The network runs on `device`, resampling (a fifteenth of the work) on the CPU. Nothing is imported or loaded before
+    the first use; threads may share one object.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         self._lock = threading.Lock()
         self._net: Any = None
 
@@ -42,9 +45,10 @@ class Watermarker:
         """
         with self._lock:
             if self._net is None:
-                self._net = _load()
+                self._net = _load(self.device)
 
     @torch.inference_mode()
+    @ieee_float32()
     def apply(self, wave: np.ndarray) -> np.ndarray:
         """Mark speech.
 
@@ -65,6 +69,7 @@ class Watermarker:
         return np.ascontiguousarray(marked[: len(wave)], dtype=np.float32)
 
     @torch.inference_mode()
+    @ieee_float32()
     def detect(self, wave: np.ndarray, rate: int) -> float:
         """How sure the published detector is that `wave`, floats (samples,) at `rate` Hz, is marked: 0 to 1.
 
@@ -78,7 +83,7 @@ class Watermarker:
         return 0.0 if math.isnan(confidence) else confidence
 
 
-def _load() -> Any:
+def _load(device: torch.device) -> Any:
     """The published watermarker; perth announces itself on standard output, where our results may go."""
     _provide_audio_processor()
     try:
@@ -86,7 +91,7 @@ def _load() -> Any:
             warnings.simplefilter("ignore")  # pkg_resources, which perth imports, calls itself deprecated
             from perth.perth_net.perth_net_implicit.perth_watermarker import PerthImplicitWatermarker
 
-            return PerthImplicitWatermarker()
+            return PerthImplicitWatermarker(device=device)
     except Exception as error:
         raise ConfigError(f"the PerTh watermark cannot be loaded ({error}); {REMEDY}") from error
 

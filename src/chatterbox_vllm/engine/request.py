@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.models.s3gen.noise import S3GenNoise
     from chatterbox_vllm.voices import Voice
 
+TOKENS_PER_SECOND = 25  # speech tokens
 MAX_SEED = 2**63 - 1
 # Odd and far from the differences that callers give to neighbouring requests.
 _SEGMENT_STRIDE = 0x5851F42D4C957F2D

@@ -22,7 +22,7 @@ _DEFAULTS = {
     # Its warnings at every start are about choices made here on purpose.
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    # Compiling FlashInfer's sampler needs nvcc; the draw is our own (models/t3/logits.py).
+    # Compiling FlashInfer's sampler needs nvcc; the draw is our own (models/t3/sampler.py).
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     # Binding threads to cores takes them from S3Gen, and fails in containers.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -29,9 +29,7 @@ from chatterbox_vllm.models.t3.vllm_config import hf_config
 logger = logging.getLogger(__name__)
 
 GUIDANCE_STREAMS = 2
-_PROCESSORS = tuple(
-    f"chatterbox_vllm.models.t3.logits:{name}" for name in ("GuidanceProcessor", "RepetitionPenalty", "SeededDraw")
-)
+_SAMPLER = "chatterbox_vllm.models.t3.sampler:SpeechSampler"
 _KV_BLOCK = 128
 
 
@@ -133,7 +131,7 @@ class T3Stage:
             max_num_batched_tokens=max(options.max_batched_tokens, options.max_batch_size),
             kv_cache_memory_bytes=self.kv_cache_bytes,
             enforce_eager=not options.cuda_graphs,
-            logits_processors=list(_PROCESSORS),
+            logits_processors=[_SAMPLER],
             disable_log_stats=True,
             use_tqdm_on_load=False,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -208,14 +206,15 @@ class T3Stage:
         extra: dict[str, Any] = {
             "cfg_weight": float(parameters.cfg_weight),
             "repetition_penalty": float(parameters.repetition_penalty),
+            "temperature": float(parameters.temperature),
+            "min_p": float(parameters.min_p),
             "top_p": float(parameters.top_p),
             "seed": seed,
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
         sampling = SamplingParams(
-            temperature=parameters.temperature,
-            min_p=parameters.min_p,
+            temperature=0.0,  # the sampler's own is in `extra`
             max_tokens=parameters.max_tokens,
             stop_token_ids=[config.stop_speech_token],
             detokenize=False,

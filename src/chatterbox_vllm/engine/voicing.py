@@ -1,8 +1,8 @@
 """S3Gen beside T3: finished tokens wait here for a batch, are voiced and watermarked, and come back as audio.
 
 On a GPU, batches run in a thread of their own on a CUDA stream of their own, so that neither stage waits for the other;
-watermarks are made by further threads on the CPU. On a CPU everything runs in turn, since one stage's work would only
-slow the other's.
+watermarks are made by further threads, each with its stream. On a CPU everything runs in turn, since one stage's work
+would only slow the other's.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from typing import Protocol
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
+from chatterbox_vllm.voices import Voice
 
 Outcome = torch.Tensor | ChatterboxError
-_WATERMARK_THREADS = 8
+_WATERMARK_THREADS = 4
 
 
 class Voicing(Protocol):
     """What the scheduler needs of its S3Gen side. Segments are named by strings."""
 
     stage: S3GenStage
+
+    def warm_up(self, voice: Voice) -> None:
+        """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None: ...
     def drop(self, segment_ids: set[str]) -> None:
@@ -68,6 +73,9 @@ class InlineVoicing:
         self.watermarker = watermarker
         self._waiting = _Waiting()
 
+    def warm_up(self, voice: Voice) -> None:
+        """Nothing is compiled on a CPU."""
+
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
         self._waiting.entries[segment_id] = utterance
 
@@ -107,14 +115,31 @@ class ThreadedVoicing:
         self._finished: queue.SimpleQueue[tuple[str, Outcome]] = queue.SimpleQueue()
         self._voicer = ThreadPoolExecutor(1, "chatterbox-s3gen", initializer=self._enter_stream)
         self._batch: Future[None] | None = None
-        # One OpenMP thread each: the clips are short and there are many.
+        threads = min(_WATERMARK_THREADS, os.cpu_count() or 1)
+        # Streams of high priority, which nobody else uses: PyTorch deals its 32 of the normal kind out again and again,
+        # and work on one that a graph is being recorded on would become part of the graph.
         self._markers = ThreadPoolExecutor(
-            min(_WATERMARK_THREADS, os.cpu_count() or 1), "chatterbox-watermark", lambda: torch.set_num_threads(1)
+            threads, "chatterbox-watermark", initializer=self._enter_stream, initargs=(-1,)
         )
 
-    def _enter_stream(self) -> None:
+    def _enter_stream(self, priority: int = 0) -> None:
         torch.cuda.set_device(self.device)
-        torch.cuda.set_stream(torch.cuda.Stream(self.device))
+        torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=priority))
+
+    def warm_up(self, voice: Voice) -> None:
+        """In the threads that will do the work, with utterances of 5 and 10 s, alone and as many as fill a batch."""
+
+        def speak() -> None:
+            for seconds in (5, 10):
+                tokens = (0,) * (seconds * TOKENS_PER_SECOND)
+                for count in {1, self.stage.max_batch_size}:
+                    trial = TokensToSpeak(tokens, voice, SpeechParameters().diffusion_steps, seed=0)
+                    for outcome in self.stage.run([trial] * count):
+                        if isinstance(outcome, Exception):
+                            raise outcome
+            _watermarked(self.watermarker, outcome)
+
+        self._voicer.submit(speak).result()
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
         self._waiting.entries[segment_id] = utterance

@@ -218,7 +218,7 @@ class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[N, S*H] -> [N, S*V]: every stream's logits, for `GuidanceProcessor` to combine."""
+        """[N, S*H] -> [N, S*V]: every stream's logits, for `SpeechSampler` to combine."""
         rows = hidden_states.shape[0]
         logits = self.head_logits(self.lm_head, hidden_states.reshape(rows * self.streams, -1))
         # The head is padded to a multiple of 64, so the logits are a strided slice: reshape, not view.
