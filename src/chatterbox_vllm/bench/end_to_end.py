@@ -38,7 +38,7 @@ def end_to_end_row(
     chunks = [segment.text for segment in split_text(text)]
     requests = [
         SpeechRequest(
-            chunk, tts.voice, SpeechParameters(seed=i, diffusion_steps=steps, max_tokens=_most(chunk, synthetic))
+            chunk, tts.voice, SpeechParameters(seed=i, diffusion_steps=steps, max_tokens=most_tokens(chunk, synthetic))
         )
         for i, chunk in enumerate(chunks)
     ]
@@ -77,7 +77,8 @@ def end_to_end_row(
     }
 
 
-def _most(chunk: str, synthetic: bool) -> int:
+def most_tokens(chunk: str, synthetic: bool) -> int:
+    """How many speech tokens a chunk may have: the published limit, or what reading it takes for synthetic weights."""
     return min(1000, max(25, math.ceil(len(chunk) * TOKENS_PER_CHARACTER))) if synthetic else 1000
 
 

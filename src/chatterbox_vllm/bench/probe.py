@@ -7,6 +7,7 @@ import platform
 import resource
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -101,11 +102,16 @@ def _physical_index(index: int) -> int:
 
 
 class Stopwatch:
-    """Counts the seconds spent in one method of an object, by standing before it."""
+    """Counts the seconds spent in one method of an object, by standing before it.
 
-    def __init__(self, owner: Any, method: str):
+    Attributes:
+        counted: sum of what `count` says of each call's result.
+    """
+
+    def __init__(self, owner: Any, method: str, count: Callable[[Any], int] = lambda result: 0):
         self.seconds = 0.0
-        self._owner, self._method = owner, method
+        self.counted = 0
+        self._owner, self._method, self._count = owner, method, count
 
     def __enter__(self) -> Self:
         inner = getattr(self._owner, self._method)
@@ -113,9 +119,11 @@ class Stopwatch:
         def timed(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             try:
-                return inner(*arguments, **options)
+                result = inner(*arguments, **options)
             finally:
                 self.seconds += time.perf_counter() - start
+            self.counted += self._count(result)
+            return result
 
         setattr(self._owner, self._method, timed)
         return self
