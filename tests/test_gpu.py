@@ -64,7 +64,8 @@ def test_same_seed_alone_and_in_a_batch(float32: ChatterboxTTS) -> None:
 
     alone, together = speak(1)[0], speak(32)[0]
     assert alone.speech_tokens == together.speech_tokens
-    assert torch.equal(alone.audio, together.audio)
+    # Utterances go through S3Gen one by one; what is left is cuDNN's, which sums in no fixed order.
+    assert (alone.audio - together.audio).norm() / alone.audio.norm() < 1e-4
 
 
 def test_bfloat16_speaks(checkpoint_dir: Path) -> None:  # noqa: F811

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 GUIDANCE_STREAMS = 2
 _SAMPLER = "chatterbox_vllm.models.t3.sampler:SpeechSampler"
 _KV_BLOCK = 128
+_SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
+_UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class T3Stage:
             max_num_seqs=options.max_batch_size,
             max_num_batched_tokens=max(options.max_batched_tokens, options.max_batch_size),
             kv_cache_memory_bytes=self.kv_cache_bytes,
+            gpu_memory_utilization=self._memory_share(),
             enforce_eager=not options.cuda_graphs,
             logits_processors=[_SAMPLER],
             disable_log_stats=True,
@@ -138,6 +141,13 @@ class T3Stage:
             seed=0,
         )
         return LLMEngine.from_engine_args(arguments)
+
+    def _memory_share(self) -> float:
+        """Of the card that must be free at the start; vLLM would insist on 92 %, though it is told its cache's size."""
+        if self.device.type != "cuda":
+            return _UNUSED_SHARE
+        free, total = torch.cuda.mem_get_info(self.device)
+        return _SHARE_OF_FREE * free / total
 
     @property
     def kv_bytes_per_position(self) -> int:
