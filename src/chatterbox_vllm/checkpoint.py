@@ -86,6 +86,10 @@ class Weights:
         self._check(key, shape)
         return self._file.get_tensor(key)
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of the tensor stored under `key`, from the file's header."""
+        return tuple(self._file.get_slice(key).get_shape())
+
     def _check(self, key: str, shape: Iterable[int] | None) -> None:
         if key not in self.keys:
             raise CheckpointError(f"{self.path}: tensor {key!r} is missing; is this the right file for this model?")

@@ -270,9 +270,10 @@ class VoiceEnroller:
             xvector=nets.xvector.embed(flow_16k)[0].cpu(),
         )
 
-    def load_voice_encoder(self) -> VoiceEncoder:
-        """The voice encoder as it runs; loads the nets where they are not."""
-        return self._load().voice_encoder
+    @property
+    def loaded_voice_encoder(self) -> VoiceEncoder | None:
+        """The voice encoder as it runs, where the nets are in memory."""
+        return None if self._nets is None else self._nets.voice_encoder
 
     @property
     def is_loaded(self) -> bool:

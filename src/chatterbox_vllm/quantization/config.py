@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from typing_extensions import Self
 
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.quantization.environment import Setting, flag, text
+from chatterbox_vllm.quantization.environment import Setting, flag
 
-Method = Literal["bnb-4bit", "bnb-8bit", "awq", "fp8"]
-ModuleMethod = Literal["bnb-4bit", "bnb-8bit"]
 # What each method is, for `estimate` and for errors.
 METHODS: dict[str, str] = {
     "bnb-4bit": "NF4, blocks of 64, double quantization",
@@ -20,9 +17,9 @@ METHODS: dict[str, str] = {
     "awq": "4 bits, groups of 128, calibrated; T3 only, made by `chatterbox-vllm quantize`",
     "fp8": "8-bit floats, a scale for each output row; T3 on CUDA only",
 }
-MODULE_METHODS: tuple[ModuleMethod, ...] = ("bnb-4bit", "bnb-8bit")
+MODULE_METHODS = ("bnb-4bit", "bnb-8bit")
 # The ready-made choices of `from_pretrained_quantized`: T3, S3Gen, voice encoder.
-STRATEGIES: dict[str, tuple[ModuleMethod, ModuleMethod, ModuleMethod]] = {
+STRATEGIES: dict[str, tuple[str, str, str]] = {
     "conservative": ("bnb-8bit", "bnb-8bit", "bnb-8bit"),
     "mixed": ("bnb-4bit", "bnb-8bit", "bnb-4bit"),
     "aggressive": ("bnb-4bit", "bnb-4bit", "bnb-4bit"),
@@ -50,9 +47,9 @@ class QuantizationConfig:
         double_quant: whether the scales of "bnb-4bit" are quantized, too (Dettmers et al. 2023, arXiv 2305.14314).
     """
 
-    t3: Method | None = None
-    s3gen: ModuleMethod | None = None
-    voice_encoder: ModuleMethod | None = None
+    t3: str | None = None
+    s3gen: str | None = None
+    voice_encoder: str | None = None
     double_quant: bool = True
 
     def __post_init__(self) -> None:
@@ -74,7 +71,7 @@ class QuantizationConfig:
 
     @classmethod
     def from_strategy(cls, strategy: str) -> Self:
-        """One of `STRATEGIES`; "auto", which depends on the device, is `tiers.strategy_for`'s.
+        """One of `STRATEGIES`; "auto", which depends on the device, is `loading.strategy_for`'s.
 
         Raises:
             ConfigError: no such strategy.
@@ -92,19 +89,22 @@ class QuantizationConfig:
         quantize_s3gen: bool | str | None = None,
         quantize_voice_encoder: bool | str | None = None,
         use_bnb_quantization: bool = False,
-    ) -> Self:
+    ) -> Self | None:
         """What keywords and environment variables ask for together; a keyword goes before its variable.
 
         The variables are CHATTERBOX_USE_QUANTIZATION, without which the others mean nothing,
         CHATTERBOX_QUANTIZATION_METHOD, CHATTERBOX_QUANTIZE_S3GEN and CHATTERBOX_QUANTIZE_VOICE_ENCODER.
 
         Args:
-            use_quantization: None is False unless the environment says otherwise.
+            use_quantization: whether at all.
             quantization_method: T3's; "bnb-4bit" by default.
             quantize_s3gen: a method of its own, or True for T3's, or for "bnb-8bit" where T3's is made for T3 only.
                 False by default.
             quantize_voice_encoder: likewise.
             use_bnb_quantization: short for `use_quantization=True, quantization_method="bnb-4bit"`.
+
+        Returns:
+            None where neither keyword nor variable says whether to quantize.
 
         Raises:
             ConfigError: an unknown method, keywords that contradict each other, a variable with another value than it
@@ -117,32 +117,36 @@ class QuantizationConfig:
                     f"contradicts use_quantization={use_quantization}, quantization_method={quantization_method!r}"
                 )
             use_quantization, quantization_method = True, "bnb-4bit"
-        if not USE.resolve(use_quantization, flag, False):
+        use = USE.resolve(use_quantization, flag, None)
+        if not use:
             given = {METHOD: quantization_method, S3GEN: quantize_s3gen, VOICE_ENCODER: quantize_voice_encoder}
             for setting, value in given.items():
                 if value not in (None, False):
                     raise ConfigError(f"{setting.keyword}={value!r} means nothing without use_quantization=True")
-            return cls()
+            return None if use is None else cls()
         method = METHOD.resolve(quantization_method, _one_of(tuple(METHODS)), "bnb-4bit")
-        parts = {}
-        for setting, value in ((S3GEN, quantize_s3gen), (VOICE_ENCODER, quantize_voice_encoder)):
-            asked = setting.resolve(value, _flag_or_method, False)
-            parts[setting] = asked if isinstance(asked, str) else module_method(method) if asked else None
-        return cls(t3=method, s3gen=parts[S3GEN], voice_encoder=parts[VOICE_ENCODER])
+        s3gen = S3GEN.resolve(quantize_s3gen, _module_method_beside(method), None)
+        voice_encoder = VOICE_ENCODER.resolve(quantize_voice_encoder, _module_method_beside(method), None)
+        return cls(method, s3gen, voice_encoder)
 
     def steps_down(self) -> Iterator[tuple[str, Self]]:
         """What to try in turn where this cannot be had, each with its name; the last is not quantized at all.
 
         Double quantization goes first, then the voice encoder's method, S3Gen's, T3's.
         """
-        config = self
+        config: Self = self
         if self.double_quant and "bnb-4bit" in self.methods.values():
             config = replace(config, double_quant=False)
             yield "double quantization off", config
-        for name in ("voice_encoder", "s3gen", "t3"):
-            if getattr(config, name) is not None:
-                config = replace(config, **{name: None})
-                yield f"{name.replace('_', ' ')} not quantized", config
+        if self.voice_encoder is not None:
+            config = replace(config, voice_encoder=None)
+            yield "voice encoder not quantized", config
+        if self.s3gen is not None:
+            config = replace(config, s3gen=None)
+            yield "S3Gen not quantized", config
+        if self.t3 is not None:
+            config = replace(config, t3=None)
+            yield "T3 not quantized", config
 
     def __str__(self) -> str:
         parts = [f"{name} {method}" for name, method in self.methods.items() if method is not None]
@@ -151,32 +155,29 @@ class QuantizationConfig:
         return ", ".join(parts) or "nothing quantized"
 
 
-def module_method(t3: str | None) -> ModuleMethod:
-    """The method of the other components that goes with T3's: the same, or "bnb-8bit" where that is for T3 only."""
-    return "bnb-4bit" if t3 == "bnb-4bit" else "bnb-8bit"
-
-
 def _check_method(name: str, value: object, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
         raise ConfigError(f"{name} must be None or one of {', '.join(map(repr, known))}, not {value!r}")
 
 
-def _one_of(known: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _one_of(known: tuple[str, ...]) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in known:
             raise ValueError(f"one of {', '.join(known)}")
-        return text(value)
+        return str(value)
 
     return parse
 
 
-def _flag_or_method(value: object) -> bool | str:
-    if value in MODULE_METHODS:
-        return text(value)
-    try:
-        return flag(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, or one of {', '.join(MODULE_METHODS)}") from None
+def _module_method_beside(t3: str) -> Callable[[object], str | None]:
+    """Reads a method, or yes for the one that goes with T3's: the same, or "bnb-8bit" where that is for T3 only."""
 
+    def parse(value: object) -> str | None:
+        if value in MODULE_METHODS:
+            return str(value)
+        try:
+            return (t3 if t3 in MODULE_METHODS else "bnb-8bit") if flag(value) else None
+        except ValueError as error:
+            raise ValueError(f"{error}, or {' or '.join(MODULE_METHODS)}") from None
 
-FIELDS = tuple(field.name for field in fields(QuantizationConfig))
+    return parse

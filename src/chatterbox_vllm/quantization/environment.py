@@ -11,6 +11,7 @@ from typing import TypeVar
 from chatterbox_vllm.errors import ConfigError
 
 T = TypeVar("T")
+D = TypeVar("D")
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off")
 
@@ -22,7 +23,7 @@ class Setting:
     keyword: str
     variable: str
 
-    def resolve(self, value: object, parse: Callable[[object], T], default: T) -> T:
+    def resolve(self, value: object, parse: Callable[[object], T], default: D) -> T | D:
         """The keyword's value, or else the variable's where it is set and not empty, or else the default.
 
         Args:
@@ -51,13 +52,6 @@ def flag(value: object) -> bool:
     if word in _YES or word in _NO:
         return word in _YES
     raise ValueError(f"{'/'.join(_YES)} or {'/'.join(_NO)}")
-
-
-def text(value: object) -> str:
-    """A string as it is."""
-    if not isinstance(value, str):
-        raise ValueError("a string")
-    return value
 
 
 def positive(value: object) -> int:

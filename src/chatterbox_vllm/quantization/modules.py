@@ -181,10 +181,11 @@ def quantize_layers(module: nn.Module, names: Iterable[str], scheme: Scheme) -> 
 def state_tensors(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
     """What a quantized file holds of the quantized matrices of `module`, and `load_module` reads back bit for bit.
 
-    Keys are `<prefix><layer>.<weight>.<form>.<part>`, as in `flow.encoder.encoders.0.self_attn.qkv.weight.nf4.packed`.
+    Keys are `<prefix><layer>.<weight>.<form>.<part>` with the prefix of `load_module`, such as
+    `flow.encoder.encoders.0.self_attn.qkv.weight.nf4.packed`.
     """
     return {
-        f"{prefix}{name}.{weight}.{matrix.form}.{part}": value
+        f"{prefix}{name}{'.' if name else ''}{weight}.{matrix.form}.{part}": value
         for name, layer in module.named_modules()
         if isinstance(layer, QuantizedModule)
         for weight, matrix in layer.matrices.items()

@@ -33,7 +33,7 @@ def require_bitsandbytes() -> ModuleType:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional as functional
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(
             f"bnb-4bit needs the package bitsandbytes ({error}); run: pip install bitsandbytes"
         ) from error
@@ -85,7 +85,9 @@ class QuantizedMatrix(ABC):
 
     @classmethod
     @abstractmethod
-    def layout(cls, shape: tuple[int, int], double_quant: bool = True) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def layout(
+        cls, shape: tuple[int, int], double_quant: bool = True
+    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Dtype and shape of each tensor that a matrix of `shape` is stored in."""
 
     def to(self, device: torch.device | str) -> Self:
@@ -131,7 +133,9 @@ class Int8Matrix(QuantizedMatrix):
         return self.codes * self.scale.to(dtype)
 
     @classmethod
-    def layout(cls, shape: tuple[int, int], double_quant: bool = True) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def layout(
+        cls, shape: tuple[int, int], double_quant: bool = True
+    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         return {"codes": (torch.int8, shape), "scale": (torch.bfloat16, (shape[0], 1))}
 
 
@@ -176,7 +180,9 @@ class Nf4Matrix(QuantizedMatrix):
         return "scale_offset" in tensors
 
     @classmethod
-    def layout(cls, shape: tuple[int, int], double_quant: bool = True) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    def layout(
+        cls, shape: tuple[int, int], double_quant: bool = True
+    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         values = shape[0] * shape[1]
         blocks = -(-values // NF4_BLOCK)
         packed = {"packed": (torch.uint8, (-(-values // 2), 1))}
@@ -198,7 +204,7 @@ def _scale_table(functional: Any, device: torch.device) -> torch.Tensor:
     key = ("scale", device)
     if key not in _tables:
         _tables[key] = functional.create_dynamic_map().to(device)
-    return _tables[key]  # type: ignore[no-any-return]
+    return _tables[key]
 
 
 def _dequantized_nf4(matrix: Nf4Matrix, dtype: torch.dtype) -> torch.Tensor:
