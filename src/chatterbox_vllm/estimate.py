@@ -218,9 +218,10 @@ def _t3_working(config: T3Config, plan: Plan, element: int) -> int:
 
 def s3gen_working(plan: Plan, element: int) -> int:
     """What a batch of S3Gen needs at once, beyond its weights: the widest of encoder, estimator and vocoder."""
-    rows, frames = plan.s3gen_batch, plan.s3gen_frames
-    # A full batch of rows alike, or one row as long as T3 can speak.
-    pairs = max(rows * (frames // rows) ** 2, min(frames, UPSAMPLING * plan.max_model_len) ** 2)
+    longest = UPSAMPLING * plan.max_model_len  # an utterance, the frames of its prompt for those of T3's taken
+    rows, frames = plan.s3gen_batch, min(plan.s3gen_frames, plan.s3gen_batch * longest)
+    # A full batch of rows alike, or one row of the longest.
+    pairs = max(rows * (frames // rows) ** 2, min(frames, longest) ** 2)
     encoder = frames * _ENCODER_FRAME + pairs * _ENCODER_PAIR
     estimator = frames * _ESTIMATOR_FRAME + _ESTIMATOR_FIXED
     return max(encoder, estimator, frames * _VOCODER_FRAME) * element // 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 from chatterbox_vllm.quantization.modules import QuantizedModule
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Attributes of a module that hold no weights of its own.
+_NOT_WEIGHTS = ("_parameters", "_buffers", "_modules", "kv_cache")
 _EIGHT_BITS = 0.75  # bytes a weight above which it is no 4-bit form
 
 
@@ -26,6 +29,8 @@ class ComponentInfo:
         quantized_bytes: what these matrices take, scales included.
         bytes_by_dtype: of all tensors of the component, by dtype's name.
         devices: where they are.
+        unseen_layers: linear layers whose weights lie inside a library's own object and cannot be counted, which is
+            what vLLM does with unquantized ones on a CPU.
     """
 
     method: str | None = None
@@ -35,6 +40,7 @@ class ComponentInfo:
     quantized_bytes: int = 0
     bytes_by_dtype: dict[str, int] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
+    unseen_layers: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -69,6 +75,9 @@ def component_info(module: nn.Module) -> ComponentInfo:
         if weights is None:
             continue
         info.linear_layers += 1
+        if not any(tensor.numel() for _, tensor in matrices):
+            info.unseen_layers += 1
+            continue
         found = _method(weights, [t for name, t in matrices if not name.startswith("bias")])
         if found is not None:
             info.quantized_layers += 1
@@ -113,7 +122,7 @@ def _tensors(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((f"{name}.{part}", tensor) for part, tensor in matrix.tensors().items())
         return
     for name, value in vars(layer).items():
-        if name not in ("_parameters", "_buffers", "_modules") and not isinstance(value, nn.Module):
+        if name not in _NOT_WEIGHTS and not isinstance(value, nn.Module):
             yield from _inside(name, value)
 
 
@@ -137,8 +146,8 @@ def _linear_weights(layer: nn.Module) -> int | None:
         return sum(value.numel() for value in layer.parameters() if value.dim() == 2)
     if isinstance(layer, nn.Linear):
         return layer.in_features * layer.out_features
-    # vLLM's: its linear layers know their sizes and have a method; its embeddings and heads have no `input_size`.
-    if hasattr(layer, "quant_method") and hasattr(layer, "input_size") and hasattr(layer, "output_size"):
+    # vLLM's: its linear layers know their sizes and have a method; embeddings and heads have rows of a vocabulary.
+    if hasattr(layer, "quant_method") and hasattr(layer, "input_size") and not hasattr(layer, "num_embeddings"):
         sizes: Any = layer  # torch declares every attribute of a module as "Tensor | Module"
         return int(sizes.input_size) * int(sizes.output_size)
     return None
@@ -148,12 +157,15 @@ def _method(weights: int, tensors: list[torch.Tensor]) -> str | None:
     """Which method a layer's tensors are of: by the dtype that its values are in and the bytes that they take."""
     if not tensors:
         return None
-    values = max(tensors, key=lambda t: t.numel() * t.element_size())
-    a_weight = values.numel() * values.element_size() / max(weights, 1)
-    if values.dtype in _FLOAT8:
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.numel() * tensor.element_size()
+    ((dtype, size),) = sizes.most_common(1)
+    a_weight = size / max(weights, 1)
+    if dtype in _FLOAT8:
         return "fp8"
-    if values.dtype == torch.int32 and a_weight < _EIGHT_BITS:
+    if dtype == torch.int32 and a_weight < _EIGHT_BITS:
         return "awq"
-    if values.dtype in (torch.int8, torch.uint8):
+    if dtype in (torch.int8, torch.uint8):
         return "bnb-4bit" if a_weight < _EIGHT_BITS else "bnb-8bit"
     return None
