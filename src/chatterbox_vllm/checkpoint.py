@@ -90,6 +90,10 @@ class Weights:
         """The shape of the tensor stored under `key`, from the file's header."""
         return tuple(self._file.get_slice(key).get_shape())
 
+    def storage_type(self, key: str) -> str:
+        """The element type of a tensor in a `.safetensors` file by the format's own name: "F32", "U8", …"""
+        return str(self._file.get_slice(key).get_dtype())
+
     def _check(self, key: str, shape: Iterable[int] | None) -> None:
         if key not in self.keys:
             raise CheckpointError(f"{self.path}: tensor {key!r} is missing; is this the right file for this model?")

@@ -18,7 +18,6 @@ import torch
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig, T3Config
 from chatterbox_vllm.engine.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
-from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
 from chatterbox_vllm.models.s3gen.model import S3Gen
@@ -41,7 +40,8 @@ _ENCODER_FRAME, _ENCODER_PAIR = 80_000, 96
 _ESTIMATOR_FRAME, _ESTIMATOR_FIXED = 30_000, 28 * _MIB
 _VOCODER_FRAME = 244_000
 
-_T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)_proj\.weight")
+_T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.(\w+)")
+_ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
 # What vLLM multiplies with as one matrix.
 _T3_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 _T3_ON_DEVICE = ("tfmr.layers.", "tfmr.norm.", "speech_emb.", "speech_pos_emb.", "speech_head.")
@@ -128,26 +128,23 @@ class QuantizationMemoryEstimator:
     def _t3_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
         """Linear layers, what else is on the device, and what stays on the host."""
         fused: dict[tuple[str, str], tuple[int, int]] = {}
-        rest = host = 0
+        linear = rest = host = 0
         for key in self._t3.keys:
-            shape = self._t3.shape(key)
-            linear = _T3_LINEAR.fullmatch(key)
-            if linear:
-                place = (linear[1], _T3_FUSED.get(linear[3], linear[3]))
-                rows = fused.get(place, (0, 0))[0]
-                fused[place] = (rows + shape[0], shape[1])
+            shape, kind = self._t3.shape(key), self._t3.storage_type(key)
+            match = _T3_LINEAR.fullmatch(key)
+            if match and match[3] == "weight" and kind in ("F32", "F16", "BF16"):
+                place = (match[1], _T3_FUSED.get(match[2], match[2]))
+                fused[place] = (fused.get(place, (0, 0))[0] + shape[0], shape[1])
+            elif match:  # quantized already: it stays as it is stored
+                linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
             elif key.startswith(_T3_ON_DEVICE):
                 if key.startswith("speech_head."):
                     shape = (-(-shape[0] // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, *shape[1:])
                 rest += math.prod(shape) * self._dtype.itemsize
-            if key.startswith(("cond_enc.", "text_", "speech_emb.", "speech_pos_emb.")) and "text_head" not in key:
+            if key.startswith(("cond_enc.", "text_emb.", "text_pos_emb.", "speech_emb.", "speech_pos_emb.")):
                 host += math.prod(shape) * 4
-        if not fused:
-            raise ConfigError(
-                f"{self._t3.path}: holds no linear layers in floats, so there is nothing to estimate from"
-            )
-        method = quantization.t3
-        return sum(_t3_linear_bytes(s, method, quantization, self._dtype) for s in fused.values()), rest, host
+        linear += sum(_t3_linear_bytes(s, quantization.t3, quantization, self._dtype) for s in fused.values())
+        return linear, rest, host
 
     def _s3gen_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
         """Quantizable layers' weights, everything else, and convolutions kept twice where kernels of our own run."""

@@ -21,6 +21,7 @@ from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.errors import AudioError, CheckpointError, OutputError
 from chatterbox_vllm.models.features import RATE_16K, RATE_24K, prompt_mel
 from chatterbox_vllm.models.precision import ieee_float32
+from chatterbox_vllm.models.s3gen.graphs import recording
 from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
@@ -284,6 +285,9 @@ class VoiceEnroller:
         """Free the nets; the next use loads them again."""
         with self._lock:
             self._nets = None
+        if self.device.type == "cuda":
+            with recording:  # no memory may be given back while another thread records a graph
+                torch.cuda.empty_cache()
 
     def _load(self) -> _EnrolmentNets:
         with self._lock:
