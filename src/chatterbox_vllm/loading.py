@@ -69,6 +69,11 @@ class Parts:
     voice: Voice | None
 
 
+def automatic_t3_dtype(method: str | None, device: torch.device) -> torch.dtype:
+    """What T3 computes in where nobody says: float32 on a CPU if the method can, else bfloat16."""
+    return torch.bfloat16 if device.type == "cuda" or method in ("awq", "fp8") else torch.float32
+
+
 def strategy_for(strategy: str, device: torch.device) -> QuantizationConfig:
     """The configuration of a strategy's name.
 

@@ -25,7 +25,7 @@ from chatterbox_vllm.engine.t3_stage import T3Stage
 from chatterbox_vllm.engine.voicing import Voicing
 from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.loading import Settings, load, make_plan, strategy_for
+from chatterbox_vllm.loading import Settings, automatic_t3_dtype, load, make_plan, strategy_for
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
@@ -148,7 +148,7 @@ class ChatterboxTTS:
         keyword in capitals), or else the tier, or else the default named below.
 
         Args:
-            dtype: T3's; "auto" is bfloat16 on CUDA, float32 on the CPU.
+            dtype: T3's; "auto" is bfloat16 on CUDA and for AWQ, float32 on the CPU otherwise.
             s3gen_dtype: the flow's; "auto" is float16 on CUDA, float32 on the CPU. In half precision the vocoder's
                 convolutions are in float16.
             max_model_len: longest prompt and speech together, in positions; 2048.
@@ -183,10 +183,11 @@ class ChatterboxTTS:
         )
         if quantization is not None and (use_quantization is not None or use_bnb_quantization):
             raise ConfigError("give either quantization or use_quantization and the keywords that go with it")
+        wanted = quantization or asked
         settings = Settings(
             directory=directory,
             device=where,
-            t3_dtype=_dtype("dtype", dtype, torch.bfloat16 if on_cuda else torch.float32),
+            t3_dtype=_dtype("dtype", dtype, automatic_t3_dtype(wanted.t3 if wanted else None, where)),
             flow_dtype=_dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32),
             cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
             deterministic=deterministic,
@@ -195,7 +196,7 @@ class ChatterboxTTS:
         plan = make_plan(
             settings,
             tier=tier,
-            quantization=quantization or asked,
+            quantization=wanted,
             max_model_len=max_model_len,
             max_batch_size=max_batch_size,
             kv_cache_bytes=kv_cache_bytes,
