@@ -90,10 +90,6 @@ class Weights:
         """The shape of the tensor stored under `key`, from the file's header."""
         return tuple(self._file.get_slice(key).get_shape())
 
-    def storage_type(self, key: str) -> str:
-        """The element type of a tensor in a `.safetensors` file by the format's own name: "F32", "U8", …"""
-        return str(self._file.get_slice(key).get_dtype())
-
     def _check(self, key: str, shape: Iterable[int] | None) -> None:
         if key not in self.keys:
             raise CheckpointError(f"{self.path}: tensor {key!r} is missing; is this the right file for this model?")
@@ -103,6 +99,10 @@ class Weights:
                 f"{self.path}: tensor {key!r} has shape {found}, the model needs {tuple(shape)}; "
                 "a checkpoint of another size needs its own config.json beside it"
             )
+
+    def storage_type(self, key: str) -> str:
+        """The element type of a tensor in a `.safetensors` file by the format's own name: "F32", "U8", …"""
+        return str(self._file.get_slice(key).get_dtype())
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError for the first of `shapes` (key to shape) that the file does not hold so.
