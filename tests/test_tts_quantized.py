@@ -102,6 +102,7 @@ def test_the_impossible_raises_and_fallback_steps_down(
         ChatterboxTTS.from_local(demo, "cpu", quantization=config, fallback=True, **SMALL) as tts,
     ):
         info = tts.get_quantization_info()
+        assert tts.quantization == QuantizationConfig(s3gen="bnb-8bit", double_quant=False)
     assert info["steps_down"] == ["double quantization off", "voice encoder not quantized"]
     assert info["asked"] == str(config) and info["s3gen"]["method"] == "bnb-8bit"
     assert [r.message.partition(":")[0] for r in caplog.records if "stepping down" in r.message] == [

@@ -60,8 +60,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Parts:
-    """A model in memory."""
+    """A model in memory, and the plan that it was laid out by."""
 
+    plan: Plan
     scheduler: Scheduler
     talker: T3Stage
     voicing: Voicing
@@ -259,7 +260,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         max_admitted=2 * plan.max_batch_size,
         max_waiting=max(16, 4 * plan.s3gen_batch),
     )
-    return Parts(scheduler, talker, voicing, enroller, voice)
+    return Parts(plan, scheduler, talker, voicing, enroller, voice)
 
 
 def _scheme(method: str | None, config: QuantizationConfig) -> Scheme | None:

@@ -42,6 +42,7 @@ class ChatterboxTTS:
     Attributes:
         sr: sample rate of the audio, 24000 Hz.
         conds: the voice in use, a `Voice`, or None before there is one.
+        quantization: what it was loaded with, after the steps that `fallback` took; `get_quantization_info` counts.
     """
 
     sr = SAMPLE_RATE
@@ -64,7 +65,7 @@ class ChatterboxTTS:
         self._talker = talker
         self._voicing = voicing
         self._enroller = enroller
-        self._quantization_asked = QuantizationConfig()
+        self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
         self._voices: OrderedDict[tuple[str, int, int], Voice] = OrderedDict()
 
@@ -204,7 +205,7 @@ class ChatterboxTTS:
         )
         parts, steps = load(settings, plan, fallback)
         tts = cls(directory, where, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
-        tts._quantization_asked, tts._steps_down = plan.quantization, steps
+        tts.quantization, tts._quantization_asked, tts._steps_down = parts.plan.quantization, plan.quantization, steps
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:
