@@ -4,6 +4,10 @@
 #   ./start.sh say "Hello from Chatterbox." -o hello.wav      any command of chatterbox-vllm
 #   ./start.sh test [PYTEST ARGUMENTS]                        the tests, with what they need
 #   ./start.sh --reinstall [COMMAND…]                         from an empty .venv
+#   ./start.sh --low-vram say "Hello." -o hello.wav           the command laid out for a small card
+#
+# --ultra-low-vram, --low-vram, --medium-vram, --high-vram      stand for --tier 4, 6, 8 and 24 (GB of the card);
+# --tier N|auto                                                 before the command is the same as after it
 #
 # CHATTERBOX_VLLM_EXTRA=cpu|cuda   overrides the choice by GPU
 # CHATTERBOX_VLLM_PYTHON=PYTHON    the Python to make .venv with (3.11 to 3.13)
@@ -129,10 +133,24 @@ same_place() {
 
 reinstall=no
 want_dev=no
-if [[ ${1:-} == --reinstall ]]; then
-    reinstall=yes
+tier=()
+while [[ ${1:-} == --* ]]; do
+    case $1 in
+        --reinstall) reinstall=yes ;;
+        --ultra-low-vram) tier=(--tier 4) ;;
+        --low-vram) tier=(--tier 6) ;;
+        --medium-vram) tier=(--tier 8) ;;
+        --high-vram) tier=(--tier 24) ;;
+        --tier)
+            [[ $# -ge 2 ]] || die "--tier needs the memory of the card in GB, or auto"
+            tier=(--tier "$2")
+            shift
+            ;;
+        *) break ;; # the command line's own: --help, --version
+    esac
     shift
-fi
+done
+[[ ${#tier[@]} -eq 0 || $# -gt 0 ]] || die "${tier[*]} needs a command: say, batch, bench or estimate"
 [[ ${1:-} == test ]] && want_dev=yes
 [[ $(uname -s) == Linux ]] || die "this runs on Linux only (vLLM does); this is $(uname -s)"
 extra=$(choose_extra)
@@ -157,4 +175,4 @@ if [[ ${1:-} == test ]]; then
     exec "$python" -m pytest "$@"
 fi
 [[ $reinstall == yes && $# -eq 0 ]] && exit 0
-exec "$python" -m chatterbox_vllm "$@"
+exec "$python" -m chatterbox_vllm "$@" "${tier[@]}"

@@ -263,3 +263,31 @@ def test_overflow_names_the_remedy(weights: Weights, requests: list[S3GenRequest
     ):
         model.synthesize([requests[0], loud])
     assert model.synthesize([requests[0]])[0].isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["bnb-8bit", "bnb-4bit"])
+def test_quantized_layers_under_kernels_and_graphs(method: str, tmp_path: Path) -> None:
+    """The fast path with quantized weights against torch's kernels with the same weights."""
+    from chatterbox_vllm.quantization.modules import Scheme, state_tensors
+
+    flow = replace(tiny.CONFIG.flow, estimator_channels=32, estimator_head_dim=16, num_mels=16)
+    config = replace(tiny.CONFIG, flow=flow, hift=replace(tiny.CONFIG.hift, num_mels=16, base_channels=128))
+    path = tmp_path / "s3gen.safetensors"
+    tiny.build(config, path)
+    half = (torch.float16, torch.float16)
+    fast = S3Gen.from_weights(config, Weights(path), "cuda", *half, quantization=Scheme(method))
+    assert fast.execution.kernels == "triton" and fast.execution.cuda_graphs
+    assert {t.device.type for t in state_tensors(fast).values()} == {"cuda"}
+    assert {t.dtype for t in state_tensors(fast).values()} <= {torch.uint8, torch.int8, torch.bfloat16, torch.float32}
+    generator = torch.Generator().manual_seed(0)
+    voice = tiny.Reference(
+        torch.randint(0, 50, (6,), generator=generator),
+        torch.randn(12, 16, generator=generator),
+        torch.randn(6, generator=generator),
+    )
+    tokens = torch.randint(0, 50, (9,), generator=generator)
+    request = S3GenRequest(tokens, voice, fast.draw_noise(torch.Generator("cuda").manual_seed(0), 9, voice))
+    mels = [fast.mel([request], 3)[0] for _ in range(2)]  # recorded, then replayed
+    fast.set_precision(*half, kernels="torch", cuda_graphs=False)
+    plain = fast.mel([request], 3)[0]
+    assert torch.equal(mels[0], mels[1]) and apart(mels[0], plain) < 1e-2

@@ -23,6 +23,9 @@ from chatterbox_vllm.errors import (
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.async_chatterbox import AsyncChatterbox
     from chatterbox_vllm.engine.request import SpeechChunk, SpeechParameters, SpeechRequest, SpeechResult
+    from chatterbox_vllm.estimate import QuantizationMemoryEstimator
+    from chatterbox_vllm.quantization.config import QuantizationConfig
+    from chatterbox_vllm.quantization.support import check_quantization_support
     from chatterbox_vllm.tts import ChatterboxTTS
     from chatterbox_vllm.voices import Voice
 
@@ -42,6 +45,8 @@ __all__ = [
     "GenerationError",
     "ModelUnavailableError",
     "OutputError",
+    "QuantizationConfig",
+    "QuantizationMemoryEstimator",
     "SpeechChunk",
     "SpeechParameters",
     "SpeechRequest",
@@ -49,17 +54,21 @@ __all__ = [
     "TextTooLongError",
     "Voice",
     "__version__",
+    "check_quantization_support",
 ]
 
 # Imported when first asked for: they bring PyTorch, which takes seconds that `--help` and errors need not cost.
 _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.engine.async_chatterbox",
     "ChatterboxTTS": "chatterbox_vllm.tts",
+    "QuantizationConfig": "chatterbox_vllm.quantization.config",
+    "QuantizationMemoryEstimator": "chatterbox_vllm.estimate",
     "SpeechChunk": "chatterbox_vllm.engine.request",
     "SpeechParameters": "chatterbox_vllm.engine.request",
     "SpeechRequest": "chatterbox_vllm.engine.request",
     "SpeechResult": "chatterbox_vllm.engine.request",
     "Voice": "chatterbox_vllm.voices",
+    "check_quantization_support": "chatterbox_vllm.quantization.support",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -86,6 +86,10 @@ class Weights:
         self._check(key, shape)
         return self._file.get_tensor(key)
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of the tensor stored under `key`, from the file's header."""
+        return tuple(self._file.get_slice(key).get_shape())
+
     def _check(self, key: str, shape: Iterable[int] | None) -> None:
         if key not in self.keys:
             raise CheckpointError(f"{self.path}: tensor {key!r} is missing; is this the right file for this model?")
@@ -96,6 +100,10 @@ class Weights:
                 "a checkpoint of another size needs its own config.json beside it"
             )
 
+    def storage_type(self, key: str) -> str:
+        """The element type of a tensor in a `.safetensors` file by the format's own name: "F32", "U8", …"""
+        return str(self._file.get_slice(key).get_dtype())
+
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError for the first of `shapes` (key to shape) that the file does not hold so.
 
@@ -105,16 +113,31 @@ class Weights:
             self._check(key, shape)
 
 
+@runtime_checkable
+class KeepsOwnForm(Protocol):
+    """A submodule that keeps some of its tensors in a form of its own, such as quantized ones."""
+
+    def keep(self, name: str, value: torch.Tensor, device: torch.device | str) -> bool:
+        """Take the tensor `name`, as read; False leaves it to `load_module`."""
+
+    def stored_keys(self, key: str) -> Iterable[str]:
+        """Keys under which a file may hold the tensor `key` in the submodule's own form."""
+
+    def restore(self, name: str, stored: dict[str, torch.Tensor], file: str, device: torch.device | str) -> bool:
+        """Take the tensor `name` in the own form, as the file held it; False leaves it to `load_module`."""
+
+
 def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.device | str = "cpu") -> None:
     """Fill `module` (parameters and persistent buffers) from the tensors of `weights` whose keys start with `prefix`.
 
-    A module's names are the published ones, with two liberties taken here so that modules need not know of them:
+    A module's names are the published ones, with liberties taken here so that modules need not know of them:
 
     - weight normalisation is folded: for a `weight` stored as `parametrizations.weight.original0/1` (magnitude g and
       direction v, norm over all dimensions but the first) the module gets g * v / ||v||; such submodules carry the
       attribute `weight_normed = True`;
     - a submodule's `fused` attribute, {its tensor's name: published names}, concatenates tensors of one shape along
-      dimension 0.
+      dimension 0; names that start with "../" lie beside the submodule;
+    - a submodule that keeps tensors in a form of its own (`KeepsOwnForm`) is given each as soon as it is read.
 
     Tensors are cast to the dtype that the module holds them in and placed on `device`; the module may be on `meta`.
 
@@ -123,15 +146,20 @@ def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.
     """
     for module_name, submodule in module.named_modules():
         base = f"{prefix}{module_name}." if module_name else prefix
-        fused: dict[str, tuple[str, ...]] = getattr(submodule, "fused", {})
         for name, target in _own_tensors(submodule):
-            parts = [_read(weights, base + part) for part in fused.get(name, (name,))]
+            if isinstance(submodule, KeepsOwnForm):
+                stored = {key: weights.get(key) for key in submodule.stored_keys(base + name) if key in weights.keys}
+                if stored and submodule.restore(name, stored, str(weights.path), device):
+                    continue
+            parts = [_read(weights, key) for key in _published_keys(submodule, base, name)]
             value = parts[0] if len(parts) == 1 else torch.cat(parts)
             if value.shape != target.shape:
                 raise CheckpointError(
                     f"{weights.path}: tensor {base + name!r} has shape {tuple(value.shape)}, the model needs "
                     f"{tuple(target.shape)}; a checkpoint of another size needs its own config.json beside it"
                 )
+            if isinstance(submodule, KeepsOwnForm) and submodule.keep(name, value, device):
+                continue
             # A copy, so that no parameter keeps the whole mapped file alive.
             value = value.to(device=device, dtype=target.dtype, copy=True)
             if isinstance(target, nn.Parameter):
@@ -145,12 +173,11 @@ def published_shapes(module: nn.Module, prefix: str) -> dict[str, tuple[int, ...
     shapes: dict[str, tuple[int, ...]] = {}
     for module_name, submodule in module.named_modules():
         base = f"{prefix}{module_name}." if module_name else prefix
-        fused: dict[str, tuple[str, ...]] = getattr(submodule, "fused", {})
         for name, target in _own_tensors(submodule):
             shape = tuple(target.shape)
-            if name in fused:
-                parts = fused[name]
-                shapes.update({base + part: (shape[0] // len(parts), *shape[1:]) for part in parts})
+            if name in getattr(submodule, "fused", {}):
+                keys = _published_keys(submodule, base, name)
+                shapes.update({key: (shape[0] // len(keys), *shape[1:]) for key in keys})
             elif name == "weight" and getattr(submodule, "weight_normed", False):
                 stem = f"{base}parametrizations.weight."
                 shapes[stem + "original0"] = (shape[0],) + (1,) * (len(shape) - 1)
@@ -158,6 +185,13 @@ def published_shapes(module: nn.Module, prefix: str) -> dict[str, tuple[int, ...
             else:
                 shapes[base + name] = shape
     return shapes
+
+
+def _published_keys(module: nn.Module, base: str, name: str) -> list[str]:
+    """Where a submodule's tensor comes from; `base` is the submodule's own prefix."""
+    fused: dict[str, tuple[str, ...]] = getattr(module, "fused", {})
+    beside = base[: base.rstrip(".").rfind(".") + 1]
+    return [beside + part[3:] if part.startswith("../") else base + part for part in fused.get(name, (name,))]
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

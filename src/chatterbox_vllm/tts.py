@@ -16,32 +16,24 @@ import torch
 from tqdm import tqdm
 from typing_extensions import Self
 
-from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.runtime import resolve_device
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
-from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
-from chatterbox_vllm.engine.voicing import Voicing, make_voicing
+from chatterbox_vllm.engine.t3_stage import T3Stage
+from chatterbox_vllm.engine.voicing import Voicing
 from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
-from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.layout import checkpoint_shapes
-from chatterbox_vllm.models.s3gen.model import S3Gen
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.loading import Settings, automatic_t3_dtype, load, make_plan, strategy_for
+from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
+from chatterbox_vllm.quantization.info import quantization_info
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 _CACHED_VOICES = 64
-# Utterances that S3Gen voices at once in half precision on a GPU: more bring no speed and take memory.
-_S3GEN_BATCH = 32
 
 
 class ChatterboxTTS:
@@ -50,6 +42,7 @@ class ChatterboxTTS:
     Attributes:
         sr: sample rate of the audio, 24000 Hz.
         conds: the voice in use, a `Voice`, or None before there is one.
+        quantization: what it was loaded with, after the steps that `fallback` took; `get_quantization_info` counts.
     """
 
     sr = SAMPLE_RATE
@@ -72,6 +65,8 @@ class ChatterboxTTS:
         self._talker = talker
         self._voicing = voicing
         self._enroller = enroller
+        self.quantization = self._quantization_asked = QuantizationConfig()
+        self._steps_down: tuple[str, ...] = ()
         self._voices: OrderedDict[tuple[str, int, int], Voice] = OrderedDict()
 
     @classmethod
@@ -100,6 +95,31 @@ class ChatterboxTTS:
         return cls.from_local(resolve_model(model, revision), device, **options)
 
     @classmethod
+    def from_pretrained_quantized(
+        cls,
+        model: str | os.PathLike[str] = "english",
+        device: str = "auto",
+        *,
+        quantization_strategy: str = AUTO,
+        **options: Any,
+    ) -> Self:
+        """`from_pretrained` with a ready-made choice of methods.
+
+        Args:
+            quantization_strategy: "conservative" or "int8", INT8 everywhere; "mixed", NF4 for T3 and the voice encoder,
+                INT8 for the flow; "aggressive" or "nf4", NF4 everywhere; "auto", what the free memory of the GPU calls
+                for (see `tiers`), nothing where there is plenty, "conservative" on a CPU.
+            options: as for `from_pretrained`.
+
+        Raises:
+            ConfigError, CheckpointError, ModelUnavailableError, DeviceError
+        """
+        if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
+            model, device = "english", model
+        config = strategy_for(quantization_strategy, resolve_device(device))
+        return cls.from_pretrained(model, device, quantization=config, **options)
+
+    @classmethod
     def from_local(
         cls,
         ckpt_dir: str | os.PathLike[str],
@@ -107,26 +127,47 @@ class ChatterboxTTS:
         *,
         dtype: DType = "auto",
         s3gen_dtype: DType = "auto",
-        max_model_len: int = 2048,
-        max_batch_size: int = 16,
+        max_model_len: int | None = None,
+        max_batch_size: int | None = None,
         kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        tier: str | int | None = None,
         cuda_graphs: bool | None = None,
         deterministic: bool = False,
         watermark: bool = True,
+        use_quantization: bool | None = None,
+        quantization_method: str | None = None,
+        quantize_s3gen: bool | str | None = None,
+        quantize_voice_encoder: bool | str | None = None,
+        use_bnb_quantization: bool = False,
+        quantization: QuantizationConfig | None = None,
+        fallback: bool = False,
     ) -> Self:
         """Load the published files in `ckpt_dir`.
 
+        Where a keyword of memory or quantization is None, its environment variable decides (CHATTERBOX_ and the
+        keyword in capitals), or else the tier, or else the default named below.
+
         Args:
-            dtype: T3's; "auto" is bfloat16 on CUDA, float32 on the CPU.
+            dtype: T3's; "auto" is bfloat16 on CUDA and for AWQ, float32 on the CPU otherwise.
             s3gen_dtype: the flow's; "auto" is float16 on CUDA, float32 on the CPU. In half precision the vocoder's
                 convolutions are in float16.
-            max_model_len: longest prompt and speech together, in positions.
-            max_batch_size: most texts generated at once.
+            max_model_len: longest prompt and speech together, in positions; 2048.
+            max_batch_size: most texts generated at once; 16.
             kv_cache_bytes: T3's key-value cache; None computes it from the two above.
+            gpu_memory_utilization: share of the card that the process may take; what the rest of it is estimated not to
+                take becomes `kv_cache_bytes`. CUDA only.
+            tier: memory of the card in GB (4, 6, 8, 12, 24 or 48) or "auto", for all that `tiers.Plan` holds. The
+                process then stays under the tier's budget.
             cuda_graphs: for T3's decode steps and S3Gen's estimator; None does so on CUDA. True on a CPU is an error.
             deterministic: T3's tokens do not depend on the batch in half precision either (vLLM's batch-invariant
                 kernels): CUDA only, slower, and for the first model of a process.
             watermark: mark the audio with PerTh, as the published class always does.
+            use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization: see
+                `QuantizationConfig.from_options`.
+            quantization: the configuration itself, instead of these.
+            fallback: where the quantization asked for cannot be had, try what `QuantizationConfig.steps_down` lists,
+                each step logged and shown by `get_quantization_info`. Without, that is an error.
 
         Raises:
             ConfigError, CheckpointError, DeviceError
@@ -138,57 +179,53 @@ class ChatterboxTTS:
         on_cuda = where.type == "cuda"
         if cuda_graphs and not on_cuda:
             raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
-        t3_dtype = _dtype("dtype", dtype, torch.bfloat16 if on_cuda else torch.float32)
-        flow_dtype = _dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32)
-        # The vocoder's convolutions lose nothing audible in float16; its pitch, source and spectra stay in float32.
-        vocoder_dtype = torch.float32 if flow_dtype == torch.float32 else torch.float16
-        options = T3Options(
-            dtype=t3_dtype,
+        asked = QuantizationConfig.from_options(
+            use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization
+        )
+        if quantization is not None and (use_quantization is not None or use_bnb_quantization):
+            raise ConfigError("give either quantization or use_quantization and the keywords that go with it")
+        wanted = quantization or asked
+        settings = Settings(
+            directory=directory,
+            device=where,
+            t3_dtype=_dtype("dtype", dtype, automatic_t3_dtype(wanted.t3 if wanted else None, where)),
+            flow_dtype=_dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32),
+            cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
+            deterministic=deterministic,
+            watermark=watermark,
+        )
+        plan = make_plan(
+            settings,
+            tier=tier,
+            quantization=wanted,
             max_model_len=max_model_len,
             max_batch_size=max_batch_size,
             kv_cache_bytes=kv_cache_bytes,
-            cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
-            deterministic=deterministic,
+            gpu_memory_utilization=gpu_memory_utilization,
         )
-        config = ModelConfig.from_directory(directory)
-        if config.family not in FAMILIES:
-            raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
-        family = FAMILIES[config.family]
-        # Everything cheap is read and checked before the engine starts.
-        tokenizer = EnglishTokenizer(directory / family.tokenizer)
-        t3_weights, s3gen_weights, encoder_weights = (
-            Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
-        )
-        shapes = checkpoint_shapes(config)
-        t3_weights.check(shapes["t3"])
-        s3gen_weights.check(shapes["s3gen"])
-        encoder_weights.check(shapes["voice_encoder"])
-        builtin = directory / family.builtin_voice
-        voice = Voice.load(builtin, config) if builtin.exists() else None
-        enroller = VoiceEnroller(config, s3gen_weights, encoder_weights, device=where)
-        builder = PromptBuilder.from_weights(config.t3, t3_weights)
-        watermarker = Watermarker(where) if watermark else None
-        s3gen = S3Gen.from_weights(
-            config.s3gen, s3gen_weights, where, flow_dtype, vocoder_dtype, cuda_graphs=options.cuda_graphs
-        )
-        talker = T3Stage(config.t3, t3_weights, options, where)
-        # On a CPU one fills the cores. In float32 every utterance goes alone, so that it is the same in any company:
-        # the vocoder's phase, a running sum of pitch, makes a thousandth of the last bit of a mel.
-        alone = not on_cuda or flow_dtype == torch.float32
-        s3gen_batch = 1 if alone else min(max_batch_size, _S3GEN_BATCH)
-        voicing = make_voicing(S3GenStage(s3gen, s3gen_batch), watermarker, where)
-        if voice is not None:
-            voicing.warm_up(voice)
-        scheduler = Scheduler(
-            config.t3,
-            PromptMaker(tokenizer, builder, max_model_len),
-            talker,
-            voicing,
-            # Enough queued that T3's batch stays full.
-            max_admitted=2 * max_batch_size,
-            max_waiting=max(16, 4 * s3gen_batch),
-        )
-        return cls(directory, where, scheduler, talker, voicing, enroller, voice)
+        parts, steps = load(settings, plan, fallback)
+        tts = cls(directory, where, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
+        tts.quantization, tts._quantization_asked, tts._steps_down = parts.plan.quantization, plan.quantization, steps
+        return tts
+
+    def get_quantization_info(self) -> dict[str, Any]:
+        """What quantization is in force, from the live modules.
+
+        Returns:
+            For "t3", "s3gen" and "voice_encoder" what `ComponentInfo.as_dict` holds, or None for a component that is
+            not in memory (the voice encoder is loaded at the first enrolment); under "asked" what was asked for, and
+            under "steps_down" what `fallback` gave up of it, in order.
+        """
+        components = {
+            "t3": self._talker.model if self._scheduler is not None else None,
+            "s3gen": self._voicing.stage.model,
+            "voice_encoder": self._enroller.loaded_voice_encoder,
+        }
+        return {
+            **quantization_info(components),
+            "asked": str(self._quantization_asked),
+            "steps_down": list(self._steps_down),
+        }
 
     def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
         """Make the speaker of an audio file the voice in use, for this and later calls.

@@ -21,9 +21,11 @@ from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.errors import AudioError, CheckpointError, OutputError
 from chatterbox_vllm.models.features import RATE_16K, RATE_24K, prompt_mel
 from chatterbox_vllm.models.precision import ieee_float32
+from chatterbox_vllm.models.s3gen.graphs import recording
 from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
+from chatterbox_vllm.quantization.modules import Scheme, quantize_layers
 
 # What a clip must be to serve as a reference.
 MIN_REFERENCE_SECONDS = 0.5
@@ -203,6 +205,8 @@ class VoiceEnroller:
         weights_s3gen: its `s3gen` file.
         weights_ve: its `ve` file.
         device: where the nets run; the CPU by default, so that they take no accelerator memory.
+        quantization: of the voice encoder's weights.
+        keep: whether the nets stay loaded after an enrolment.
     """
 
     def __init__(
@@ -211,8 +215,12 @@ class VoiceEnroller:
         weights_s3gen: Weights,
         weights_ve: Weights,
         device: torch.device | str = "cpu",
+        quantization: Scheme | None = None,
+        keep: bool = True,
     ):
         self.config = config
+        self.quantization = quantization
+        self.keep = keep
         self.device = torch.device(device)
         self._weights_s3gen = weights_s3gen
         self._weights_ve = weights_ve
@@ -237,6 +245,13 @@ class VoiceEnroller:
         """
         wave = check_reference(wave, rate)
         nets = self._load()
+        try:
+            return self._enrolled(nets, wave, rate)
+        finally:
+            if not self.keep:
+                self.release()
+
+    def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int) -> Voice:
         wave_24k = resample(wave, rate, RATE_24K)
         wave_16k = self._tensor(resample(wave_24k, RATE_24K, RATE_16K))
         flow_24k = self._tensor(wave_24k[: _FLOW_SECONDS * RATE_24K])
@@ -257,6 +272,11 @@ class VoiceEnroller:
         )
 
     @property
+    def loaded_voice_encoder(self) -> VoiceEncoder | None:
+        """The voice encoder as it runs, where the nets are in memory."""
+        return None if self._nets is None else self._nets.voice_encoder
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the nets are in memory."""
         return self._nets is not None
@@ -265,6 +285,9 @@ class VoiceEnroller:
         """Free the nets; the next use loads them again."""
         with self._lock:
             self._nets = None
+        if self.device.type == "cuda":
+            with recording:  # no memory may be given back while another thread records a graph
+                torch.cuda.empty_cache()
 
     def _load(self) -> _EnrolmentNets:
         with self._lock:
@@ -275,6 +298,9 @@ class VoiceEnroller:
                         SpeechTokenizer(self.config.s3gen.tokenizer),
                         CAMPPlus(self.config.s3gen.xvector),
                     )
+                if self.quantization is not None:
+                    encoder = nets.voice_encoder
+                    quantize_layers(encoder, encoder.quantizable_layers(), self.quantization)
                 load_module(nets.voice_encoder, self._weights_ve, "", self.device)
                 load_module(nets.speech_tokenizer, self._weights_s3gen, "tokenizer.", self.device)
                 load_module(nets.xvector, self._weights_s3gen, "speaker_encoder.", self.device)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.options import add_engine, add_model, add_speech, check_clip, load, speech_parameters
 from chatterbox_vllm.errors import ConfigError, OutputError
+from chatterbox_vllm.quantization.config import METHOD, S3GEN, USE, VOICE_ENCODER
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -48,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_speech(parser)
     engine = add_engine(parser)
     engine.add_argument(
-        "--max-batch-size", type=int, metavar="N", default=16, help="texts spoken at once (default: 16)"
+        "--max-batch-size", type=int, metavar="N", help="texts spoken at once (default: the tier's, or 16)"
     )
 
 
@@ -96,7 +98,14 @@ def _what_files_depend_on(options: argparse.Namespace, parameters: SpeechParamet
         "dtype": options.dtype,
         "s3gen_dtype": options.s3gen_dtype,
         "deterministic": options.deterministic,
+        "quantization": _quantization(options),
     }
+
+
+def _quantization(options: argparse.Namespace) -> list[str | None]:
+    """Everything that decides which weights are quantized and how."""
+    variables = (setting.variable for setting in (USE, METHOD, S3GEN, VOICE_ENCODER))
+    return [options.tier, options.quantization, *map(os.environ.get, variables)]
 
 
 def _digest(path: Path) -> str:

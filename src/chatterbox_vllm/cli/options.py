@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chatterbox_vllm.quantization.config import AUTO, STRATEGIES
+
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechParameters
     from chatterbox_vllm.tts import ChatterboxTTS
@@ -44,7 +46,18 @@ def add_engine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     dtypes = ("auto", "float32", "float16", "bfloat16")
     engine.add_argument("--dtype", choices=dtypes, default="auto", help="T3's precision")
     engine.add_argument("--s3gen-dtype", choices=dtypes, default="auto", help="the flow's precision")
-    engine.add_argument("--max-model-len", type=int, metavar="N", default=2048, help="longest prompt and speech")
+    engine.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and speech (default: 2048)")
+    engine.add_argument(
+        "--tier",
+        metavar="GB",
+        help="lay the process out for a card of 4, 6, 8, 12, 24 or 48 GB, or auto by free memory",
+    )
+    engine.add_argument(
+        "--quantization",
+        metavar="STRATEGY",
+        choices=(*STRATEGIES, AUTO),
+        help="conservative, mixed, aggressive, nf4, int8, or auto by free memory (default: the tier's, or none)",
+    )
     engine.add_argument("--no-cuda-graphs", action="store_true", help="start faster, speak slower")
     engine.add_argument(
         "--deterministic", action="store_true", help="tokens independent of the batch in half precision too; slower"
@@ -87,10 +100,13 @@ def check_clip(path: Path | None) -> None:
         check_reference(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
 
 
-def load(options: argparse.Namespace, max_batch_size: int) -> ChatterboxTTS:
-    """The model that `add_model` and `add_engine` asked for."""
+def load(options: argparse.Namespace, max_batch_size: int | None) -> ChatterboxTTS:
+    """The model that `add_model` and `add_engine` asked for; `max_batch_size` None leaves it to the tier."""
+    from chatterbox_vllm.engine.runtime import resolve_device
+    from chatterbox_vllm.loading import strategy_for
     from chatterbox_vllm.tts import ChatterboxTTS
 
+    strategy = options.quantization
     return ChatterboxTTS.from_pretrained(
         options.model,
         options.device,
@@ -101,4 +117,6 @@ def load(options: argparse.Namespace, max_batch_size: int) -> ChatterboxTTS:
         cuda_graphs=False if options.no_cuda_graphs else None,
         watermark=not options.no_watermark,
         deterministic=options.deterministic,
+        tier=options.tier,
+        quantization=None if strategy is None else strategy_for(strategy, resolve_device(options.device)),
     )

@@ -13,7 +13,7 @@ from chatterbox_vllm.models.s3gen.noise import S3GenNoise
 from chatterbox_vllm.voices import Voice
 
 # Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
-_MOST_FRAMES = 48_000
+MOST_FRAMES = 48_000
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class TokensToSpeak:
 class S3GenStage:
     """Runs S3Gen over batches of utterances of one step count; each result is what the utterance gets alone."""
 
-    def __init__(self, model: S3Gen, max_batch_size: int):
+    def __init__(self, model: S3Gen, max_batch_size: int, max_frames: int = MOST_FRAMES):
         self.model = model
+        self.max_frames = max_frames
         self.max_batch_size = max_batch_size
 
     def choose(self, waiting: Sequence[TokensToSpeak]) -> list[int]:
@@ -54,7 +55,7 @@ class S3GenStage:
         frames = 0
         for i in alike[: self.max_batch_size]:
             frames += self._frames(waiting[i])
-            if chosen and frames > _MOST_FRAMES:
+            if chosen and frames > self.max_frames:
                 break
             chosen.append(i)
         return sorted(chosen)

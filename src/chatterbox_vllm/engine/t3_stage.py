@@ -15,6 +15,7 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import T3Config
+from chatterbox_vllm.engine.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.runtime import (
     prepare_environment,
@@ -28,9 +29,7 @@ from chatterbox_vllm.models.t3.vllm_config import hf_config
 
 logger = logging.getLogger(__name__)
 
-GUIDANCE_STREAMS = 2
 _SAMPLER = "chatterbox_vllm.models.t3.sampler:SpeechSampler"
-_KV_BLOCK = 128
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
 _UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
 
@@ -44,10 +43,13 @@ class T3Options:
         max_model_len: longest sequence, prompt and speech tokens together.
         max_batch_size: most requests generated at once.
         kv_cache_bytes: memory for keys and values; None takes what `max_batch_size` sequences of
-            `TYPICAL_POSITIONS`, or one of `max_model_len`, need. Where more is needed, vLLM makes requests wait.
+            `kv_cache.TYPICAL_POSITIONS`, or one of `max_model_len`, need; where more is, vLLM makes requests wait.
         cuda_graphs: capture decode steps; CUDA only.
         max_batched_tokens: most rows that one step takes in (prompts are split to fit).
         deterministic: tokens that do not depend on the batch in half precision either; CUDA only, and slower.
+        quantization: method of the linear layers; None leaves them in `dtype`.
+        double_quant: whether the scales of "bnb-4bit" are quantized, too.
+        graph_sizes: batch sizes that CUDA graphs are captured for; None leaves them to vLLM.
     """
 
     dtype: torch.dtype
@@ -57,6 +59,9 @@ class T3Options:
     cuda_graphs: bool = True
     max_batched_tokens: int = 2048
     deterministic: bool = False
+    quantization: str | None = None
+    double_quant: bool = True
+    graph_sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
@@ -65,9 +70,6 @@ class T3Options:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         if self.kv_cache_bytes is not None and (type(self.kv_cache_bytes) is not int or self.kv_cache_bytes < 1):
             raise ConfigError(f"kv_cache_bytes must be a positive number of bytes, not {self.kv_cache_bytes!r}")
-
-
-TYPICAL_POSITIONS = 640  # a long sentence's prompt and 20 s of speech
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class T3Stage:
             kv_cache_memory_bytes=self.kv_cache_bytes,
             gpu_memory_utilization=self._memory_share(),
             enforce_eager=not options.cuda_graphs,
+            cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
             logits_processors=[_SAMPLER],
             disable_log_stats=True,
             use_tqdm_on_load=False,
@@ -150,20 +153,12 @@ class T3Stage:
         return _SHARE_OF_FREE * free / total
 
     @property
-    def kv_bytes_per_position(self) -> int:
-        """Key and value of every layer, head and guidance stream."""
-        c = self.config
-        return 2 * c.num_layers * GUIDANCE_STREAMS * c.num_heads * c.head_dim * self.options.dtype.itemsize
-
-    @property
     def kv_cache_bytes(self) -> int:
         """The memory that the KV cache gets."""
         if self.options.kv_cache_bytes is not None:
             return self.options.kv_cache_bytes
-        longest = self.options.max_model_len
-        positions = max(longest, self.options.max_batch_size * min(TYPICAL_POSITIONS, longest))
-        # vLLM deals memory out in blocks and keeps one to itself.
-        return (positions + self.options.max_batch_size * _KV_BLOCK + _KV_BLOCK) * self.kv_bytes_per_position
+        options = self.options
+        return kv_cache_bytes(self.config, options.dtype.itemsize, options.max_model_len, options.max_batch_size)
 
     @property
     def model(self) -> nn.Module:

@@ -127,13 +127,13 @@ class ThreadedVoicing:
         torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=priority))
 
     def warm_up(self, voice: Voice) -> None:
-        """In the threads that will do the work, with utterances of 5 and 10 s, alone and as many as fill a batch."""
+        """In the thread that will do the work, with utterances of 5 and 10 s, alone and as many as a batch holds."""
 
         def speak() -> None:
             for seconds in (5, 10):
                 tokens = (0,) * (seconds * TOKENS_PER_SECOND)
-                for count in {1, self.stage.max_batch_size}:
-                    trial = TokensToSpeak(tokens, voice, SpeechParameters().diffusion_steps, seed=0)
+                trial = TokensToSpeak(tokens, voice, SpeechParameters().diffusion_steps, seed=0)
+                for count in {1, len(self.stage.choose([trial] * self.stage.max_batch_size))}:
                     for outcome in self.stage.run([trial] * count):
                         if isinstance(outcome, Exception):
                             raise outcome

@@ -32,6 +32,10 @@ class VoiceEncoder(nn.Module):
         self.similarity_weight = nn.Parameter(torch.empty(1), requires_grad=False)
         self.similarity_bias = nn.Parameter(torch.empty(1), requires_grad=False)
 
+    def quantizable_layers(self) -> list[str]:
+        """Names of the layers whose weights may be quantized."""
+        return ["lstm", "proj"]
+
     def forward(self, partials: torch.Tensor) -> torch.Tensor:
         """Embeddings of unit length, [n, embedding_size], of mel pieces [n, 160, num_mels]."""
         _, (hidden, _) = self.lstm(partials)

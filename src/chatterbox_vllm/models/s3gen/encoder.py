@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.config import FlowConfig
-from chatterbox_vllm.models.s3gen.layers import FrameConv, causal_conv
+from chatterbox_vllm.models.s3gen.layers import FrameConv, FusedLinear, causal_conv
 from chatterbox_vllm.models.s3gen.ragged import clear, visible_keys
 
 UPSAMPLING = 2  # mel frames for one speech token
@@ -154,16 +154,10 @@ class FeedForward(nn.Module):
 class RelativeAttention(nn.Module):
     """Multi-head attention with score ((q + u) k + (q + v) p[i - j]) / sqrt(d), p the projected positions."""
 
-    fused = {
-        "qkv_weight": ("linear_q.weight", "linear_k.weight", "linear_v.weight"),
-        "qkv_bias": ("linear_q.bias", "linear_k.bias", "linear_v.bias"),
-    }
-
     def __init__(self, size: int, heads: int):
         super().__init__()
         self.heads, self.head_dim = heads, size // heads
-        self.qkv_weight = nn.Parameter(torch.empty(3 * size, size))
-        self.qkv_bias = nn.Parameter(torch.empty(3 * size))
+        self.qkv = FusedLinear(size, size, ("linear_q", "linear_k", "linear_v"), bias=True)
         self.linear_pos = nn.Linear(size, size, bias=False)
         self.linear_out = nn.Linear(size, size)
         self.pos_bias_u = nn.Parameter(torch.empty(heads, self.head_dim))
@@ -171,7 +165,7 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
         rows, length, _ = x.shape
-        qkv = F.linear(x, self.qkv_weight, self.qkv_bias).view(rows, length, 3, self.heads, self.head_dim)
+        qkv = self.qkv(x).view(rows, length, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         p = self.linear_pos(positions).view(-1, self.heads, self.head_dim).permute(1, 2, 0)
         by_distance = ((q + self.pos_bias_v[:, None]) * self.head_dim**-0.5) @ p

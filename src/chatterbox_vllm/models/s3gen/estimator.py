@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.config import FlowConfig
-from chatterbox_vllm.models.s3gen.layers import FrameConv, causal_conv
+from chatterbox_vllm.models.s3gen.layers import FrameConv, FusedLinear, causal_conv
 from chatterbox_vllm.models.s3gen.ragged import clear, visible_keys
 
 _TIME_SCALE = 1000.0  # the flow's time runs from 0 to 1, its sinusoids expect diffusion steps
@@ -174,16 +174,14 @@ class TransformerBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; the projections of queries, keys and values are one matrix without bias."""
 
-    fused = {"qkv_weight": ("to_q.weight", "to_k.weight", "to_v.weight")}
-
     def __init__(self, channels: int, heads: int, head_dim: int):
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
-        self.qkv_weight = nn.Parameter(torch.empty(3 * heads * head_dim, channels))
+        self.qkv = FusedLinear(channels, heads * head_dim, ("to_q", "to_k", "to_v"), bias=False)
         self.to_out = nn.ModuleDict({"0": nn.Linear(heads * head_dim, channels)})
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        qkv = F.linear(x, self.qkv_weight).unflatten(-1, (3, self.heads, self.head_dim))
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.to_out["0"](out.transpose(1, 2).flatten(2))

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from chatterbox_vllm.models.s3gen.packing import QUERIES, Packing
+from chatterbox_vllm.quantization.modules import QuantizedLinear
 
 NORM_EPS = 1e-5
 _LOG2_E = 1.4426950408889634
@@ -360,15 +361,16 @@ def snake_reference(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
     return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
 
 
-def gelu_linear(x: torch.Tensor, linear: torch.nn.Linear) -> torch.Tensor:
-    """GELU(linear(x)) in one launch of cuBLASLt, [frames, in] to [frames, out].
+def gelu_linear(x: torch.Tensor, linear: torch.nn.Linear | QuantizedLinear) -> torch.Tensor:
+    """GELU(linear(x)) in one launch of cuBLASLt, [frames, in] to [frames, out]; quantized weights take more.
 
     Its GELU is the approximation by tanh (Hendrycks and Gimpel 2016, arXiv 1606.08415), at most 5e-4 from the exact
     one: a tenth of what half precision does to a mel.
     """
-    return torch._addmm_activation(linear.bias, x, linear.weight.t(), use_gelu=True)
+    weight = linear.dequantized(x.dtype) if isinstance(linear, QuantizedLinear) else linear.weight
+    return torch._addmm_activation(linear.bias, x, weight.t(), use_gelu=True)
 
 
-def gelu_linear_reference(x: torch.Tensor, linear: torch.nn.Linear) -> torch.Tensor:
+def gelu_linear_reference(x: torch.Tensor, linear: torch.nn.Linear | QuantizedLinear) -> torch.Tensor:
     """`gelu_linear` in plain torch."""
     return F.gelu(linear(x), approximate="tanh")

@@ -1,6 +1,8 @@
-"""Convolutions shared by the flow's networks, on frames in the last dimension but one ([rows, frames, channels])."""
+"""Layers shared by the flow's networks, on frames in the last dimension but one ([rows, frames, channels])."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,3 +33,17 @@ class FrameConv(nn.Conv1d):
 def causal_conv(in_channels: int, out_channels: int, taps: int = 3) -> FrameConv:
     """A convolution that sees a frame and the `taps - 1` before it."""
     return FrameConv(in_channels, out_channels, taps, before=taps - 1)
+
+
+class FusedLinear(nn.Linear):
+    """Linear layers of one input as one matrix product, their outputs side by side.
+
+    Args:
+        parts: the published names of the layers, which lie beside this one's.
+        features: outputs of each of them.
+    """
+
+    def __init__(self, in_features: int, features: int, parts: Sequence[str], bias: bool):
+        super().__init__(in_features, features * len(parts), bias=bias)
+        names = ("weight", "bias") if bias else ("weight",)
+        self.fused = {name: tuple(f"../{part}.{name}" for part in parts) for name in names}

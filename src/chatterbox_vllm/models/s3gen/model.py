@@ -17,8 +17,8 @@ from chatterbox_vllm.checkpoint import Weights, load_module
 from chatterbox_vllm.config import S3GenConfig
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.models.precision import ieee_float32
-from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING, FlowEncoder
-from chatterbox_vllm.models.s3gen.estimator import Estimator
+from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING, Block, FlowEncoder
+from chatterbox_vllm.models.s3gen.estimator import Estimator, TransformerBlock
 from chatterbox_vllm.models.s3gen.execution import Execution
 from chatterbox_vllm.models.s3gen.graphs import GraphedFunction
 from chatterbox_vllm.models.s3gen.hift import HiFT
@@ -28,6 +28,7 @@ from chatterbox_vllm.models.s3gen.ragged import Padded, padding_mask
 from chatterbox_vllm.models.s3gen.solver import Velocity, solve, time_span, velocity_of
 from chatterbox_vllm.models.s3gen.source import SAMPLE_RATE
 from chatterbox_vllm.models.s3gen.voice_cache import PreparedVoice, S3GenVoice, VoiceCache
+from chatterbox_vllm.quantization.modules import QuantizedLinear, Scheme, quantize_layers
 
 AskedKernels = Literal["auto", "torch", "triton"]
 
@@ -75,8 +76,12 @@ class S3Gen(nn.Module):
         vocoder_dtype: torch.dtype = torch.float32,
         kernels: AskedKernels = "auto",
         cuda_graphs: bool | None = None,
+        quantization: Scheme | None = None,
     ) -> Self:
         """Load from `s3gen.safetensors` (enrolment nets left out); for the other parameters see `set_precision`.
+
+        Args:
+            quantization: of `quantizable_layers`, each as soon as it is read; None leaves them in `dtype`.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape than `config` says.
@@ -85,6 +90,8 @@ class S3Gen(nn.Module):
         execution = Execution.choose(device, dtype, vocoder_dtype, kernels, cuda_graphs)
         with torch.device("meta"):
             model = cls(config)
+        if quantization is not None:
+            quantize_layers(model, model.quantizable_layers(), quantization)
         model._cast(execution)
         for prefix, module in model.published_parts().items():
             load_module(module, weights, prefix, device)
@@ -99,6 +106,19 @@ class S3Gen(nn.Module):
             "flow.decoder.estimator.": self.estimator,
             "mel2wav.": self.vocoder,
         }
+
+    def quantizable_layers(self) -> list[str]:
+        """Names of the layers whose weights may be quantized: attention and feed-forward of encoder and estimator.
+
+        Embeddings, input and output layers, the time path, convolutions and the vocoder are not among them.
+        """
+        return [
+            f"{name}.{inner}"
+            for name, block in self.named_modules()
+            if isinstance(block, (Block, TransformerBlock))
+            for inner, layer in block.named_modules()
+            if isinstance(layer, (nn.Linear, QuantizedLinear))
+        ]
 
     def set_precision(
         self,

@@ -7,7 +7,6 @@ beside them, and GELU is its tanh approximation. Everything here is launches onl
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.models.s3gen.estimator import Estimator, TransformerBlock
@@ -76,6 +75,6 @@ def _block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A transformer block on `x` [frames, channels], its first norm already taken; the result and its next norm."""
     attn, net = block.attn1, block.ff.net
-    heads = attention(F.linear(normed, attn.qkv_weight), tiles, attn.heads)
+    heads = attention(attn.qkv(normed), tiles, attn.heads)
     x, normed = add_norm(x, attn.to_out["0"](heads), block.norm3)
     return add_norm(x, net["2"](gelu_linear(normed, net["0"]["proj"])), next_norm)

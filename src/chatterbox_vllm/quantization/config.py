@@ -1,0 +1,183 @@
+"""What to quantize and how: one `QuantizationConfig`, to which every way of asking for it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from typing_extensions import Self
+
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.quantization.environment import Setting, flag
+
+# What each method is, for `estimate` and for errors.
+METHODS: dict[str, str] = {
+    "bnb-4bit": "NF4, blocks of 64, double quantization",
+    "bnb-8bit": "INT8, a scale for each output row",
+    "awq": "4 bits, groups of 128, calibrated; T3 only, made by `chatterbox-vllm quantize`",
+    "fp8": "8-bit floats, a scale for each output row; T3 on CUDA only",
+}
+MODULE_METHODS = ("bnb-4bit", "bnb-8bit")
+# The ready-made choices of `from_pretrained_quantized`: T3, S3Gen, voice encoder.
+STRATEGIES: dict[str, tuple[str, str, str]] = {
+    "conservative": ("bnb-8bit", "bnb-8bit", "bnb-8bit"),
+    "mixed": ("bnb-4bit", "bnb-8bit", "bnb-4bit"),
+    "aggressive": ("bnb-4bit", "bnb-4bit", "bnb-4bit"),
+    "int8": ("bnb-8bit", "bnb-8bit", "bnb-8bit"),
+    "nf4": ("bnb-4bit", "bnb-4bit", "bnb-4bit"),
+}
+AUTO = "auto"
+
+USE = Setting("use_quantization", "CHATTERBOX_USE_QUANTIZATION")
+METHOD = Setting("quantization_method", "CHATTERBOX_QUANTIZATION_METHOD")
+S3GEN = Setting("quantize_s3gen", "CHATTERBOX_QUANTIZE_S3GEN")
+VOICE_ENCODER = Setting("quantize_voice_encoder", "CHATTERBOX_QUANTIZE_VOICE_ENCODER")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """A method for each component; None leaves its weights in 16 bits or better.
+
+    Embeddings, heads, conditioning, final layers, convolutions and the vocoder are never quantized.
+
+    Attributes:
+        t3: of the linear layers of T3's transformer: "bnb-4bit", "bnb-8bit", "awq" or "fp8".
+        s3gen: of the attention and feed-forward layers of S3Gen's flow: "bnb-4bit" or "bnb-8bit".
+        voice_encoder: of the voice encoder's LSTM and projection, likewise.
+        double_quant: whether the scales of "bnb-4bit" are quantized, too (Dettmers et al. 2023, arXiv 2305.14314).
+    """
+
+    t3: str | None = None
+    s3gen: str | None = None
+    voice_encoder: str | None = None
+    double_quant: bool = True
+
+    def __post_init__(self) -> None:
+        _check_method("t3", self.t3, tuple(METHODS))
+        _check_method("s3gen", self.s3gen, MODULE_METHODS)
+        _check_method("voice_encoder", self.voice_encoder, MODULE_METHODS)
+        if not isinstance(self.double_quant, bool):
+            raise ConfigError(f"double_quant must be True or False, not {self.double_quant!r}")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is quantized."""
+        return any(self.methods.values())
+
+    @property
+    def methods(self) -> dict[str, str | None]:
+        """The method of each component, by its name."""
+        return {"t3": self.t3, "s3gen": self.s3gen, "voice_encoder": self.voice_encoder}
+
+    @classmethod
+    def from_strategy(cls, strategy: str) -> Self:
+        """One of `STRATEGIES`; "auto", which depends on the device, is `loading.strategy_for`'s.
+
+        Raises:
+            ConfigError: no such strategy.
+        """
+        if strategy not in STRATEGIES:
+            known = ", ".join(map(repr, (*STRATEGIES, AUTO)))
+            raise ConfigError(f"quantization_strategy must be one of {known}, not {strategy!r}")
+        return cls(*STRATEGIES[strategy])
+
+    @classmethod
+    def from_options(
+        cls,
+        use_quantization: bool | None = None,
+        quantization_method: str | None = None,
+        quantize_s3gen: bool | str | None = None,
+        quantize_voice_encoder: bool | str | None = None,
+        use_bnb_quantization: bool = False,
+    ) -> Self | None:
+        """What keywords and environment variables ask for together; a keyword goes before its variable.
+
+        The variables are CHATTERBOX_USE_QUANTIZATION, without which the others mean nothing,
+        CHATTERBOX_QUANTIZATION_METHOD, CHATTERBOX_QUANTIZE_S3GEN and CHATTERBOX_QUANTIZE_VOICE_ENCODER.
+
+        Args:
+            use_quantization: whether at all.
+            quantization_method: T3's; "bnb-4bit" by default.
+            quantize_s3gen: a method of its own, or True for T3's, or for "bnb-8bit" where T3's is made for T3 only.
+                False by default.
+            quantize_voice_encoder: likewise.
+            use_bnb_quantization: short for `use_quantization=True, quantization_method="bnb-4bit"`.
+
+        Returns:
+            None where neither keyword nor variable says whether to quantize.
+
+        Raises:
+            ConfigError: an unknown method, keywords that contradict each other, a variable with another value than it
+                may have; the message names the keyword or the variable.
+        """
+        if use_bnb_quantization:
+            if use_quantization is False or quantization_method not in (None, "bnb-4bit"):
+                raise ConfigError(
+                    "use_bnb_quantization=True means use_quantization=True, quantization_method='bnb-4bit'; it "
+                    f"contradicts use_quantization={use_quantization}, quantization_method={quantization_method!r}"
+                )
+            use_quantization, quantization_method = True, "bnb-4bit"
+        use = USE.resolve(use_quantization, flag, None)
+        if not use:
+            given = {METHOD: quantization_method, S3GEN: quantize_s3gen, VOICE_ENCODER: quantize_voice_encoder}
+            for setting, value in given.items():
+                if value not in (None, False):
+                    raise ConfigError(f"{setting.keyword}={value!r} means nothing without use_quantization=True")
+            return None if use is None else cls()
+        method = METHOD.resolve(quantization_method, _one_of(tuple(METHODS)), "bnb-4bit")
+        s3gen = S3GEN.resolve(quantize_s3gen, _module_method_beside(method), None)
+        voice_encoder = VOICE_ENCODER.resolve(quantize_voice_encoder, _module_method_beside(method), None)
+        return cls(method, s3gen, voice_encoder)
+
+    def steps_down(self) -> Iterator[tuple[str, Self]]:
+        """What to try in turn where this cannot be had, each with its name; the last is not quantized at all.
+
+        Double quantization goes first, then the voice encoder's method, S3Gen's, T3's.
+        """
+        config: Self = self
+        if self.double_quant and "bnb-4bit" in self.methods.values():
+            config = replace(config, double_quant=False)
+            yield "double quantization off", config
+        if self.voice_encoder is not None:
+            config = replace(config, voice_encoder=None)
+            yield "voice encoder not quantized", config
+        if self.s3gen is not None:
+            config = replace(config, s3gen=None)
+            yield "S3Gen not quantized", config
+        if self.t3 is not None:
+            config = replace(config, t3=None)
+            yield "T3 not quantized", config
+
+    def __str__(self) -> str:
+        parts = [f"{name} {method}" for name, method in self.methods.items() if method is not None]
+        if not self.double_quant and "bnb-4bit" in self.methods.values():
+            parts.append("single quantization of scales")
+        return ", ".join(parts) or "nothing quantized"
+
+
+def _check_method(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise ConfigError(f"{name} must be None or one of {', '.join(map(repr, known))}, not {value!r}")
+
+
+def _one_of(known: tuple[str, ...]) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in known:
+            raise ValueError(f"one of {', '.join(known)}")
+        return str(value)
+
+    return parse
+
+
+def _module_method_beside(t3: str) -> Callable[[object], str | None]:
+    """Reads a method, or yes for the one that goes with T3's: the same, or "bnb-8bit" where that is for T3 only."""
+
+    def parse(value: object) -> str | None:
+        if value in MODULE_METHODS:
+            return str(value)
+        try:
+            return (t3 if t3 in MODULE_METHODS else "bnb-8bit") if flag(value) else None
+        except ValueError as error:
+            raise ValueError(f"{error}, or {' or '.join(MODULE_METHODS)}") from None
+
+    return parse

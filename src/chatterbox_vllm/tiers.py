@@ -1,0 +1,100 @@
+"""What fits which card, as data, and how a process is laid out: `Plan`.
+
+A tier is named after the memory of the card, in GB. Its budget is what the whole process stays under, CUDA's context
+included; the rest of the card is left to the display and others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chatterbox_vllm.errors import ConfigError, DeviceError
+from chatterbox_vllm.quantization.config import QuantizationConfig
+
+GIB = 1 << 30
+Enrolment = Literal["cpu", "released", "kept"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one process is laid out.
+
+    Attributes:
+        quantization: by component.
+        max_model_len: T3's longest prompt and speech together, in positions.
+        max_batch_size: most requests that T3 speaks at once.
+        max_batched_tokens: most rows that one step of T3 takes in.
+        kv_cache_bytes: T3's; None computes it from the model, `max_model_len` and `max_batch_size`.
+        graph_sizes: batch sizes that T3's CUDA graphs are captured for; None leaves them to vLLM.
+        s3gen_batch: most utterances that S3Gen voices at once.
+        s3gen_frames: most mel frames of a batch of S3Gen, prompts included; a longer utterance goes alone.
+        enrolment: where the nets that make voices live: "cpu"; on the device and "released" after use, or "kept".
+    """
+
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    max_model_len: int = 2048
+    max_batch_size: int = 16
+    max_batched_tokens: int = 2048
+    kv_cache_bytes: int | None = None
+    graph_sizes: tuple[int, ...] | None = None
+    s3gen_batch: int = 32
+    s3gen_frames: int = 48_000
+    enrolment: Enrolment = "kept"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A plan for cards of one size.
+
+    Attributes:
+        gb: memory of the card.
+        budget: bytes on the device that the process stays under.
+    """
+
+    gb: int
+    budget: int
+    plan: Plan
+
+
+# 1280 positions hold a prompt of 280 rows, which 300 characters stay below, and the published 1000 speech tokens.
+_SHORT = 1280
+_NF4 = QuantizationConfig.from_strategy("aggressive")
+_MIXED = QuantizationConfig.from_strategy("mixed")
+_INT8 = QuantizationConfig.from_strategy("conservative")
+
+TIERS: tuple[Tier, ...] = (
+    Tier(4, 3 * GIB, Plan(_NF4, _SHORT, 1, 512, None, (1,), 1, 2_560, "cpu")),
+    Tier(6, 4 * GIB, Plan(_MIXED, _SHORT, 4, 512, None, (1, 2, 4), 2, 3_000, "cpu")),
+    Tier(8, 6 * GIB, Plan(_INT8, 2048, 8, 1024, None, (1, 2, 4, 8), 4, 6_000, "released")),
+    Tier(12, 9 * GIB, Plan(QuantizationConfig(), 2048, 16, 2048, None, (1, 2, 4, 8, 16), 8, 12_000, "kept")),
+    Tier(24, 20 * GIB, Plan(QuantizationConfig(), 2048, 48, 2048, None, None, 16, 24_000, "kept")),
+    Tier(48, 42 * GIB, Plan(QuantizationConfig(), 2048, 128, 2048, None, None, 32, 48_000, "kept")),
+)
+
+
+def tier_named(name: str | int) -> Tier:
+    """The tier of a card of that many GB.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for tier in TIERS:
+        if str(tier.gb) == str(name).strip():
+            return tier
+    raise ConfigError(f"tier must be auto or one of {', '.join(str(t.gb) for t in TIERS)} (GB), not {name!r}")
+
+
+def tier_for(free_bytes: int) -> Tier:
+    """The largest tier whose budget is free.
+
+    Raises:
+        DeviceError: not even the smallest one's is.
+    """
+    fitting = [tier for tier in TIERS if tier.budget <= free_bytes]
+    if not fitting:
+        raise DeviceError(
+            f"{free_bytes / GIB:.2f} GiB are free on the device, the smallest tier ({TIERS[0].gb} GB) may take "
+            f"{TIERS[0].budget / GIB:.0f} GiB; end what else runs there, or use device='cpu'"
+        )
+    return fitting[-1]

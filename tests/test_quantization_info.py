@@ -1,0 +1,129 @@
+"""The report counts what is there; what cannot be had is said before anything loads."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.quantization.info import component_info, quantization_info, render
+from chatterbox_vllm.quantization.modules import Scheme, quantize_layers
+from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.quantization.support import check_quantization_support, require_support
+
+CPU = torch.device("cpu")
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(128, 256), nn.LayerNorm(256), nn.Linear(256, 64, bias=False), nn.Embedding(5, 8))
+
+
+def test_floats_are_counted_as_floats() -> None:
+    info = component_info(network().half())
+    assert info.method is None and (info.quantized_layers, info.linear_layers) == (0, 2)
+    assert info.bytes_by_dtype == {"float16": 2 * (128 * 256 + 256 + 512 + 256 * 64 + 40)}
+    assert info.bytes_per_weight is None and info.devices == ["cpu"]
+
+
+@pytest.mark.parametrize("method", ["bnb-8bit", "bnb-4bit"])
+def test_quantized_layers_are_counted(method: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    net = network()
+    quantize_layers(net, ["0"], Scheme(method))
+    info = component_info(net)
+    assert info.method == method and (info.quantized_layers, info.linear_layers) == (1, 2)
+    assert info.quantized_weights == 128 * 256
+    assert info.quantized_bytes == stored_bytes((256, 128), method)
+    floats = 4 * (256 + 512 + 256 * 64 + 40)
+    assert info.total_bytes == info.quantized_bytes + floats
+    table = render(quantization_info({"net": net, "gone": None}))
+    assert method in table and "1 of 2" in table and "gone           not in memory" in table
+
+
+def test_methods_that_differ_are_both_named() -> None:
+    pytest.importorskip("bitsandbytes")
+    net = nn.Sequential(network(), nn.LSTM(40, 64, 3))
+    quantize_layers(net, ["0.0"], Scheme("bnb-4bit"))
+    quantize_layers(net, ["1"], Scheme("bnb-8bit"))
+    assert component_info(net).method == "bnb-4bit+bnb-8bit"
+
+
+def test_a_weight_assigned_as_floats_is_not_taken_for_quantized() -> None:
+    """The classic fault: a layer of a quantizing class that holds floats."""
+
+    class Linear4bit(nn.Linear):
+        quant_state = None
+
+    info = component_info(nn.Sequential(Linear4bit(64, 64)))
+    assert info.method is None and info.quantized_layers == 0 and info.linear_layers == 1
+
+
+class EngineLinear(nn.Module):
+    """The attributes that vLLM's linear layers have."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], rows: int, columns: int):
+        super().__init__()
+        self.input_size, self.output_size, self.quant_method = columns, rows, object()
+        for name, value in tensors.items():
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "method"),
+    [
+        ({"weight": torch.zeros(64 * 128 // 2, 1, dtype=torch.uint8), "scales": torch.zeros(128)}, "bnb-4bit"),
+        ({"weight": torch.zeros(64, 128, dtype=torch.int8), "row_scales": torch.zeros(64)}, "bnb-8bit"),
+        ({"qweight": torch.zeros(128, 8, dtype=torch.int32), "scales": torch.zeros(1, 64).half()}, "awq"),
+        ({"weight": torch.zeros(64, 128).to(torch.float8_e4m3fn), "weight_scale": torch.zeros(64)}, "fp8"),
+        ({"weight": torch.zeros(64, 128, dtype=torch.bfloat16)}, None),
+    ],
+)
+def test_layers_of_the_engine(tensors: dict[str, torch.Tensor], method: str | None) -> None:
+    info = component_info(EngineLinear(tensors, 64, 128))
+    assert info.method == method and info.linear_layers == 1 and info.quantized_layers == (method is not None)
+
+
+def test_weights_inside_a_librarys_object_are_said_to_be_unseen() -> None:
+    info = component_info(EngineLinear({"weight": torch.empty(0)}, 64, 128))
+    assert (info.linear_layers, info.quantized_layers, info.unseen_layers) == (1, 0, 1)
+
+
+def test_support_on_a_cpu() -> None:
+    pytest.importorskip("vllm")
+    found = check_quantization_support("cpu")
+    assert found["device"] == "cpu"
+    methods = found["methods"]
+    assert methods["bnb-8bit"]["s3gen"] == {"available": True, "why_not": None}
+    assert "CUDA" in methods["fp8"]["t3"]["why_not"] or "half precision" in methods["fp8"]["t3"]["why_not"]
+    assert "float32" in methods["awq"]["t3"]["why_not"] and "dtype='bfloat16'" in methods["awq"]["t3"]["why_not"]
+    assert check_quantization_support("cpu", "bfloat16")["methods"]["awq"]["t3"]["available"]
+    assert "T3 only" in methods["awq"]["voice_encoder"]["why_not"]
+    with pytest.raises(ConfigError, match="'int8'"):
+        check_quantization_support("cpu", "int8")
+
+
+def test_what_cannot_be_had_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_support(QuantizationConfig(), CPU, torch.float32)
+    with pytest.raises(ConfigError, match="t3 cannot be quantized by fp8 here: .*bnb-8bit on the CPU"):
+        require_support(QuantizationConfig("fp8"), CPU, torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ConfigError, match=r"fp8 needs compute capability 8\.9, this card has 8\.0"):
+        require_support(QuantizationConfig("fp8"), torch.device("cuda"), torch.bfloat16)
+
+    find = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("bitsandbytes"):
+            raise ImportError("No module named 'bitsandbytes'")
+        return find(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for config in (QuantizationConfig(t3="bnb-8bit"), QuantizationConfig(s3gen="bnb-4bit")):
+        with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+            require_support(config, CPU, torch.float32)
+    require_support(QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-8bit"), CPU, torch.float32)

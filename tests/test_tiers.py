@@ -1,0 +1,246 @@
+"""Tiers as data, estimates from headers against live bytes, and how keywords, environment and tier make a plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+pytest.importorskip("vllm")
+
+from chatterbox_vllm import loading
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.cli import main
+from chatterbox_vllm.config import CONFIG_FILE, ModelConfig
+from chatterbox_vllm.engine.kv_cache import kv_cache_bytes
+from chatterbox_vllm.errors import ConfigError, DeviceError
+from chatterbox_vllm.estimate import QuantizationMemoryEstimator
+from chatterbox_vllm.families import ENGLISH
+from chatterbox_vllm.layout import checkpoint_shapes
+from chatterbox_vllm.models.s3gen.model import S3Gen
+from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.quantization.info import component_info
+from chatterbox_vllm.quantization.modules import Scheme
+from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.tiers import GIB, TIERS, Plan, tier_for, tier_named
+
+MIB = 1 << 20
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_MODEL_LEN", "MAX_BATCH_SIZE", "GPU_MEMORY_UTILIZATION"):
+        monkeypatch.delenv(f"CHATTERBOX_{name}", raising=False)
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Headers of the published size: files with holes for data, which nobody reads."""
+    directory = tmp_path_factory.mktemp("full")
+    shapes = checkpoint_shapes(ModelConfig())
+    for part in ("t3", "s3gen", "voice_encoder"):
+        header, at = {}, 0
+        for key, shape in shapes[part].items():
+            size = 4 * torch.Size(shape).numel()
+            header[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header).encode()
+        with (directory / getattr(ENGLISH, part)).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + at)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_tiers_are_ordered_and_within_their_cards() -> None:
+    assert [tier.gb for tier in TIERS] == sorted(tier.gb for tier in TIERS) and TIERS[0].gb == 4
+    for tier in TIERS:
+        assert tier.budget < tier.gb * 10**9
+        assert tier_named(tier.gb) is tier_named(str(tier.gb)) is tier
+        assert tier_for(tier.budget) is tier and tier_for(tier.budget + MIB) is tier
+    assert tier_for(1 << 40) is TIERS[-1]
+    assert tier_for(TIERS[1].budget - 1) is TIERS[0]
+    with pytest.raises(DeviceError, match=r"2\.00 GiB are free .* 3 GiB"):
+        tier_for(2 * GIB)
+    with pytest.raises(ConfigError, match="auto or one of 4, 6, .*not 'tiny'"):
+        tier_named("tiny")
+
+
+def test_every_tier_stays_under_its_budget(full_size: Path) -> None:
+    estimator = QuantizationMemoryEstimator(full_size)
+    estimates = estimator.tiers()
+    for tier in TIERS:
+        assert estimates[tier.gb].device_total < tier.budget
+    assert estimates[4].device_total < 2 * GIB  # the goal
+    assert "enrolment nets" in estimates[4].host and "enrolment nets" in estimates[12].device
+    # Published sizes, known from elsewhere: 480 M weights in T3's linear layers, 240 KiB of KV a position.
+    assert estimates[12].device["T3 linear layers"] == 960 * MIB
+    assert estimates[4].device["T3 linear layers"] / (480 * MIB) == pytest.approx(0.516, abs=0.001)
+    assert estimates[4].device["T3 KV cache"] == (1280 + 2 * 128) * 240 * 1024
+
+
+def test_strategies_compare(full_size: Path) -> None:
+    found = QuantizationMemoryEstimator(full_size).compare_strategies(TIERS[0].plan)
+    totals = {name: estimate.device_total for name, estimate in found.items()}
+    assert totals["none"] > totals["conservative"] == totals["int8"] > totals["mixed"] > totals["aggressive"]
+    assert totals["aggressive"] == totals["nf4"]
+    assert totals["none"] - totals["aggressive"] > 0.8 * GIB
+
+
+@pytest.mark.parametrize("config", [QuantizationConfig(), QuantizationConfig(s3gen="bnb-8bit"),
+                                    QuantizationConfig(s3gen="bnb-4bit", double_quant=False)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("half", [False, True])
+def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: bool, demo: Path) -> None:
+    estimate = QuantizationMemoryEstimator(demo, half, cuda=False).estimate(Plan(config)).device
+    dtype = torch.float16 if half else torch.float32
+    scheme = None if config.s3gen is None else Scheme(config.s3gen, config.double_quant)
+    model = S3Gen.from_weights(
+        ModelConfig.from_directory(demo).s3gen, Weights(demo / ENGLISH.s3gen), "cpu", dtype, dtype, quantization=scheme
+    )
+    live = component_info(model).total_bytes
+    counted = estimate["S3Gen flow, quantizable layers"] + estimate["S3Gen, the rest"]
+    assert live == counted
+    if scheme is not None:
+        assert component_info(model).quantized_bytes == estimate["S3Gen flow, quantizable layers"]
+
+
+def test_a_quantized_file_is_counted_as_stored(demo: Path, tmp_path: Path) -> None:
+    for file in (ENGLISH.s3gen, ENGLISH.voice_encoder, CONFIG_FILE):
+        shutil.copy(demo / file, tmp_path)
+    layer = "tfmr.layers.0.self_attn."
+    tensors = {
+        "tfmr.norm.weight": torch.zeros(4),
+        f"{layer}o_proj.weight": torch.zeros(128, 1, dtype=torch.uint8),
+        f"{layer}o_proj.scales": torch.zeros(4),
+        f"{layer}q_proj.weight": torch.zeros(8, 16),
+        f"{layer}k_proj.weight": torch.zeros(8, 16),
+    }
+    save_file(tensors, tmp_path / ENGLISH.t3)
+    estimate = QuantizationMemoryEstimator(tmp_path).estimate(Plan(QuantizationConfig("bnb-8bit"))).device
+    assert estimate["T3 linear layers"] == 128 + 16 + stored_bytes((16, 16), "bnb-8bit") + 16 * 2
+    assert estimate["T3 embeddings and head"] == 4 * 2
+
+
+def settings(directory: Path, device: str = "cpu") -> loading.Settings:
+    half = device == "cuda"
+    dtype = torch.bfloat16 if half else torch.float32
+    return loading.Settings(directory, torch.device(device), dtype, dtype, half, False, False)
+
+
+def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, here = loading.make_plan, settings(demo)
+    assert make(here) == replace(Plan(), s3gen_batch=1)
+    four = make(here, tier=4)
+    assert (four.max_model_len, four.max_batch_size) == (1280, 1) and four.quantization.t3 == "bnb-4bit"
+    monkeypatch.setenv("CHATTERBOX_MAX_MODEL_LEN", "700")
+    monkeypatch.setenv("CHATTERBOX_MAX_BATCH_SIZE", "5")
+    assert (make(here).max_model_len, make(here, tier=4).max_batch_size) == (700, 5)
+    assert make(here, tier=4, max_model_len=300, max_batch_size=2).max_model_len == 300
+    assert make(here, tier=4, quantization=QuantizationConfig()).quantization == QuantizationConfig()
+    monkeypatch.setenv("CHATTERBOX_MAX_MODEL_LEN", "long")
+    with pytest.raises(ConfigError, match="CHATTERBOX_MAX_MODEL_LEN"):
+        make(here)
+    assert make(here, max_model_len=300).max_model_len == 300
+    with pytest.raises(ConfigError, match="max_batch_size must be a positive integer, not 0"):
+        make(here, max_model_len=300, max_batch_size=0)
+
+
+def test_the_dtype_goes_with_the_method() -> None:
+    cpu = torch.device("cpu")
+    assert [loading.automatic_t3_dtype(m, cpu) for m in (None, "bnb-4bit", "awq")] == [
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    ]
+    assert loading.automatic_t3_dtype("bnb-8bit", torch.device("cuda")) == torch.bfloat16
+
+
+def test_what_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = settings(demo)
+    with pytest.raises(ConfigError, match="tier='auto' goes by the free memory of a GPU"):
+        loading.make_plan(here, tier="auto")
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.5 needs a CUDA device"):
+        loading.make_plan(here, gpu_memory_utilization=0.5)
+    monkeypatch.setenv("CHATTERBOX_GPU_MEMORY_UTILIZATION", "0.5")
+    with pytest.raises(ConfigError, match=r"CHATTERBOX_GPU_MEMORY_UTILIZATION=0\.5 needs a CUDA device"):
+        loading.make_plan(here)
+    # The narrower keyword goes before the variable.
+    assert loading.make_plan(here, kv_cache_bytes=1 << 30).kv_cache_bytes == 1 << 30
+    assert loading.strategy_for("auto", torch.device("cpu")) == QuantizationConfig.from_strategy("conservative")
+
+
+def test_plans_for_a_gpu(full_size: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = {"free": 3.5, "total": 24.0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(card["free"] * GIB), int(card["total"] * GIB)))
+    here = settings(full_size, "cuda")
+    assert loading.make_plan(here, tier="auto") == TIERS[0].plan
+    assert loading.strategy_for("auto", here.device) == TIERS[0].plan.quantization
+    assert loading.make_plan(here).s3gen_batch == 16
+    with pytest.raises(ConfigError, match=r"tier 4 promises to stay under 3\.00 GiB.*max_batch_size=16.*larger tier"):
+        loading.make_plan(here, tier=4, max_batch_size=16)
+    card["free"] = 23.0
+    assert loading.strategy_for("auto", here.device) == QuantizationConfig()
+
+    half = loading.make_plan(here, gpu_memory_utilization=0.5, max_batch_size=4)
+    total = QuantizationMemoryEstimator(full_size).estimate(half).device_total
+    assert total == pytest.approx(12 * GIB, abs=2)
+    assert half.kv_cache_bytes > kv_cache_bytes(ModelConfig().t3, 2, 2048, 4)
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.1 of 24\.00 GiB leaves 0\.00 GiB"):
+        loading.make_plan(here, gpu_memory_utilization=0.1)
+    with pytest.raises(ConfigError, match="either kv_cache_bytes or gpu_memory_utilization"):
+        loading.make_plan(here, gpu_memory_utilization=0.5, kv_cache_bytes=1 << 30)
+
+
+def test_the_command(full_size: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", str(full_size), "--tier", "4", "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out).values()
+    assert facts["device_total"] == sum(facts["device"].values()) < facts["budget"] == 3 * GIB
+    assert main(["estimate", str(full_size), "--strategies", "--tier", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("on the device, together") == 6 and "8 GB, mixed" in shown
+    assert main(["estimate", str(full_size), "--tier", "5"]) == 2
+    assert "tier must be auto or one of 4, 6, 8, 12, 24, 48 (GB), not '5'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["--ultra-low-vram", "say", "Hi."], ["say", "Hi.", "--tier", "4"]),
+        (["--low-vram", "say"], ["say", "--tier", "6"]),
+        (["--medium-vram", "batch", "in.txt"], ["batch", "in.txt", "--tier", "8"]),
+        (["--high-vram", "bench"], ["bench", "--tier", "24"]),
+        (["--tier", "auto", "say"], ["say", "--tier", "auto"]),
+        (["say", "--tier", "12"], ["say", "--tier", "12"]),
+        (["--version"], ["--version"]),
+    ],
+)
+def test_start_passes_tiers_on(given: list[str], passed: list[str], tmp_path: Path) -> None:
+    for file in ("start.sh", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
+    # An environment that counts as installed, whose Python says what it was asked to run.
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\nprintf "%s\\n" "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    digest = hashlib.sha256((tmp_path / "pyproject.toml").read_bytes()).hexdigest()[:32]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (tmp_path / ".venv" / ".chatterbox-vllm").write_text(f"{digest} cpu {version} {tmp_path.resolve()}\ncpu\n")
+    done = subprocess.run(
+        ["bash", tmp_path / "start.sh", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "CHATTERBOX_VLLM_EXTRA": "cpu"},
+    )
+    assert done.stdout.splitlines() == ["-m", "chatterbox_vllm", *passed], done.stderr

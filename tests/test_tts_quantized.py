@@ -1,0 +1,112 @@
+"""`ChatterboxTTS` with quantized components on the demo model: what is asked for is in memory, and it speaks."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+pytest.importorskip("bitsandbytes")
+
+from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
+from chatterbox_vllm.quantization.storage import stored_bytes
+
+SMALL: dict[str, Any] = {"max_model_len": 384, "max_batch_size": 1, "watermark": False}
+TEXT = "Hello there."
+
+
+def test_flow_and_voice_encoder(demo: Path, tmp_path: Path) -> None:
+    config = QuantizationConfig(s3gen="bnb-4bit", voice_encoder="bnb-8bit")
+    with ChatterboxTTS.from_local(demo, "cpu", quantization=config, **SMALL) as tts:
+        info = tts.get_quantization_info()
+        assert info["asked"] == "s3gen bnb-4bit, voice_encoder bnb-8bit" and info["steps_down"] == []
+        assert info["t3"]["method"] is None and info["t3"]["quantized_layers"] == 0
+        assert info["t3"]["linear_layers"] == 4 * 4
+        flow = info["s3gen"]
+        # Three encoder blocks of five layers, four stages of a transformer block of four.
+        assert flow["method"] == "bnb-4bit" and flow["quantized_layers"] == 3 * 5 + 4 * 4 < flow["linear_layers"]
+        layers = [tts.s3gen_stage.model.get_submodule(n) for n in tts.s3gen_stage.model.quantizable_layers()]
+        assert flow["quantized_bytes"] == sum(
+            stored_bytes(layer.matrices["weight"].shape, "bnb-4bit") for layer in layers
+        )
+        assert flow["bytes_per_weight"] <= 0.53
+
+        assert info["voice_encoder"] is None  # loaded at the first enrolment
+        wave = tts.generate(TEXT, seed=1, max_tokens=60)
+        assert torch.isfinite(wave).all() and wave.abs().max() > 0.01
+        assert torch.equal(tts.generate(TEXT, seed=1, max_tokens=60), wave)
+        tts._enroller.enrol(wave[0].repeat(2).numpy(), tts.sr)
+        encoder = tts.get_quantization_info()["voice_encoder"]
+        assert encoder["method"] == "bnb-8bit" and encoder["quantized_layers"] == encoder["linear_layers"] == 2
+        assert encoder["bytes_per_weight"] <= 1.01
+
+
+def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way of asking reaches the loader as the same configuration."""
+    asked: list[QuantizationConfig] = []
+
+    def note(settings: Any, plan: Any, fallback: bool) -> Any:
+        asked.append(plan.quantization)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr("chatterbox_vllm.tts.load", note)
+    nf4 = QuantizationConfig("bnb-4bit", "bnb-4bit", "bnb-4bit")
+    everything = {"quantize_s3gen": True, "quantize_voice_encoder": True}
+    doors: list[Any] = [
+        lambda: ChatterboxTTS.from_local(demo, "cpu", use_quantization=True, **everything),
+        lambda: ChatterboxTTS.from_pretrained(demo, "cpu", use_bnb_quantization=True, **everything),
+        lambda: ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy="aggressive"),
+        lambda: ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy="nf4"),
+        lambda: ChatterboxTTS.from_local(demo, "cpu", quantization=nf4),
+        lambda: ChatterboxTTS.from_local(demo, "cpu", tier=4),
+    ]
+    for door in doors:
+        with pytest.raises(ConfigError, match="far enough"):
+            door()
+    variables = ("USE_QUANTIZATION", "QUANTIZE_S3GEN", "QUANTIZE_VOICE_ENCODER")
+    for name in variables:
+        monkeypatch.setenv(f"CHATTERBOX_{name}", "1")
+    with pytest.raises(ConfigError, match="far enough"):
+        ChatterboxTTS.from_local(demo, "cpu")
+    assert asked == [nf4] * (len(doors) + 1)
+    for name in variables:
+        monkeypatch.delenv(f"CHATTERBOX_{name}")
+    with pytest.raises(ConfigError, match="far enough"):
+        ChatterboxTTS.from_pretrained_quantized(demo, "cpu")
+    assert asked[-1] == QuantizationConfig.from_strategy("conservative")
+    with pytest.raises(ConfigError, match="either quantization or use_quantization"):
+        ChatterboxTTS.from_local(demo, "cpu", quantization=nf4, use_quantization=True)
+
+
+def test_the_impossible_raises_and_fallback_steps_down(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    find = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("bitsandbytes"):
+            raise ImportError("No module named 'bitsandbytes'")
+        return find(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    config = QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-4bit")
+    with pytest.raises(ConfigError, match="voice_encoder cannot be quantized by bnb-4bit here.*pip install"):
+        ChatterboxTTS.from_local(demo, "cpu", quantization=config, **SMALL)
+    with (
+        caplog.at_level(logging.WARNING, "chatterbox_vllm"),
+        ChatterboxTTS.from_local(demo, "cpu", quantization=config, fallback=True, **SMALL) as tts,
+    ):
+        info = tts.get_quantization_info()
+        assert tts.quantization == QuantizationConfig(s3gen="bnb-8bit", double_quant=False)
+    assert info["steps_down"] == ["double quantization off", "voice encoder not quantized"]
+    assert info["asked"] == str(config) and info["s3gen"]["method"] == "bnb-8bit"
+    assert [r.message.partition(":")[0] for r in caplog.records if "stepping down" in r.message] == [
+        "stepping down from s3gen bnb-8bit, voice_encoder bnb-4bit to double quantization off",
+        "stepping down from s3gen bnb-8bit, voice_encoder bnb-4bit, single quantization of scales "
+        "to voice encoder not quantized",
+    ]
