@@ -30,7 +30,7 @@ from chatterbox_vllm.engine.voicing import Voicing, make_voicing
 from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.layout import checkpoint_shapes
+from chatterbox_vllm.layout import check_t3, checkpoint_shapes
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
@@ -160,7 +160,7 @@ class ChatterboxTTS:
             Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
         )
         shapes = checkpoint_shapes(config)
-        t3_weights.check(shapes["t3"])
+        check_t3(config, t3_weights)
         s3gen_weights.check(shapes["s3gen"])
         encoder_weights.check(shapes["voice_encoder"])
         builtin = directory / family.builtin_voice
