@@ -33,6 +33,7 @@ from chatterbox_vllm.hub import resolve_model
 from chatterbox_vllm.layout import check_t3, checkpoint_shapes
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.quantization.t3 import automatic_dtype
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
 
@@ -114,10 +115,10 @@ class ChatterboxTTS:
         deterministic: bool = False,
         watermark: bool = True,
     ) -> Self:
-        """Load the published files in `ckpt_dir`.
+        """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.
 
         Args:
-            dtype: T3's; "auto" is bfloat16 on CUDA, float32 on the CPU.
+            dtype: T3's; "auto" is bfloat16 on CUDA and for AWQ, float32 on the CPU otherwise.
             s3gen_dtype: the flow's; "auto" is float16 on CUDA, float32 on the CPU. In half precision the vocoder's
                 convolutions are in float16.
             max_model_len: longest prompt and speech together, in positions.
@@ -138,7 +139,9 @@ class ChatterboxTTS:
         on_cuda = where.type == "cuda"
         if cuda_graphs and not on_cuda:
             raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
-        t3_dtype = _dtype("dtype", dtype, torch.bfloat16 if on_cuda else torch.float32)
+        config = ModelConfig.from_directory(directory)
+        quantized = config.quantized.t3
+        t3_dtype = _dtype("dtype", dtype, automatic_dtype(quantized.method if quantized else None, where))
         flow_dtype = _dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32)
         # The vocoder's convolutions lose nothing audible in float16; its pitch, source and spectra stay in float32.
         vocoder_dtype = torch.float32 if flow_dtype == torch.float32 else torch.float16
@@ -150,7 +153,6 @@ class ChatterboxTTS:
             cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
             deterministic=deterministic,
         )
-        config = ModelConfig.from_directory(directory)
         if config.family not in FAMILIES:
             raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
         family = FAMILIES[config.family]

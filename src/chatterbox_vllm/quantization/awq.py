@@ -18,6 +18,7 @@ from chatterbox_vllm.models.t3.plain import (
     OUT,
     POST_NORM,
     QKV,
+    Layer,
     PlainT3,
     layer_prefix,
 )
@@ -67,8 +68,7 @@ def quantize_t3_awq(
     builder = PromptBuilder.from_weights(config, weights)
     rows = [model.embed(builder, utterance.prompt, utterance.tokens) for utterance in utterances]
     for index, layer in enumerate(model.layers()):
-        moments = {names: Moments(layer[names[0]].shape[1], model.device) for names in (QKV, OUT, GATE_UP, DOWN)}
-        rows = [model.run_layer(layer, x, lambda names, value: moments[names].add(value)) for x in rows]
+        moments, rows = gather(model, layer, rows)
         found, prefix = search_layer(layer, moments), layer_prefix(index)
         for name in LINEARS:
             packed = quantize_awq(found.layer[name], found.shrinks[name])
@@ -78,3 +78,11 @@ def quantize_t3_awq(
         if progress is not None:
             progress(index + 1, config.num_layers)
     return tensors
+
+
+def gather(
+    model: PlainT3, layer: Layer, rows: list[torch.Tensor]
+) -> tuple[dict[tuple[str, ...], Moments], list[torch.Tensor]]:
+    """Run a layer on rows [2, T, H]; the moments of its linear layers' inputs, and the rows after it."""
+    moments = {names: Moments(layer[names[0]].shape[1], model.device) for names in (QKV, OUT, GATE_UP, DOWN)}
+    return moments, [model.run_layer(layer, x, lambda names, value: moments[names].add(value)) for x in rows]

@@ -1,7 +1,7 @@
 """The AutoAWQ GEMM layout: 4-bit weights in groups of 128 inputs, each group with a scale and a zero point.
 
-For a weight [out, in] the file holds `qweight` [in, out/8] and `qzeros` [in/128, out/8], both int32 with eight values in
-each, and `scales` [in/128, out] float16. A weight is (q - zero) * scale. It is what vLLM loads, on CPUs and with Marlin.
+For a weight [out, in] the file holds `qweight` [in, out/8] and `qzeros` [in/128, out/8], both int32 with eight values
+in each, and `scales` [in/128, out] float16. A weight is (q - zero) * scale. vLLM loads it itself, on CPUs and GPUs.
 """
 
 from __future__ import annotations

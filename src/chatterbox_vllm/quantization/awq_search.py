@@ -1,7 +1,7 @@
 """Activation-aware search for AWQ (Lin et al., arXiv 2306.00978): which channels to protect, how far to clip.
 
-A search of our own, some hundred lines, rather than `autoawq` (archived, and bound to models that transformers knows) or
-`llmcompressor` (pins other versions of what vLLM needs): both want to run a text model on text, and T3's inputs are
+A search of our own, some hundred lines, rather than `autoawq` (archived, and bound to models that transformers knows)
+or `llmcompressor` (pins other versions of what vLLM needs): both want to run a text model on text, and T3's inputs are
 embeddings of conditioning, text and speech in two guidance streams.
 
 Linear layers with one input are scaled together: input channel c of their weights times s_c, whatever makes the input
@@ -22,8 +22,8 @@ from chatterbox_vllm.quantization.t3 import AWQ_GROUP
 
 _EXPONENTS = tuple(i / 10 for i in range(10))
 _SHRINKS = tuple(1 - i / 20 for i in range(10))
-# The product of queries and keys goes through a softmax, which clipped outliers would flatten: left out, as in the paper's
-# own code.
+# The product of queries and keys goes through a softmax, which clipped outliers would flatten: left out, as in the
+# paper's own code.
 _NEVER_CLIPPED = QKV[:2]
 
 

@@ -1,8 +1,8 @@
 """NF4 and INT8 storage of a linear layer's weight, and the product with it, on bitsandbytes' operators.
 
 A scheme turns a float32 weight [out, in] into a few named tensors, says beforehand what they will be, and multiplies
-with them. The operators are called directly: they carry fake implementations, so that torch.compile and CUDA graphs take
-them without a break, which the library's autograd wrappers do not promise.
+with them. The operators are called directly: they carry fake implementations, so that torch.compile and CUDA graphs
+take them without a break, which the library's autograd wrappers do not promise.
 
 NF4: Dettmers et al., QLoRA, arXiv 2305.14314. INT8: Dettmers et al., LLM.int8(), arXiv 2208.07339, without the
 decomposition of outliers, whose shapes depend on the data and which no CUDA graph can hold.

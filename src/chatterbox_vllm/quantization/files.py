@@ -1,8 +1,8 @@
 """Quantized checkpoints on disk: a directory like a published one, in which some parts' files are quantized.
 
-`config.json` says under "quantized" which part is in which form, and the header of the part's file says the same, with a
-fingerprint of its tensors: a file of another run, or a plain one, in its place is refused. What is quantized how belongs to
-the part (`t3_file.py`); this module writes, describes and checks.
+`config.json` says under "quantized" which part is in which form, and the header of the part's file says the same, with
+a fingerprint of its tensors: a file of another run, or a plain one, in its place is refused. Which tensors a part has
+belongs to the part (`t3_file.py`); this module writes, describes and checks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -77,8 +77,8 @@ def check_part(weights: Weights, said: QuantizedPart | None, layout: Layout) -> 
     found = stored_quantization(weights)
     if found != said:
         raise CheckpointError(
-            f"{weights.path}: {_described(found)}, but {CONFIG_FILE} beside it says {_described(said)}: the two were not "
-            f"made together; {_AGAIN}"
+            f"{weights.path}: {_described(found)}, but {CONFIG_FILE} beside it says {_described(said)}: the two were "
+            f"not made together; {_AGAIN}"
         )
     weights.check({key: shape for key, (shape, _) in layout.items()})
     for key, (_, dtype) in layout.items():

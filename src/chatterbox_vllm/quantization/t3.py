@@ -19,7 +19,7 @@ _FP8_CONFIG = "fp8_per_channel"
 AWQ_GROUP = 128
 
 _HALF = (torch.float16, torch.bfloat16)
-_MAKE_AWQ = "make one with `chatterbox-vllm quantize MODEL --method awq -o DIR` and load DIR; or take bnb-4bit, which needs none"
+_MAKE_AWQ = "make them with `chatterbox-vllm quantize MODEL --method awq -o DIR` and load DIR, or take bnb-4bit"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class EngineQuantization:
 
     argument: str | None = None
     hf_config: dict[str, Any] | None = None
+
+
+def automatic_dtype(method: str | None, device: torch.device) -> torch.dtype:
+    """What T3 computes in where nobody says: float32 on a CPU if the method can, else bfloat16."""
+    return torch.bfloat16 if device.type == "cuda" or method in ("awq", "fp8") else torch.float32
 
 
 def check_t3_quantization(method: str | None, dtype: torch.dtype, deterministic: bool) -> None:

@@ -1,9 +1,9 @@
 """The tensors of a quantized T3 file: which there are, and how they are made from the published ones.
 
-Linear layers in bnb are stored as vLLM fuses them (`…self_attn.qkv_proj.weight`, `….scales`, …), for AWQ one by one under
-their published names (`…self_attn.q_proj.qweight`, …), which is what vLLM's own loader takes. Everything else stands
-in the file as it was published: embeddings, norms, head and conditioning are not quantized, and a later load computes in
-any dtype with exactly what quantizing while loading gives.
+Linear layers in bnb are stored as vLLM fuses them (`…self_attn.qkv_proj.weight`, `….scales`, …), for AWQ one by one
+under their published names (`…self_attn.q_proj.qweight`, …), which is what vLLM's own loader takes. Everything else
+stands in the file in its published precision: embeddings, norms, head and conditioning are not quantized, and a later
+load computes in any dtype with exactly what quantizing while loading gives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]  # layers done, of how many
 
 def linear_stems(config: T3Config, method: str) -> dict[str, tuple[str, ...]]:
     """Quantized layers by the stem of their keys in the file, and the published stems that each is made of."""
-    stems = {}
+    stems: dict[str, tuple[str, ...]] = {}
     for i in range(config.num_layers):
         prefix = layer_prefix(i)
         fused = {name: (name,) for name in LINEARS} if method == "awq" else _FUSED

@@ -23,15 +23,19 @@ from chatterbox_vllm.quantization.t3 import BNB_CONFIG
 
 
 class BnbLinearMethod(LinearMethodBase):
-    """Linear layers of one scheme.
+    """The method of one linear layer; its tensors are the layer's parameters.
 
     Attributes:
-        uses_meta_device: where vLLM looks for layers that are quantized while they load.
+        scheme: how the weight is stored.
+        shape: of the weight, [out, in].
+        uses_meta_device: the weight is quantized while it loads; vLLM looks for this name.
     """
 
     def __init__(self, scheme: Scheme, stored: bool):
         self.scheme = scheme
+        self.shape = (0, 0)
         self.uses_meta_device = not stored
+        self._waiting = False
 
     def create_weights(
         self,
@@ -43,42 +47,49 @@ class BnbLinearMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        shape = (sum(output_partition_sizes), input_size_per_partition)
-        layer.quantized_shape = shape
-        layout = self.scheme.layout(*shape)
-        layer.quantized_tensors = tuple(layout)
+        self.shape = (sum(output_partition_sizes), input_size_per_partition)
+        layout = self.scheme.layout(*self.shape)
         if not self.uses_meta_device:
             _register(layer, {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in layout.items()})
             return
         # In float32 whatever the engine computes in, so that every dtype gets the same quantized weights.
         weight = ModelWeightParameter(
-            data=torch.empty(shape, dtype=torch.float32, device="meta"),
+            data=torch.empty(self.shape, dtype=torch.float32, device="meta"),
             input_dim=1,
             output_dim=0,
             weight_loader=extra_weight_attrs["weight_loader"],
         )
         layer.register_parameter("weight", weight)
-        layer.waits_for_weight = True
+        self._waiting = True
         initialize_online_processing(layer)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Called when a layer is complete, and again by vLLM for all layers at the end."""
-        if not getattr(layer, "waits_for_weight", False):
+        if not self._waiting:
             return
-        weight = layer.weight.data
+        self._waiting = False
+        weight = layer.get_parameter("weight").data
         del layer.weight
         _register(layer, self.scheme.quantize(weight))
-        layer.waits_for_weight = False
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        tensors = {name: getattr(layer, name) for name in layer.quantized_tensors}
-        out = self.scheme.linear(x, tensors, layer.quantized_shape[0])
+        tensors = {name: tensor for name, tensor in layer._parameters.items() if tensor is not None}
+        out = self.scheme.linear(x, tensors, self.shape[0])
         return out if bias is None else out + bias
 
 
 def _register(layer: nn.Module, tensors: Tensors) -> None:
     for name, tensor in tensors.items():
-        layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        parameter = nn.Parameter(tensor, requires_grad=False)
+        parameter.weight_loader = _copy_stored  # type: ignore[attr-defined]
+        layer.register_parameter(name, parameter)
+
+
+def _copy_stored(parameter: nn.Parameter, stored: torch.Tensor, shard: object = None) -> None:
+    """Take a quantized tensor in as it is; vLLM's own loaders would cut and convert it."""
+    if shard is not None or (stored.shape, stored.dtype) != (parameter.shape, parameter.dtype):
+        raise ValueError(f"a quantized tensor is {stored.dtype} {tuple(stored.shape)}, shard {shard}")
+    parameter.data.copy_(stored)
 
 
 @register_quantization_config(BNB_CONFIG)

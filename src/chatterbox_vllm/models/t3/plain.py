@@ -1,7 +1,7 @@
 """T3's transformer in plain torch, one layer in memory at a time: for calibration and for checks, not for speaking.
 
-The same mathematics as the vLLM model (vllm_model.py), teacher-forced: all rows of a sequence are known beforehand. Both
-guidance streams are a batch of two.
+The same mathematics as the vLLM model (vllm_model.py), teacher-forced: all rows of a sequence are known beforehand.
+Both guidance streams are a batch of two.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Layer = dict[str, torch.Tensor]  # a layer's published names without prefix and 
 # Called with the names of the linear layers that share an input, and the input [..., in].
 Observer = Callable[[tuple[str, ...], torch.Tensor], None]
 
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-OUT = ("self_attn.o_proj",)
-GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-DOWN = ("mlp.down_proj",)
+QKV: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+OUT: tuple[str, ...] = ("self_attn.o_proj",)
+GATE_UP: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+DOWN: tuple[str, ...] = ("mlp.down_proj",)
 INPUT_NORM, POST_NORM = "input_layernorm", "post_attention_layernorm"
 LINEARS = (*QKV, *OUT, *GATE_UP, *DOWN)
 
