@@ -160,8 +160,9 @@ def calibration_utterances(
         prompts += [(maker.prompt(segment.text, voice, parameters), parameters) for segment in segments]
     options = T3Options(
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        max_model_len=length,
-        max_batch_size=min(len(prompts), 16),
+        # No longer than these need, which keeps the KV cache small.
+        max_model_len=max(len(prompt) for prompt, _ in prompts) + _CALIBRATION_TOKENS,
+        max_batch_size=min(len(prompts), 8),
         cuda_graphs=False,
     )
     talker = T3Stage(config.t3, weights, options, device)

@@ -15,8 +15,19 @@ import torch
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import QuantizedPart, T3Config
 from chatterbox_vllm.models.t3.conditioning import published_t3_shapes
-from chatterbox_vllm.models.t3.plain import DOWN, GATE_UP, LINEARS, OUT, QKV, layer_prefix
-from chatterbox_vllm.quantization.awq_layout import awq_layout
+from chatterbox_vllm.models.t3.plain import (
+    DOWN,
+    GATE_UP,
+    INPUT_NORM,
+    LINEARS,
+    OUT,
+    POST_NORM,
+    QKV,
+    Layer,
+    PlainT3,
+    layer_prefix,
+)
+from chatterbox_vllm.quantization.awq_layout import awq_layout, dequantize_awq
 from chatterbox_vllm.quantization.bnb import Layout, Tensors, scheme
 
 # vLLM's fused layers, and the published ones stacked in them.
@@ -58,6 +69,38 @@ def unquantized_keys(config: T3Config) -> list[str]:
     """Keys of the published file that a quantized one holds too."""
     linears = {f"{layer_prefix(i)}{name}.weight" for i in range(config.num_layers) for name in LINEARS}
     return [key for key in published_t3_shapes(config) if key not in linears]
+
+
+class QuantizedT3(PlainT3):
+    """A quantized T3 file in plain torch: its layers dequantized to float32 when they are needed, to check against."""
+
+    def __init__(self, config: T3Config, weights: Weights, part: QuantizedPart, device: torch.device | str = "cpu"):
+        super().__init__(config, weights, device)
+        self.part = part
+        self._layout = quantized_t3_layout(config, part)
+
+    def layer(self, index: int) -> Layer:
+        prefix = layer_prefix(index)
+        layer = {name: self._read(f"{prefix}{name}.weight").float() for name in (INPUT_NORM, POST_NORM)}
+        published = published_t3_shapes(self.config)
+        for stem, parts in linear_stems(self.config, self.part.method).items():
+            if not stem.startswith(prefix):
+                continue
+            tensors = {
+                key.removeprefix(f"{stem}."): self._read(key) for key in self._layout if key.startswith(f"{stem}.")
+            }
+            shapes = [published[f"{part}.weight"] for part in parts]
+            if self.part.method == "awq":
+                whole = dequantize_awq(tensors)
+            else:
+                shape = (sum(out for out, _ in shapes), shapes[0][1])
+                whole = scheme(self.part.method, self.part.double_quant).dequantize(tensors, shape)
+            pieces = whole.split([out for out, _ in shapes])
+            layer |= {part.removeprefix(prefix): piece for part, piece in zip(parts, pieces, strict=True)}
+        return layer
+
+    def _read(self, key: str) -> torch.Tensor:
+        return self.weights.get(key).to(self.device)
 
 
 def quantize_t3_bnb(

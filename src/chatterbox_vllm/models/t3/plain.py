@@ -92,6 +92,13 @@ class PlainT3:
         see(DOWN, gated)
         return x + F.linear(gated, layer[DOWN[0]])
 
+    def teacher_forced(self, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Logits [2, T, V] at every row of sequences [2, T, H] from `embed`; float32, one layer in memory at a time."""
+        hidden = list(rows)
+        for layer in self.layers():
+            hidden = [self.run_layer(layer, x) for x in hidden]
+        return [self.logits(x) for x in hidden]
+
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states after the last layer [..., H] -> [..., V]."""
