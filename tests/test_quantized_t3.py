@@ -60,15 +60,18 @@ def made(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     root = tmp_path_factory.mktemp("quantized")
     texts = ("The parcel left the warehouse on Thursday.", "Why would anybody paint a lighthouse green?")
     for method in METHODS:
-        quantize_model(demo, root / method, method, texts=texts, device="cpu")
+        quantize_model(demo, root / method, method, texts=texts)
     return {method: root / method for method in METHODS}
 
 
 @contextmanager
-def talker(directory: Path, dtype: torch.dtype, quantization: str | None = None) -> Iterator[T3Stage]:
+def talker(
+    directory: Path, dtype: torch.dtype, quantization: str | None = None, device: torch.device = CPU
+) -> Iterator[T3Stage]:
     config = ModelConfig.from_directory(directory).t3
-    options = T3Options(dtype, max_model_len=256, max_batch_size=2, cuda_graphs=False, quantization=quantization)
-    stage = T3Stage(config, Weights(directory / FILE), options, CPU)
+    graphs = device.type == "cuda"
+    options = T3Options(dtype, max_model_len=256, max_batch_size=2, cuda_graphs=graphs, quantization=quantization)
+    stage = T3Stage(config, Weights(directory / FILE), options, device)
     try:
         yield stage
     finally:
@@ -83,7 +86,7 @@ def speak(
     guide = GuidanceProcessor.apply
 
     def recording(self: GuidanceProcessor, logits: torch.Tensor) -> torch.Tensor:
-        seen.append(logits[0].float().clone())
+        seen.append(logits[0].float().cpu())
         return guide(self, logits)
 
     with monkeypatch.context() as patch:
