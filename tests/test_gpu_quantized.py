@@ -39,8 +39,8 @@ CUDA = torch.device("cuda", 0)
     [
         ("bnb-4bit", torch.bfloat16, 0.02),
         ("bnb-4bit", torch.float16, 0.01),
-        ("bnb-8bit", torch.bfloat16, 0.04),
-        ("bnb-8bit", torch.float16, 0.03),
+        ("bnb-8bit", torch.bfloat16, 0.02),
+        ("bnb-8bit", torch.float16, 0.01),
         ("awq", torch.bfloat16, 0.02),
         ("awq", torch.float16, 0.01),
     ],

@@ -178,7 +178,7 @@ def test_bytes_on_the_live_modules(run: Callable[[str, bool], Run], config: T3Co
         assert found.state[name].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("method", "noise"), [("bnb-4bit", 0.02), ("bnb-8bit", 0.04), ("awq", 0.02)])
+@pytest.mark.parametrize(("method", "noise"), [("bnb-4bit", 0.015), ("bnb-8bit", 0.012), ("awq", 0.015)])
 def test_logits_are_those_of_the_dequantized_weights(
     run: Callable[[str, bool], Run],
     made: dict[str, Path],
@@ -195,9 +195,9 @@ def test_logits_are_those_of_the_dequantized_weights(
     builder = PromptBuilder.from_weights(config, stored)
     near = error(found.logits, forced(QuantizedT3(config, stored, part), builder, prompt, found.tokens))
     far = error(found.logits, forced(PlainT3(config, Weights(demo / FILE)), builder, prompt, found.tokens))
-    # Half precision's noise (and, for INT8, the input's rounding), while the unquantized weights are further off.
+    # Half precision's noise, while the unquantized weights are further off.
     assert near < noise
-    assert far > (3 * near if method != "bnb-8bit" else 0)
+    assert far > (near if method == "bnb-8bit" else 5 * near)
 
 
 @pytest.mark.parametrize("method", ["bnb-4bit", "bnb-8bit"])
@@ -251,9 +251,16 @@ def test_products(how: NF4 | Int8, dtype: torch.dtype) -> None:
     assert 0.08 < loss < 0.10 if isinstance(how, NF4) else 0.004 < loss < 0.008
     out = how.linear(x, tensors, 192)
     assert out.dtype == dtype
-    half = 0.0 if dtype == torch.float32 else 0.004
-    rows = 1e-5 if isinstance(how, NF4) else 0.01  # INT8 rounds the input too
-    assert error(out, x.float() @ meant.t()) < rows + half
+    # INT8 takes the input in 15 bits.
+    noise = {torch.float32: 5e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
+    assert error(out, x.float() @ meant.t()) < noise
+    # A channel a thousand times as large as the others, as trained models have them, does not drown these.
+    x[:, 7] = 1000
+    wanted = x.float() @ meant.t() - 1000 * meant[:, 7]
+    if dtype == torch.float32:
+        assert error(how.linear(x, tensors, 192) - 1000 * meant[:, 7], wanted) < (
+            0.03 if isinstance(how, Int8) else 1e-3
+        )
 
 
 @pytest.mark.parametrize("how", [NF4(), Int8()], ids=str)

@@ -4,8 +4,10 @@ A scheme turns a float32 weight [out, in] into a few named tensors, says beforeh
 with them. The operators are called directly: they carry fake implementations, so that torch.compile and CUDA graphs
 take them without a break, which the library's autograd wrappers do not promise.
 
-NF4: Dettmers et al., QLoRA, arXiv 2305.14314. INT8: Dettmers et al., LLM.int8(), arXiv 2208.07339, without the
-decomposition of outliers, whose shapes depend on the data and which no CUDA graph can hold.
+NF4: Dettmers et al., QLoRA, arXiv 2305.14314. INT8: the integer product of Dettmers et al., LLM.int8(), arXiv
+2208.07339. There, input channels with outliers are multiplied apart in 16 bits, in shapes that depend on the data,
+which no CUDA graph can hold. Here the whole input is given in two terms of 8 bits instead: the second carries what
+rounding to the first left over, so outliers cost nothing, and where a step is bound by reading weights, it is free.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # a tensor's name to it
 _NF4_BLOCK = 64  # weights that share one scale
 _SCALE_BLOCK = 256  # scales that share one, under double quantization
 _INT8_LARGEST = 127.0
+_REST_STEPS = 2 * _INT8_LARGEST  # of what rounding to 8 bits leaves over, half a step either way
 
 
 @functools.cache
@@ -136,7 +139,7 @@ class NF4:
 
 @dataclass(frozen=True)
 class Int8:
-    """8 bits a weight, one scale an output row; rows of x are quantized likewise for the integer product."""
+    """8 bits a weight, one scale an output row; rows of x are given in two such terms for the integer product."""
 
     def layout(self, out_features: int, in_features: int) -> Layout:
         return {
@@ -156,8 +159,10 @@ class Int8:
         # The library's own row quantizer takes float16 alone on CUDA and its product leaves in float16. Both are a few
         # elementwise steps, so they are done here in float32: bfloat16 keeps its range, and torch.compile fuses them.
         rows, scales = _quantize_rows(x)
-        product = torch.ops.bitsandbytes.int8_linear_matmul(rows, tensors["weight"])
-        return (product.float() * (scales * tensors["row_scales"])).to(x.dtype)
+        rest = torch.round((x.float() / scales - rows) * _REST_STEPS).to(torch.int8)
+        product = torch.ops.bitsandbytes.int8_linear_matmul(torch.cat([rows, rest]), tensors["weight"])
+        first, second = product.float().chunk(2)
+        return ((first + second / _REST_STEPS) * (scales * tensors["row_scales"])).to(x.dtype)
 
 
 def _quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
