@@ -264,13 +264,23 @@ def test_products(how: NF4 | Int8, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("how", [NF4(), Int8()], ids=str)
-def test_products_compile_without_a_break(how: NF4 | Int8) -> None:
-    tensors = how.quantize(torch.randn(192, 256, generator=torch.Generator().manual_seed(0)))
+def test_layers_compile_without_a_break(how: NF4 | Int8) -> None:
+    from chatterbox_vllm.quantization.vllm_bnb import BnbLinearMethod
+
+    method, layer = BnbLinearMethod(how, stored=True), nn.Module()
+    method.create_weights(layer, 256, [128, 64], 256, 192, torch.bfloat16)
+    weight = torch.randn(192, 256, generator=torch.Generator().manual_seed(0))
+    for name, tensor in how.quantize(weight).items():
+        parameter = layer.get_parameter(name)
+        parameter.weight_loader(parameter, tensor)
     torch._dynamo.reset()  # its limit of recompilations counts across tests
-    compiled = torch.compile(lambda x: how.linear(x, tensors, 192), fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (1, 5, 9):
-        x = torch.randn(rows, 256, generator=torch.Generator().manual_seed(rows)).bfloat16()
-        assert torch.equal(compiled(x), how.linear(x, tensors, 192))
+    compiled = torch.compile(lambda x: method.apply(layer, x), fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.inference_mode():
+        for rows in (2, 5, 9):
+            x = torch.randn(rows, 256, generator=torch.Generator().manual_seed(rows)).bfloat16()
+            out = compiled(x)
+            assert torch.equal(out, method.apply(layer, x))
+            assert error(out, x.float() @ weight.t()) < 0.12
 
 
 def test_what_cannot_be_is_refused(demo: Path, made: dict[str, Path], config: T3Config) -> None:

@@ -35,6 +35,7 @@ class BnbLinearMethod(LinearMethodBase):
         self.scheme = scheme
         self.shape = (0, 0)
         self.uses_meta_device = not stored
+        self._names: tuple[str, ...] = ()
         self._waiting = False
 
     def create_weights(
@@ -49,6 +50,7 @@ class BnbLinearMethod(LinearMethodBase):
     ) -> None:
         self.shape = (sum(output_partition_sizes), input_size_per_partition)
         layout = self.scheme.layout(*self.shape)
+        self._names = tuple(layout)
         if not self.uses_meta_device:
             _register(layer, {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in layout.items()})
             return
@@ -73,7 +75,7 @@ class BnbLinearMethod(LinearMethodBase):
         _register(layer, self.scheme.quantize(weight))
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        tensors = {name: tensor for name, tensor in layer._parameters.items() if tensor is not None}
+        tensors = {name: getattr(layer, name) for name in self._names}
         out = self.scheme.linear(x, tensors, self.shape[0])
         return out if bias is None else out + bias
 
