@@ -156,16 +156,6 @@ def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch:
         make(here, max_model_len=300, max_batch_size=0)
 
 
-def test_the_dtype_goes_with_the_method() -> None:
-    cpu = torch.device("cpu")
-    assert [loading.automatic_t3_dtype(m, cpu) for m in (None, "bnb-4bit", "awq")] == [
-        torch.float32,
-        torch.float32,
-        torch.bfloat16,
-    ]
-    assert loading.automatic_t3_dtype("bnb-8bit", torch.device("cuda")) == torch.bfloat16
-
-
 def test_what_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = settings(demo)
     with pytest.raises(ConfigError, match="tier='auto' goes by the free memory of a GPU"):

@@ -20,6 +20,7 @@ class _TensorFile(Protocol):
     def keys(self) -> Iterable[str]: ...
     def get_tensor(self, name: str) -> torch.Tensor: ...
     def get_slice(self, name: str) -> Any: ...
+    def metadata(self) -> dict[str, str] | None: ...
 
 
 class _PickledTensors:
@@ -39,6 +40,9 @@ class _PickledTensors:
 
     def get_slice(self, name: str) -> Any:
         return _Shape(tuple(self._state[name].shape))
+
+    def metadata(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Weights:
                 raise
             raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_DOWNLOAD_AGAIN}") from error
         self.keys = frozenset(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
 
     def get(self, key: str, shape: Iterable[int] | None = None) -> torch.Tensor:
         """The tensor stored under `key`, on the CPU, in the file's dtype.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,13 +157,38 @@ class S3GenConfig:
 
 
 @dataclass(frozen=True)
+class QuantizedPart:
+    """How one part's file of a checkpoint is quantized; the file's own header says the same.
+
+    Attributes:
+        method: "bnb-4bit", "bnb-8bit" or "awq".
+        double_quant: NF4's scales are quantized too.
+        fingerprint: SHA-256 over the file's tensors, written by whoever made it.
+    """
+
+    method: str
+    double_quant: bool = False
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class QuantizedParts:
+    """The parts, by their names in `Family`, whose files hold quantized tensors."""
+
+    t3: QuantizedPart | None = None
+    s3gen: QuantizedPart | None = None
+    voice_encoder: QuantizedPart | None = None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """All dimensions of one checkpoint."""
+    """All dimensions of one checkpoint, and which of its files are quantized."""
 
     family: str = "english"
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
+    quantized: QuantizedParts = field(default_factory=QuantizedParts)
 
     @classmethod
     def from_directory(cls, directory: Path) -> Self:
@@ -187,7 +213,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The text of a `config.json` that `from_directory` reads back as this object."""
-        return json.dumps({"format": CONFIG_FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+        fields = dataclasses.asdict(self)
+        if self.quantized == QuantizedParts():
+            del fields["quantized"]
+        return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
 
 
 def _from_dict(kind: type, data: Any, where: str) -> Any:
@@ -201,10 +230,17 @@ def _from_dict(kind: type, data: Any, where: str) -> Any:
         if name not in known:
             raise ConfigError(f"{where}: unknown field {name!r}; the fields are {', '.join(sorted(known))}")
         values[name] = _field_value(known[name], value, f"{where}: {name}")
+    for field_ in dataclasses.fields(kind):
+        if field_.name not in values and field_.default is field_.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: field {field_.name!r} is missing")
     return kind(**values)
 
 
 def _field_value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):  # X | None
+        if value is None:
+            return None
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from chatterbox_vllm.checkpoint import published_shapes
+from chatterbox_vllm.checkpoint import Weights, published_shapes
 from chatterbox_vllm.config import ModelConfig, S3GenConfig, VoiceEncoderConfig
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.t3.conditioning import published_t3_shapes
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
+from chatterbox_vllm.quantization.files import check_part
+from chatterbox_vllm.quantization.t3_file import quantized_t3_layout, unquantized_keys
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -40,3 +42,18 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, Shapes]:
         "s3gen": s3gen_shapes(config.s3gen),
         "voice_encoder": voice_encoder_shapes(config.voice_encoder),
     }
+
+
+def check_t3(config: ModelConfig, weights: Weights) -> None:
+    """Refuse a T3 file, plain or quantized, that is not what `config` describes; reads its header only.
+
+    Raises:
+        CheckpointError: naming the file and the tensor or the mismatch.
+    """
+    part, published = config.quantized.t3, published_t3_shapes(config.t3)
+    if part is None:
+        check_part(weights, None, {})
+        weights.check(published)
+    else:
+        check_part(weights, part, quantized_t3_layout(config.t3, part))
+        weights.check({key: published[key] for key in unquantized_keys(config.t3)})

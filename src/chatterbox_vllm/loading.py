@@ -20,7 +20,7 @@ from chatterbox_vllm.engine.voicing import Voicing, make_voicing
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.layout import checkpoint_shapes
+from chatterbox_vllm.layout import check_t3, checkpoint_shapes
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
@@ -68,11 +68,6 @@ class Parts:
     voicing: Voicing
     enroller: VoiceEnroller
     voice: Voice | None
-
-
-def automatic_t3_dtype(method: str | None, device: torch.device) -> torch.dtype:
-    """What T3 computes in where nobody says: float32 on a CPU if the method can, else bfloat16."""
-    return torch.bfloat16 if device.type == "cuda" or method in ("awq", "fp8") else torch.float32
 
 
 def strategy_for(strategy: str, device: torch.device) -> QuantizationConfig:
@@ -228,7 +223,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
     )
     shapes = checkpoint_shapes(config)
-    t3_weights.check(shapes["t3"])
+    check_t3(config, t3_weights)
     s3gen_weights.check(shapes["s3gen"])
     encoder_weights.check(shapes["voice_encoder"])
     builtin = directory / family.builtin_voice

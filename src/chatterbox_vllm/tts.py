@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from typing_extensions import Self
 
+from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.runtime import resolve_device
@@ -25,9 +26,10 @@ from chatterbox_vllm.engine.t3_stage import T3Stage
 from chatterbox_vllm.engine.voicing import Voicing
 from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.loading import Settings, automatic_t3_dtype, load, make_plan, strategy_for
+from chatterbox_vllm.loading import Settings, load, make_plan, strategy_for
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info
+from chatterbox_vllm.quantization.t3 import automatic_dtype
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -143,7 +145,7 @@ class ChatterboxTTS:
         quantization: QuantizationConfig | None = None,
         fallback: bool = False,
     ) -> Self:
-        """Load the published files in `ckpt_dir`.
+        """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.
 
         Where a keyword of memory or quantization is None, its environment variable decides (CHATTERBOX_ and the
         keyword in capitals), or else the tier, or else the default named below.
@@ -185,10 +187,12 @@ class ChatterboxTTS:
         if quantization is not None and (use_quantization is not None or use_bnb_quantization):
             raise ConfigError("give either quantization or use_quantization and the keywords that go with it")
         wanted = quantization or asked
+        stored = ModelConfig.from_directory(directory).quantized.t3
+        method = stored.method if stored else wanted.t3 if wanted else None
         settings = Settings(
             directory=directory,
             device=where,
-            t3_dtype=_dtype("dtype", dtype, automatic_t3_dtype(wanted.t3 if wanted else None, where)),
+            t3_dtype=_dtype("dtype", dtype, automatic_dtype(method, where)),
             flow_dtype=_dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32),
             cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
             deterministic=deterministic,

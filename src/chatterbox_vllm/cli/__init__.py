@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, estimate, info, say
+from chatterbox_vllm.cli import batch, bench, estimate, info, quantize, say
 from chatterbox_vllm.errors import ChatterboxError
 
 FAILED, INTERRUPTED = 2, 130
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     say.add(commands.add_parser("say", help="speak a text into an audio file"))
     batch.add(commands.add_parser("batch", help="speak many texts into a directory; goes on where it was killed"))
     bench.add(commands.add_parser("bench", help="how fast this machine speaks"))
+    quantize.add(commands.add_parser("quantize", help="write a model with quantized weights, which loads directly"))
     info.add(commands.add_parser("info", help="versions, device, what would run where, sizes"))
     estimate.add(commands.add_parser("estimate", help="how much memory a model will take, before it is loaded"))
     return parser

@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from chatterbox_vllm.engine.runtime import (
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.models.s3gen.graphs import recording
 from chatterbox_vllm.models.t3.vllm_config import hf_config
+from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.quantization.t3 import check_t3_quantization, engine_quantization, method_in_force
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,9 @@ class T3Options:
         cuda_graphs: capture decode steps; CUDA only.
         max_batched_tokens: most rows that one step takes in (prompts are split to fit).
         deterministic: tokens that do not depend on the batch in half precision either; CUDA only, and slower.
-        quantization: method of the linear layers; None leaves them in `dtype`.
-        double_quant: whether the scales of "bnb-4bit" are quantized, too.
+        quantization: of the linear layers, one of `quantization.t3.T3_METHODS`; None leaves a plain checkpoint as it is
+            and takes a quantized one's own. Embeddings and the head stay in `dtype`.
+        double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: batch sizes that CUDA graphs are captured for; None leaves them to vLLM.
     """
 
@@ -70,6 +73,7 @@ class T3Options:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         if self.kv_cache_bytes is not None and (type(self.kv_cache_bytes) is not int or self.kv_cache_bytes < 1):
             raise ConfigError(f"kv_cache_bytes must be a positive number of bytes, not {self.kv_cache_bytes!r}")
+        check_t3_quantization(self.quantization, self.dtype, self.deterministic)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class T3Stage:
                 f"max_model_len={options.max_model_len} is more than the model can ever use "
                 f"({config.speech_positions + config.text_positions})"
             )
+        stored = stored_quantization(weights)
+        method = method_in_force(options.quantization, stored, str(weights.path))
+        # Checked again: a quantized checkpoint may bring a method that nobody asked for.
+        options = replace(options, quantization=method)
+        quantization = engine_quantization(method, options.double_quant, stored, device)
         self.config, self.options, self.device = config, options, device
         prepare_environment()
         if options.deterministic:
@@ -102,17 +111,19 @@ class T3Stage:
         self._directory = tempfile.TemporaryDirectory(prefix="chatterbox-t3-")
         root = Path(self._directory.name)
         described = hf_config(config, GUIDANCE_STREAMS, options.max_model_len, options.max_model_len)
+        if quantization.hf_config is not None:
+            described["quantization_config"] = quantization.hf_config
         (root / "config.json").write_text(json.dumps(described))
         (root / "model.safetensors").symlink_to(weights.path.resolve())
         try:
-            self._engine = self._start(root)
+            self._engine = self._start(root, quantization.argument)
         except Exception as error:
             self._directory.cleanup()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
                 raise DeviceError(f"the T3 engine cannot start: {error}") from error
             raise
 
-    def _start(self, directory: Path) -> Any:
+    def _start(self, directory: Path, quantization: str | None) -> Any:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -142,6 +153,7 @@ class T3Stage:
             use_tqdm_on_load=False,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             seed=0,
+            quantization=quantization,
         )
         return LLMEngine.from_engine_args(arguments)
 

@@ -1,4 +1,4 @@
-"""The `vllm.general_plugins` entry point: makes T3 known to vLLM in every process that it starts."""
+"""The `vllm.general_plugins` entry point: makes T3 and its quantization known to vLLM in every process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from chatterbox_vllm.models.t3.vllm_config import ARCHITECTURE
 
 
 def register() -> None:
-    """Register T3's architecture; harmless when called again."""
+    """Register T3's architecture and the bitsandbytes quantization; harmless when called again."""
     from vllm import ModelRegistry
+
+    # Registers its config where it is imported, which has to be before engine arguments are made.
+    import chatterbox_vllm.quantization.vllm_bnb  # noqa: F401
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, f"chatterbox_vllm.models.t3.vllm_model:{ARCHITECTURE}")

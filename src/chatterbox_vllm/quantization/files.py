@@ -1,0 +1,154 @@
+"""Quantized checkpoints on disk: a directory like a published one, in which some parts' files are quantized.
+
+`config.json` says under "quantized" which part is in which form, and the header of the part's file says the same, with
+a fingerprint of its tensors: a file of another run, or a plain one, in its place is refused. Which tensors a part has
+belongs to the part (`t3_file.py`); this module writes, describes and checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import CONFIG_FILE, ModelConfig, QuantizedPart
+from chatterbox_vllm.errors import CheckpointError, OutputError
+from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.quantization.bnb import Layout, Tensors
+
+_HEADER = "chatterbox_quantized"
+_AGAIN = "make the directory again with `chatterbox-vllm quantize`"
+# The safetensors format's names of dtypes.
+_STORED = {
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+}
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and contents of CPU tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def stored_quantization(weights: Weights) -> QuantizedPart | None:
+    """How a file is quantized by its own header; None for a plain one.
+
+    Raises:
+        CheckpointError: the header cannot be read.
+    """
+    if _HEADER not in weights.metadata:
+        return None
+    try:
+        return QuantizedPart(**json.loads(weights.metadata[_HEADER]))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise CheckpointError(
+            f"{weights.path}: its header does not say how it is quantized ({error}); {_AGAIN}"
+        ) from error
+
+
+def check_part(weights: Weights, said: QuantizedPart | None, layout: Layout) -> None:
+    """Refuse a file that is not what `config.json` says.
+
+    Args:
+        said: the part's entry there; None for a plain file.
+        layout: keys, shapes and dtypes of the quantized tensors.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    found = stored_quantization(weights)
+    if found != said:
+        raise CheckpointError(
+            f"{weights.path}: {_described(found)}, but {CONFIG_FILE} beside it says {_described(said)}: the two were "
+            f"not made together; {_AGAIN}"
+        )
+    weights.check({key: shape for key, (shape, _) in layout.items()})
+    for key, (_, dtype) in layout.items():
+        if (stored := weights.storage_type(key)) != _STORED[dtype]:
+            raise CheckpointError(f"{weights.path}: tensor {key!r} is {stored}, not {_STORED[dtype]}; {_AGAIN}")
+
+
+def _described(part: QuantizedPart | None) -> str:
+    return "not quantized" if part is None else f"{part.method} with fingerprint {part.fingerprint[:12]}"
+
+
+def check_output(output: Path) -> None:
+    """Refuse to write where something is, before any work is done.
+
+    Raises:
+        OutputError: `output` exists, or nothing can be written beside it.
+    """
+    if output.exists() or output.is_symlink():
+        raise OutputError(f"{output} is there already: remove it, or give another directory")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise OutputError(
+            f"{output} cannot be written: {output.absolute().parent} is no directory that can be written to"
+        )
+
+
+def write_checkpoint(
+    source: Path, output: Path, config: ModelConfig, parts: Mapping[str, tuple[QuantizedPart, Tensors]]
+) -> ModelConfig:
+    """Write a directory with some parts quantized; it appears whole or not at all.
+
+    Args:
+        source: the directory that `config` describes. Its other files are hard-linked where the file system can, else
+            copied.
+        parts: by the part's name in `Family`: how it is quantized (the fingerprint is filled in here), and its tensors.
+
+    Returns:
+        The new directory's configuration.
+
+    Raises:
+        OutputError: `output` is there already or cannot be written.
+    """
+    check_output(output)
+    family = FAMILIES[config.family]
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f"{output.name}.partial-", dir=output.absolute().parent))
+        try:
+            done = {}
+            for part, (how, tensors) in parts.items():
+                done[part] = dataclasses.replace(how, fingerprint=fingerprint(tensors))
+                header = {"format": "pt", _HEADER: json.dumps(dataclasses.asdict(done[part]))}
+                save_file(tensors, partial / getattr(family, part), metadata=header)
+            rewritten = {getattr(family, part) for part in parts}
+            for file in set(family.files) - rewritten:
+                if (source / file).exists():  # a built-in voice need not be
+                    _link_or_copy(source / file, partial / file)
+            made = dataclasses.replace(config, quantized=dataclasses.replace(config.quantized, **done))
+            (partial / CONFIG_FILE).write_text(made.to_json(), encoding="utf-8")
+            partial.chmod(0o755)
+            partial.rename(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written ({error.strerror or error}); nothing was left there") from error
+    return made
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    real = source.resolve()  # a hub's cache holds links
+    try:
+        os.link(real, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(real, target)

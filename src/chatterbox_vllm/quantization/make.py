@@ -1,0 +1,181 @@
+"""From a published model to a directory of it quantized: what `chatterbox-vllm quantize` does."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import ModelConfig, QuantizedPart, QuantizedParts
+from chatterbox_vllm.engine.prompts import PromptMaker
+from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.layout import check_t3
+from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.quantization.awq import Utterance, quantize_t3_awq
+from chatterbox_vllm.quantization.bnb import Tensors
+from chatterbox_vllm.quantization.files import check_output, write_checkpoint
+from chatterbox_vllm.quantization.t3_file import Progress, quantize_t3_bnb, quantized_t3_layout
+from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
+
+logger = logging.getLogger(__name__)
+
+STORED_METHODS = ("bnb-4bit", "bnb-8bit", "awq")
+
+# What AWQ is calibrated on where no texts are given: statements, questions, numbers, names, short and long.
+CALIBRATION_TEXTS = (
+    "Good morning, and thank you for calling.",
+    "The parcel left the warehouse at a quarter past nine and should reach you by Thursday evening.",
+    "Why would anybody paint a lighthouse green?",
+    "In 1969, some six hundred million people watched two men walk on the moon.",
+    "No!",
+    "She laughed, shut the old piano, and said that she would rather have a sandwich than another waltz.",
+    "Mix the flour with two eggs, a pinch of salt and half a litre of milk; leave it for twenty minutes.",
+    "Doctor Ramirez will see you now, Mister O'Brien.",
+    "I honestly don't know whether it's the engine, the gearbox, or just the weather.",
+    "Please hold the line.",
+    "Far out in the bay the fishing boats had lit their lamps, one after another, until the water looked like a town.",
+    "Version two point five fixes the login problem, doesn't it?",
+)
+_CALIBRATION_TOKENS = 120  # about five seconds of speech for each text
+_CALIBRATION_LENGTH = 1024
+
+
+def quantize_model(
+    directory: Path,
+    output: Path,
+    method: str,
+    *,
+    double_quant: bool = True,
+    texts: Sequence[str] = CALIBRATION_TEXTS,
+    clips: Sequence[Path] = (),
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> ModelConfig:
+    """Write the model in `directory` with T3 quantized to `output`, which appears whole or not at all.
+
+    Args:
+        method: one of `STORED_METHODS`.
+        double_quant: quantize bnb-4bit's scales too.
+        texts: what AWQ's calibration speaks.
+        clips: reference clips to speak them with, in turn; the model's own voice without any.
+        device: where AWQ speaks and searches: "auto", "cpu", "cuda" or "cuda:N". The others need none.
+        progress: called after each quantized layer.
+
+    Returns:
+        The new directory's configuration.
+
+    Raises:
+        ConfigError, CheckpointError, AudioError, OutputError, DeviceError
+    """
+    if method not in STORED_METHODS:
+        raise ConfigError(f"method must be one of {', '.join(map(repr, STORED_METHODS))}, not {method!r}")
+    config = ModelConfig.from_directory(directory)
+    if config.quantized != QuantizedParts():
+        raise ConfigError(f"{directory} is quantized already; give the model that it was made from")
+    check_output(output)
+    weights = Weights(directory / FAMILIES[config.family].t3)
+    check_t3(config, weights)
+    part = QuantizedPart(method, double_quant=double_quant and method == "bnb-4bit")
+    quantized_t3_layout(config.t3, part)  # refuses sizes that do not fit before any work is done
+    if method == "awq":
+        tensors = _calibrated(directory, config, weights, texts, clips, device, progress)
+    else:
+        tensors = quantize_t3_bnb(config.t3, weights, part, progress)
+    return write_checkpoint(directory, output, config, {"t3": (part, tensors)})
+
+
+def _calibrated(
+    directory: Path,
+    config: ModelConfig,
+    weights: Weights,
+    texts: Sequence[str],
+    clips: Sequence[Path],
+    device: str,
+    progress: Progress | None,
+) -> Tensors:
+    from chatterbox_vllm.engine.runtime import resolve_device
+
+    where = resolve_device(device)
+    voices = calibration_voices(directory, config, clips, where)
+    utterances = calibration_utterances(directory, config, weights, texts, voices, where)
+    logger.info("calibrating on %d utterances", len(utterances))
+    return quantize_t3_awq(config.t3, weights, utterances, where, progress)
+
+
+def calibration_voices(
+    directory: Path, config: ModelConfig, clips: Sequence[Path], device: torch.device
+) -> list[Voice]:
+    """The voices of clips, or the model's own.
+
+    Raises:
+        ConfigError: there are no clips and the model has no voice.
+        AudioError: a clip cannot be used.
+    """
+    family = FAMILIES[config.family]
+    if not clips:
+        builtin = directory / family.builtin_voice
+        if not builtin.exists():
+            raise ConfigError(f"{directory} has no built-in voice to calibrate with: give a reference clip")
+        return [Voice.load(builtin, config)]
+    from chatterbox_vllm.audio.decode import decode_audio
+
+    nets = Weights(directory / family.s3gen), Weights(directory / family.voice_encoder)
+    enroller = VoiceEnroller(config, *nets, device=device)
+    voices = [enroller.enrol(*decode_audio(clip, max_seconds=MAX_REFERENCE_SECONDS)) for clip in clips]
+    enroller.release()
+    return voices
+
+
+def calibration_utterances(
+    directory: Path,
+    config: ModelConfig,
+    weights: Weights,
+    texts: Sequence[str],
+    voices: Sequence[Voice],
+    device: torch.device,
+) -> list[Utterance]:
+    """Prompts of texts and voices, in turn, with the speech tokens that the unquantized T3 draws for them.
+
+    Raises:
+        ConfigError: an empty or overlong text, or none.
+    """
+    from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
+
+    if not texts:
+        raise ConfigError("there are no texts to calibrate on; give at least one")
+    length = min(_CALIBRATION_LENGTH, config.t3.speech_positions)
+    tokenizer = EnglishTokenizer(directory / FAMILIES[config.family].tokenizer)
+    maker = PromptMaker(tokenizer, PromptBuilder.from_weights(config.t3, weights), length)
+    prompts = []
+    for i, (text, voice) in enumerate(zip(texts, itertools.cycle(voices), strict=False)):
+        parameters = SpeechParameters(max_tokens=_CALIBRATION_TOKENS, seed=i)
+        segments = maker.segments(SpeechRequest(text, voice, parameters))
+        prompts += [(maker.prompt(segment.text, voice, parameters), parameters) for segment in segments]
+    options = T3Options(
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        # No longer than these need, which keeps the KV cache small.
+        max_model_len=max(len(prompt) for prompt, _ in prompts) + _CALIBRATION_TOKENS,
+        max_batch_size=min(len(prompts), 8),
+        cuda_graphs=False,
+    )
+    talker = T3Stage(config.t3, weights, options, device)
+    try:
+        for i, (prompt, parameters) in enumerate(prompts):
+            talker.add(str(i), prompt, parameters, seed=i)
+        spoken = {}
+        while talker.unfinished:
+            spoken.update({int(output.request_id): output.token_ids for output in talker.step()})
+    finally:
+        talker.close()
+    # The end of speech is drawn from, but never fed back.
+    stop = config.t3.stop_speech_token
+    return [
+        Utterance(prompt, tuple(token for token in spoken[i] if token != stop)) for i, (prompt, _) in enumerate(prompts)
+    ]
