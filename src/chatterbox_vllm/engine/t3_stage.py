@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -26,11 +26,21 @@ from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.models.s3gen.graphs import recording
 from chatterbox_vllm.models.t3.vllm_config import hf_config
 
+if TYPE_CHECKING:
+    from chatterbox_vllm.models.t3.forcing import ForcedTokens  # imports vllm
+
 logger = logging.getLogger(__name__)
 
 GUIDANCE_STREAMS = 2
+# In this order: see models/t3/logits.py.
 _PROCESSORS = tuple(
-    f"chatterbox_vllm.models.t3.logits:{name}" for name in ("GuidanceProcessor", "RepetitionPenalty", "SeededDraw")
+    f"chatterbox_vllm.models.t3.{name}"
+    for name in (
+        "logits:GuidanceProcessor",
+        "forcing:TeacherForcing",
+        "logits:RepetitionPenalty",
+        "logits:SeededDraw",
+    )
 )
 _KV_BLOCK = 128
 
@@ -181,6 +191,7 @@ class T3Stage:
         parameters: SpeechParameters,
         seed: int,
         uniforms: Sequence[float] | None = None,
+        forced: ForcedTokens | None = None,
     ) -> None:
         """Queue a request.
 
@@ -188,6 +199,7 @@ class T3Stage:
             prompt: [P, streams * H] from `PromptBuilder.prompt`.
             seed: of the draws.
             uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
+            forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
 
         Raises:
             ConfigError: the prompt and `max_tokens` exceed `max_model_len`, or the prompt has another width.
@@ -213,6 +225,12 @@ class T3Stage:
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
+        if forced is not None:
+            if len(forced.tokens) != parameters.max_tokens:
+                raise ConfigError(
+                    f"max_tokens={parameters.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
+                )
+            extra["forced"] = forced
         sampling = SamplingParams(
             temperature=parameters.temperature,
             min_p=parameters.min_p,
