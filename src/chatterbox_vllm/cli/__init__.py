@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, info, say
+from chatterbox_vllm.cli import batch, bench, evaluate, info, say
 from chatterbox_vllm.errors import ChatterboxError
 
 FAILED, INTERRUPTED = 2, 130
@@ -64,5 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     say.add(commands.add_parser("say", help="speak a text into an audio file"))
     batch.add(commands.add_parser("batch", help="speak many texts into a directory; goes on where it was killed"))
     bench.add(commands.add_parser("bench", help="how fast this machine speaks"))
+    evaluate.add(commands.add_parser("evaluate", help="judge a model by another: quality, speed, memory"))
     info.add(commands.add_parser("info", help="versions, device, what would run where, sizes"))
     return parser

@@ -1,5 +1,6 @@
-"""Run one model over a plan and write down what it does; as `python -m chatterbox_vllm.evaluation.collect`, with the job
-as JSON on standard input.
+"""Run one model over a plan and write down what it does.
+
+As a process, `python -m chatterbox_vllm.evaluation.collect`, with the job as JSON on standard input.
 
 Every model runs in a process of its own: vLLM has settings that only the first model of a process chooses, peaks of
 memory are a process's, and a candidate that brings its process down must not take the evaluation with it.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from chatterbox_vllm.errors import CheckpointError, OutputError
+from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
 from chatterbox_vllm.voices import Voice
 
 FACTS = "facts.json"
@@ -119,9 +119,16 @@ class Collection:
 
     @classmethod
     def create(cls, directory: Path) -> Self:
-        """Raises OutputError if it cannot be made."""
+        """An empty one.
+
+        Raises:
+            ConfigError: the directory holds something.
+            OutputError: it cannot be made.
+        """
         collection = cls(directory)
         collection._writing(lambda: directory.mkdir(parents=True, exist_ok=True))
+        if any(directory.iterdir()):
+            raise ConfigError(f"{directory} is not empty, perhaps of an earlier evaluation; name another directory")
         return collection
 
     def _path(self, kind: str, index: int) -> Path:

@@ -23,9 +23,9 @@ DEFAULT_TEXTS = (
     "When the rain had stopped, the children ran out into the garden, where the old gardener was already tying up the "
     "roses that the wind had torn down in the night, and asked him whether the swing beneath the walnut tree had come "
     "through the storm. He nodded slowly, put his knife away, and smiled.",
-    "A library is not a heap of books but a promise: somebody, some day, will ask a question that none of us has thought "
-    "of, and the answer will stand there, on a shelf, between two neighbours that nobody has opened for years. To keep "
-    "that promise takes patience, dry rooms, and people who can find things.",
+    "A library is not a heap of books but a promise: somebody, some day, will ask a question that none of us has "
+    "thought of, and the answer will stand there, on a shelf, between two neighbours that nobody has opened for years. "
+    "To keep that promise takes patience, dry rooms, and people who can find things.",
 )
 
 

@@ -75,7 +75,8 @@ class TeacherForcing(LogitsProcessor):
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         # A request that has said everything may stand here once more before vLLM takes it away.
-        due = [(row, f, len(o)) for row, (f, o) in self.requests.items() if row < len(logits) and len(o) < len(f.tokens)]
+        due = [(row, forced, len(said)) for row, (forced, said) in self.requests.items()]
+        due = [(row, forced, step) for row, forced, step in due if row < len(logits) and step < len(forced.tokens)]
         if not due:
             return logits
         rows = torch.tensor([row for row, _, _ in due], device=logits.device)
