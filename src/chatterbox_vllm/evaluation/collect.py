@@ -98,7 +98,7 @@ def collect(job: CollectionJob) -> RunFacts:
             if job.baseline is None:
                 write_clips(plan, said, into)
             force(tts, plan, voices, said, into)
-            voice_tokens(tts, plan, voices, said, facts.cases, into)
+            voice_tokens(tts, plan, voices, said, facts.cases, baseline, into)
             facts.enrolments = enrol(tts, plan, baseline, into)
     facts.peak_device_bytes = probe.usage.peak_device_bytes
     facts.peak_host_bytes = probe.usage.peak_host_bytes

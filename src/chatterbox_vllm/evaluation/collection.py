@@ -78,8 +78,8 @@ class RunFacts:
 class Collection:
     """A directory that `collect` fills and `compare` reads.
 
-    Arrays, by the case's index: "logits" [positions, vocabulary], "mel" [frames, bins] and "wave" [samples] of the
-    baseline's tokens, "speech" [samples] of the model's own; all float32.
+    Arrays, by the case's index, all float32. Of the baseline's tokens: "logits" [positions, vocabulary], "mel" [frames,
+    bins], "pitch" [frames] in Hz, "wave" [samples] at the baseline's pitch. Of the model's own: "speech" [samples].
     """
 
     def __init__(self, directory: Path):

@@ -41,6 +41,7 @@ class CaseFigures:
     kl: np.ndarray = field(default_factory=lambda: np.zeros(0))
     top1: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     mel_distance: float | None = None
+    pitch_error: float | None = None
     spectral_distortion: float | None = None
     pesq: float | None = None
     stoi: float | None = None
@@ -125,15 +126,17 @@ def _compare_sound(figures: CaseFigures, baseline: Collection, candidate: Collec
     index = figures.case.index
     mel, wave = baseline.load("mel", index), baseline.load("wave", index)
     other_mel, other_wave = candidate.load("mel", index), candidate.load("wave", index)
-    if mel is None or wave is None:
+    pitch, other_pitch = baseline.load("pitch", index), candidate.load("pitch", index)
+    if mel is None or wave is None or pitch is None:
         return
     speaker = judge.hear(wave)
-    if other_mel is None or other_wave is None or len(other_wave) != len(wave):
-        figures.mel_distance = figures.spectral_distortion = _INFINITE
+    if other_mel is None or other_wave is None or other_pitch is None or len(other_wave) != len(wave):
+        figures.mel_distance = figures.pitch_error = figures.spectral_distortion = _INFINITE
         figures.pesq, figures.stoi = metrics.LOWEST_PESQ, metrics.LOWEST_STOI
         other = None
     else:
         figures.mel_distance = metrics.mel_distance(mel, other_mel)
+        figures.pitch_error = metrics.pitch_error(pitch, other_pitch)
         figures.spectral_distortion = metrics.spectral_distortion(wave, other_wave)
         pair = [resample(w, RATE_24K, metrics.RATE) for w in (wave, other_wave)]
         figures.pesq, figures.stoi = metrics.pesq(*pair), metrics.stoi(*pair)
@@ -178,6 +181,7 @@ def _t3_measurements(cases: Sequence[CaseFigures]) -> dict[str, Measurement]:
 
 _SOUND: dict[str, tuple[Callable[..., float], str]] = {
     "mel_distance": (max, "the baseline has no audio"),
+    "pitch_error": (max, "the baseline has no audio"),
     "spectral_distortion": (max, "the baseline has no audio"),
     "pesq": (min, "PESQ finds no speech in the baseline's audio"),
     "stoi": (min, "the baseline's audio is too short for STOI"),

@@ -12,6 +12,7 @@ import torch
 RATE = 16_000
 # What a pair is worth of which the candidate has nothing: the worst value of each scale.
 LOWEST_PESQ, LOWEST_STOI = 1.0, 0.0
+VOICED = 10.0  # Hz
 # The reference implementation of PESQ keeps 50 utterances at most and is meant for 8 to 12 s.
 _PESQ_SECONDS = 10
 _FFT, _HOP = 1024, 256
@@ -53,6 +54,18 @@ def mel_distance(baseline: np.ndarray, candidate: np.ndarray) -> float:
     return _finite(float(np.abs(baseline.astype(np.float64) - candidate).mean()))
 
 
+def pitch_error(baseline: np.ndarray, candidate: np.ndarray) -> float:
+    """Mean absolute difference of two pitches in cents, 1200 where one is voiced and the other not.
+
+    Args:
+        baseline, candidate: [frames] in Hz; up to 10 Hz is unvoiced, as for the vocoder.
+    """
+    voiced, other = baseline > VOICED, candidate > VOICED
+    cents = 1200 * np.abs(np.log2(np.maximum(candidate, 1e-3) / np.maximum(baseline, 1e-3)))
+    cents = np.where(voiced & other, np.minimum(cents, 1200), np.where(voiced | other, 1200, 0))
+    return float(np.where(np.isnan(candidate), 1200, cents).mean())
+
+
 def spectral_distortion(baseline: np.ndarray, candidate: np.ndarray) -> float:
     """How far the candidate's magnitude spectrogram is from the baseline's, in percent of the baseline's norm.
 
@@ -80,6 +93,8 @@ def pesq(baseline: np.ndarray, candidate: np.ndarray) -> float | None:
     import pesq as itu
 
     def score(reference: np.ndarray, degraded: np.ndarray) -> float | None:
+        if not reference.any() or not degraded.any():
+            return None  # digital silence, which the library does not expect
         try:
             return float(itu.pesq(RATE, reference, degraded, "wb"))
         except (itu.PesqError, ValueError):  # no speech found, or a piece too short

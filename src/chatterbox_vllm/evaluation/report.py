@@ -21,7 +21,15 @@ from chatterbox_vllm.evaluation.gates import Judgement, Status, Verdict
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
 from chatterbox_vllm.models.features import RATE_24K
 
-_SOUND = ("mel_distance", "spectral_distortion", "pesq", "stoi", "speaker_similarity", "xvector_similarity")
+_SOUND = (
+    "mel_distance",
+    "pitch_error",
+    "spectral_distortion",
+    "pesq",
+    "stoi",
+    "speaker_similarity",
+    "xvector_similarity",
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a202c }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0 } th, td { text-align: left; padding: .3rem .6rem }
@@ -64,8 +72,8 @@ def as_html(
         plots.divergence_histogram(comparison.cases),
         "<h2>Every case</h2>",
         _case_table(comparison.cases),
-        "<h2>Listening</h2><p>Same tokens: both S3Gens on the baseline's tokens and the same noise. Own words: each "
-        "model from the text, with the same seed.</p>",
+        "<h2>Listening</h2><p>Same tokens: both S3Gens on the baseline's tokens and pitch and the same noise. Own words: "
+        "each model from the text, with the same seed.</p>",
         *(_listening(figures, baseline, candidate) for figures in audible),
         "<h2>Machines</h2>",
         _machines(comparison),
@@ -147,7 +155,7 @@ def _gate_table(judgements: Sequence[Judgement]) -> str:
 
 
 def _case_table(cases: Sequence[CaseFigures]) -> str:
-    names = ("T3 divergence", "same top-1", "mel", "spectrum %", "PESQ", "STOI", "speaker", "x-vector")
+    names = ("T3 divergence", "same top-1", "mel", "pitch", "spectrum %", "PESQ", "STOI", "speaker", "x-vector")
     rows = []
     for figures in cases:
         thoughts = [float(values.mean()) if len(values) else None for values in (figures.kl, figures.top1)]
