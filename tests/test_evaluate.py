@@ -15,8 +15,9 @@ import pytest
 import torch
 
 pytest.importorskip("vllm")
-for library in ("pesq", "pystoi", "matplotlib"):
-    pytest.importorskip(library, reason="pip install 'chatterbox-vllm[evaluate]'")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pesq")
+pytest.importorskip("pystoi")
 
 from safetensors.torch import load_file, save_file
 
@@ -125,14 +126,15 @@ def test_a_damaged_voice_encoder_fails_enrolment(
     assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) == {"enrolment_speaker"}
 
 
-def in_this_process(job: CollectionJob) -> RunFacts:
-    return collect(job)
+def in_one_new_process(job: CollectionJob) -> RunFacts:
+    """One of the two is enough to see that it works."""
+    return collect(job) if job.baseline is None else collect_in_process(job)
 
 
 def test_the_command_passes_a_model_against_itself_and_reports(
     demo: Path, tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", in_this_process)
+    monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", in_one_new_process)
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
     command: list[Any] = ["evaluate", "--baseline", demo, "--candidate", demo, "--device", "cpu", "--text", texts]
@@ -141,7 +143,7 @@ def test_the_command_passes_a_model_against_itself_and_reports(
     command += ["--json", tmp_path / "out.json", "--report", tmp_path / "out.html", "--listen", 1]
     assert main([str(word) for word in command]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "passed" and sum(line.startswith("passed ") for line in lines) == 16
+    assert lines[-1] == "passed" and sum(line.startswith("passed ") for line in lines) == 15
 
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["verdict"] == "passed" and found["candidate"]["options"] == {"max_model_len": 1536}
@@ -151,6 +153,9 @@ def test_the_command_passes_a_model_against_itself_and_reports(
     assert found["gates"]["word_errors"]["status"] == "passed"
     assert [case["word_errors"] for case in found["cases"]] == [[0, 0, 2], [8, 8, 8]]
     assert all(case["positions"] == len(case["kl_by_position"]) > 20 for case in found["cases"])
+    runs = [found[name] for name in ("baseline", "candidate")]
+    assert all(run["peak_host_bytes"] > 100 << 20 and run["audio_seconds"] > 1 for run in runs)
+    assert all(case["baseline"]["speech_tokens"] == case["candidate"]["speech_tokens"] for case in found["cases"])
     assert_self_contained((tmp_path / "out.html").read_text(), players=4)
 
     # What is kept is whole, and is not overwritten.
@@ -178,15 +183,6 @@ def assert_self_contained(page: str, players: int) -> None:
     assert len(ids) == len(set(ids))
     for name in (*T3_GATES, *S3GEN_GATES):
         assert f"<b>{name}</b>" in page
-
-
-def test_a_model_in_a_process_of_its_own(demo: Path, baseline: Path, tmp_path: Path) -> None:
-    job = CollectionJob(str(demo), PLAN, tmp_path / "out", baseline, "cpu", {"max_batch_size": 2})
-    facts = collect_in_process(job)
-    assert facts == Collection(tmp_path / "out").facts()
-    expected = Collection(baseline).facts()
-    assert [case.speech_tokens for case in facts.cases] == [case.speech_tokens for case in expected.cases]
-    assert facts.peak_host_bytes > 100 << 20 and facts.audio_seconds > 1 and not any(c.failed for c in facts.cases)
 
 
 def test_a_process_that_fails_says_why(demo: Path, tmp_path: Path) -> None:

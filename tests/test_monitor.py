@@ -9,7 +9,14 @@ import torch
 
 from chatterbox_vllm.engine.request import SpeechResult, Timings
 from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError, GenerationError, TextTooLongError
-from chatterbox_vllm.evaluation.monitor import Decision, Monitor, MonitorLimits, Rollback, step_back
+from chatterbox_vllm.evaluation.monitor import (
+    Decision,
+    Monitor,
+    MonitorLimits,
+    Rollback,
+    device_bytes_in_use,
+    step_back,
+)
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,11 @@ def test_speech_cut_off_is_a_failure_and_what_says_nothing_of_the_model_is_not()
     assert monitor.figures.failure_rate == 1.0
 
 
-def test_without_room_on_the_card_nothing_is_taken_back() -> None:
+def test_without_room_on_the_card_nothing_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (56 << 20, 256 << 20))  # free, total
     applied: list[Decision] = []
     limits = MonitorLimits(failure_rate=0.2, device_bytes=100 << 20, window=10, least=1)
-    monitor = Monitor(limits, Config(), applied.append, device_bytes=lambda: 200 << 20)
+    monitor = Monitor(limits, Config(), applied.append, lambda: device_bytes_in_use(torch.device("cuda")))
     decision = monitor.observe(bad())
     assert decision is not None and decision.step is None and applied == []
     assert len(decision.reasons) == 2 and "200 MiB" in decision.reasons[1]

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+import torch
+
 from chatterbox_vllm.engine.request import SpeechResult
 from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError
 
@@ -201,6 +203,12 @@ class Monitor:
             real_time_factor=statistics.median(self._factors) if self._factors else None,
             device_bytes=None if self._device_bytes is None else self._device_bytes(),
         )
+
+
+def device_bytes_in_use(device: torch.device) -> int:
+    """Memory in use on a CUDA device as its driver sees it, all processes and their contexts; for `Monitor`."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def _says_something(result: SpeechResult) -> bool:

@@ -72,8 +72,8 @@ def as_html(
         plots.divergence_histogram(comparison.cases),
         "<h2>Every case</h2>",
         _case_table(comparison.cases),
-        "<h2>Listening</h2><p>Same tokens: both S3Gens on the baseline's tokens and pitch and the same noise. Own words: "
-        "each model from the text, with the same seed.</p>",
+        "<h2>Listening</h2><p>Same tokens: both S3Gens on the baseline's tokens and pitch and the same noise. Own "
+        "words: each model from the text, with the same seed.</p>",
         *(_listening(figures, baseline, candidate) for figures in audible),
         "<h2>Machines</h2>",
         _machines(comparison),
