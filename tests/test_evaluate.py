@@ -147,7 +147,8 @@ def test_the_command_passes_a_model_against_itself_and_reports(
 
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["verdict"] == "passed" and found["candidate"]["options"] == {"max_model_len": 1536}
-    assert found["gates"]["t3_kl"]["value"] == 0 and found["gates"]["t3_top1"]["value"] == 1
+    # Another model length puts the prompt elsewhere, which is a matter of rounding.
+    assert found["gates"]["t3_kl"]["value"] < 1e-8 and found["gates"]["t3_top1"]["value"] == 1
     assert found["gates"]["t3_kl_late"]["status"] == found["gates"]["device_memory"]["status"] == "not run"
     # The parrot's words are the first text's: all right there, all wrong in the second.
     assert found["gates"]["word_errors"]["status"] == "passed"
@@ -186,9 +187,10 @@ def assert_self_contained(page: str, players: int) -> None:
 
 
 def test_a_process_that_fails_says_why(demo: Path, tmp_path: Path) -> None:
-    job = CollectionJob(str(demo), PLAN, tmp_path / "out", None, "cpu", {"bits": 3})
-    with pytest.raises(GenerationError, match=r"status 2 .*'bits'"):
-        collect_in_process(job)
+    with pytest.raises(GenerationError, match=r"status 2 .*'tpu'"):
+        collect_in_process(CollectionJob(str(demo), PLAN, tmp_path / "a", None, "tpu"))
+    with pytest.raises(ConfigError, match="'bits'"):
+        collect(CollectionJob(str(demo), PLAN, tmp_path / "b", None, "cpu", {"bits": 3}))
 
 
 def test_a_candidate_that_makes_nothing_gets_the_worst_of_every_figure(

@@ -16,6 +16,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.request import SpeechParameters
+from chatterbox_vllm.engine.runtime import resolve_device
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
@@ -60,17 +61,18 @@ def test_bad_tokens() -> None:
 
 
 class Talk:
-    """A T3 stage on the demo checkpoint with its built-in voice."""
+    """A T3 stage on the demo checkpoint with its built-in voice; on CUDA under CUDA graphs."""
 
-    def __init__(self, directory: Path, **options: int):
+    def __init__(self, directory: Path, device: str, **options: int):
         self.config = ModelConfig.from_directory(directory)
         weights = Weights(directory / "t3_cfg.safetensors")
-        settings = T3Options(torch.float32, max_model_len=256, max_batch_size=4, cuda_graphs=False, **options)
+        graphs = device == "cuda"
+        settings = T3Options(torch.float32, max_model_len=256, max_batch_size=4, cuda_graphs=graphs, **options)
         builder = PromptBuilder.from_weights(self.config.t3, weights)
         voice = Voice.load(directory / "conds.pt", self.config)
         conditioning = builder.conditioning(voice.speaker_embedding, voice.speech_prompt, 0.5)
         self.prompt = builder.prompt(conditioning, TEXT)
-        self.stage = T3Stage(self.config.t3, weights, settings, torch.device("cpu"))
+        self.stage = T3Stage(self.config.t3, weights, settings, resolve_device(device))
 
     def forced(self, tokens: list[int]) -> ForcedTokens:
         return ForcedTokens(tokens, self.config.t3.speech_vocab_size)
@@ -84,9 +86,9 @@ class Talk:
         return said
 
 
-@pytest.fixture(scope="module")
-def talk(demo: Path) -> Iterator[Talk]:
-    talk = Talk(demo)
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def talk(request: pytest.FixtureRequest, demo: Path) -> Iterator[Talk]:
+    talk = Talk(demo, request.param)
     yield talk
     talk.stage.close()
 
@@ -107,7 +109,7 @@ def test_forcing_gives_the_logits_that_the_engine_speaks_with(talk: Talk, monkey
     forced = talk.forced(spoken)
     again = SpeechParameters(max_tokens=len(spoken), cfg_weight=0.7)
     assert talk.say(again=(again, forced))["again"] == spoken
-    assert torch.equal(forced.logits, torch.stack(own))
+    assert torch.equal(forced.logits, torch.stack(own).cpu())
 
 
 def test_any_tokens_can_be_forced_beside_a_request_that_is_free(talk: Talk) -> None:
@@ -133,7 +135,7 @@ def test_prompts_taken_in_piece_by_piece_give_the_same_logits(talk: Talk, demo: 
     tokens = list(range(100, 112))
     whole = talk.forced(tokens)
     talk.say(whole=(SpeechParameters(max_tokens=12), whole))
-    chunked = Talk(demo, max_batched_tokens=16)
+    chunked = Talk(demo, talk.stage.device.type, max_batched_tokens=16)
     try:
         pieces = chunked.forced(tokens)
         chunked.say(pieces=(SpeechParameters(max_tokens=12), pieces))
