@@ -106,11 +106,13 @@ class Collection:
         path = self._path(kind, index)
         return np.load(path) if path.exists() else None
 
-    def save_voices(self, voices: Sequence[Voice], prefix: str = "voice") -> None:
+    def save_voices(self, voices: Sequence[Voice]) -> None:
+        """The plan's voices, in its order. Raises OutputError if they cannot be written."""
         for i, voice in enumerate(voices):
-            voice.save(self.directory / f"{prefix}-{i}.pt")
+            voice.save(self.voice_path(i))
 
     def voice_path(self, index: int, prefix: str = "voice") -> Path:
+        """Of the plan's voices, or of those "enrolled" from its clips."""
         return self.directory / f"{prefix}-{index}.pt"
 
     def clip_path(self, index: int) -> Path:
