@@ -35,20 +35,27 @@ def update(size: int, added=(), removed=(), moved=()) -> BatchUpdate:
 def test_only_rows_that_carry_tokens_are_forced_wherever_they_move() -> None:
     processor = TeacherForcing(None, torch.device("cpu"), False)
     forced, said = ForcedTokens([4, 2], 6), []
-    processor.update_state(update(2, [(0, {}, []), (1, {"forced": forced}, said)]))
-    logits = torch.randn(2, 6)
+    processor.update_state(update(2, [(0, {}, []), (1, {"forced": forced, "cfg_weight": 0.7}, said)]))
+    logits = torch.randn(2, 12)  # two streams
+
+    def guided(row: int) -> torch.Tensor:
+        return logits[row, :6] + 0.7 * (logits[row, :6] - logits[row, 6:])
+
+    def allowed(row: torch.Tensor) -> list[list[int]]:
+        return [(stream > -100).nonzero().flatten().tolist() for stream in row.split(6)]
+
     out = processor.apply(logits.clone())
     torch.testing.assert_close(out[0], logits[0])
-    assert out[1].isfinite().nonzero().flatten().tolist() == [4]
-    torch.testing.assert_close(forced.logits[0], logits[1])
+    assert allowed(out[1]) == [[4], [4]]
+    torch.testing.assert_close(forced.logits[0], guided(1))
     assert forced.logits[1].isnan().all()
 
     said.append(4)
     processor.update_state(update(2, moved=[(0, 1, MoveDirectionality.SWAP)]))
     out = processor.apply(logits.clone())
     torch.testing.assert_close(out[1], logits[1])
-    assert out[0].isfinite().nonzero().flatten().tolist() == [2]
-    torch.testing.assert_close(forced.logits[1], logits[0])
+    assert allowed(out[0]) == [[2], [2]]
+    torch.testing.assert_close(forced.logits[1], guided(0))
 
     said.append(2)  # everything is said
     torch.testing.assert_close(processor.apply(logits.clone()), logits)

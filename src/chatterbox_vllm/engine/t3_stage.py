@@ -36,8 +36,8 @@ GUIDANCE_STREAMS = 2
 _PROCESSORS = tuple(
     f"chatterbox_vllm.models.t3.{name}"
     for name in (
-        "logits:GuidanceProcessor",
         "forcing:TeacherForcing",
+        "logits:GuidanceProcessor",
         "logits:RepetitionPenalty",
         "logits:SeededDraw",
     )

@@ -1,13 +1,14 @@
 """Teacher forcing inside vLLM: a request says given tokens, and the logits that it would have drawn from are kept.
 
 The tokens go the way of every generation (prefill, decode steps, CUDA graphs, quantized layers, paged KV cache), so
-what is kept is what the engine computes when it speaks, on any device and under any quantization. Only the choice is
-taken from the sampler: `TeacherForcing` stands behind guidance and before everything else that changes logits.
+what is kept is what the engine computes when it speaks, on any device and under any quantization. `TeacherForcing`
+stands before all other processors and leaves them, whatever they are, one token to choose from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from chatterbox_vllm.errors import ConfigError
 
 ARGUMENT = "forced"
+_DEFAULT_CFG_WEIGHT = 0.5
+# Far below every logit and still finite, so that guidance, which takes differences, leaves it what it is.
+_NEVER = -1e9
 
 
 class ForcedTokens:
@@ -47,8 +51,17 @@ class ForcedTokens:
         return self
 
 
+@dataclass(frozen=True)
+class _Request:
+    """One request; `output` is vLLM's live list of the tokens so far."""
+
+    forced: ForcedTokens
+    cfg_weight: float
+    output: list[int]
+
+
 class TeacherForcing(LogitsProcessor):
-    """Keeps the guided logits of requests that carry `ForcedTokens`, then allows the forced token alone."""
+    """Keeps the guided logits of requests that carry `ForcedTokens`, then leaves them the forced token alone."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -57,8 +70,7 @@ class TeacherForcing(LogitsProcessor):
             raise ValueError(f"{ARGUMENT} must be a ForcedTokens, not {type(forced).__name__}")
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
-        # By row: what to force, and vLLM's live list of the tokens so far.
-        self.requests: dict[int, tuple[ForcedTokens, list[int]]] = {}
+        self.requests: dict[int, _Request] = {}  # by row
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -67,24 +79,37 @@ class TeacherForcing(LogitsProcessor):
         process_dict_updates(self.requests, batch_update, self._begin)
 
     @staticmethod
-    def _begin(
-        params: SamplingParams, _prompt: list[int] | None, output: list[int]
-    ) -> tuple[ForcedTokens, list[int]] | None:
-        forced = (params.extra_args or {}).get(ARGUMENT)
-        return None if forced is None else (forced, output)
+    def _begin(params: SamplingParams, _prompt: list[int] | None, output: list[int]) -> _Request | None:
+        extra = params.extra_args or {}
+        if ARGUMENT not in extra:
+            return None
+        return _Request(extra[ARGUMENT], float(extra.get("cfg_weight", _DEFAULT_CFG_WEIGHT)), output)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [N, S * V], S = 1 or 2 streams, changed in place."""
+        due = [(row, request) for row, request in self.requests.items() if row < len(logits)]
         # A request that has said everything may stand here once more before vLLM takes it away.
-        due = [(row, forced, len(said)) for row, (forced, said) in self.requests.items()]
-        due = [(row, forced, step) for row, forced, step in due if row < len(logits) and step < len(forced.tokens)]
+        due = [(row, request) for row, request in due if len(request.output) < len(request.forced.tokens)]
         if not due:
             return logits
-        rows = torch.tensor([row for row, _, _ in due], device=logits.device)
-        kept = logits[rows].float().cpu()
+        rows = torch.tensor([row for row, _ in due], device=logits.device)
+        streams = logits[rows].float()
         # A prompt taken in over several steps comes here at each with no token said: the last of them counts.
-        for (_, forced, step), row_logits in zip(due, kept, strict=True):
-            forced.logits[step] = row_logits
-        tokens = torch.tensor([forced.tokens[step] for _, forced, step in due], device=logits.device)
-        logits[rows] = float("-inf")
-        logits[rows, tokens] = 0.0
+        for (_, request), own in zip(due, streams, strict=True):
+            request.forced.logits[len(request.output)] = _guided(own, request).cpu()
+        tokens = torch.tensor([r.forced.tokens[len(r.output)] for _, r in due], device=logits.device)
+        logits[rows] = _NEVER
+        vocabulary = due[0][1].forced.logits.shape[1]
+        for first in range(0, logits.shape[1], vocabulary):
+            logits[rows, first + tokens] = 0.0
         return logits
+
+
+def _guided(streams: torch.Tensor, request: _Request) -> torch.Tensor:
+    """[S * V] -> [V] = cond + w * (cond - uncond), as the sampler combines them."""
+    vocabulary = request.forced.logits.shape[1]
+    if len(streams) == vocabulary:
+        return streams
+    conditional, unconditional = streams.split(vocabulary)
+    weight = torch.tensor(request.cfg_weight, device=streams.device)
+    return torch.addcmul(conditional, weight, conditional - unconditional)
