@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -29,9 +29,13 @@ from chatterbox_vllm.models.t3.vllm_config import hf_config
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.t3 import check_t3_quantization, engine_quantization, method_in_force
 
+if TYPE_CHECKING:
+    from chatterbox_vllm.models.t3.forcing import ForcedTokens  # imports vllm
+
 logger = logging.getLogger(__name__)
 
-_SAMPLER = "chatterbox_vllm.models.t3.sampler:SpeechSampler"
+# In this order: what is forced leaves the sampler one token to choose from.
+_PROCESSORS = ("chatterbox_vllm.models.t3.forcing:TeacherForcing", "chatterbox_vllm.models.t3.sampler:SpeechSampler")
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
 _UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
 
@@ -148,7 +152,7 @@ class T3Stage:
             gpu_memory_utilization=self._memory_share(),
             enforce_eager=not options.cuda_graphs,
             cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
-            logits_processors=[_SAMPLER],
+            logits_processors=list(_PROCESSORS),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -196,6 +200,7 @@ class T3Stage:
         parameters: SpeechParameters,
         seed: int,
         uniforms: Sequence[float] | None = None,
+        forced: ForcedTokens | None = None,
     ) -> None:
         """Queue a request.
 
@@ -203,6 +208,7 @@ class T3Stage:
             prompt: [P, streams * H] from `PromptBuilder.prompt`.
             seed: of the draws.
             uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
+            forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
 
         Raises:
             ConfigError: the prompt and `max_tokens` exceed `max_model_len`, or the prompt has another width.
@@ -230,6 +236,12 @@ class T3Stage:
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
+        if forced is not None:
+            if len(forced.tokens) != parameters.max_tokens:
+                raise ConfigError(
+                    f"max_tokens={parameters.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
+                )
+            extra["forced"] = forced
         sampling = SamplingParams(
             temperature=0.0,  # the sampler's own is in `extra`
             max_tokens=parameters.max_tokens,

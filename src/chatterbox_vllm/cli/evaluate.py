@@ -1,0 +1,160 @@
+"""`chatterbox-vllm evaluate`: is a candidate as good as the baseline?"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatterbox_vllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.evaluation.plan import EvaluationPlan
+
+_LIBRARIES = ("matplotlib", "pesq", "pystoi")
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.set_defaults(command=run)
+    parser.description = (
+        "Speak the same texts with two models and judge the second by the first. Exit status: 0 passed, 1 a gate "
+        "failed, 2 it could not be judged."
+    )
+    parser.add_argument("--baseline", metavar="MODEL", required=True, help="as --model of `say`")
+    parser.add_argument("--candidate", metavar="MODEL", required=True, help="likewise")
+    for name in ("baseline", "candidate"):
+        parser.add_argument(
+            f"--{name}-options",
+            nargs="+",
+            metavar="KEY=VALUE",
+            default=[],
+            help="parameters of ChatterboxTTS.from_pretrained: dtype=float16 s3gen_dtype=float16 …",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="texts to speak, one a line (default: eight of ours)")
+    parser.add_argument(
+        "--voice",
+        type=Path,
+        nargs="+",
+        metavar="CLIP",
+        default=[],
+        help="reference clips (default: the built-in)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=1, help="of the first utterance (default: 1)")
+    parser.add_argument("--batch", type=int, metavar="N", default=4, help="utterances spoken at once (default: 4)")
+    parser.add_argument("--repeats", type=int, metavar="N", default=2, help="speed: runs, the fastest counts")
+    parser.add_argument("--max-tokens", type=int, metavar="N", default=1000, help="most speech tokens an utterance")
+    parser.add_argument("--steps", type=int, metavar="N", default=10, help="diffusion steps")
+    parser.add_argument("--thresholds", type=Path, metavar="FILE", help="TOML with bounds in place of the package's")
+    parser.add_argument(
+        "--asr",
+        metavar="NAME",
+        help="speech recogniser: module:function of a 16 kHz wave, or a command that prints the text of a WAV file",
+    )
+    parser.add_argument(
+        "--judge", metavar="MODEL", help="whose enrolment nets compare speakers (default: the baseline's)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with plots and audio there")
+    parser.add_argument("--listen", type=int, metavar="N", default=8, help="utterances with audio in the page")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep what both models did there")
+
+
+def run(options: argparse.Namespace) -> int:
+    absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ConfigError(f"evaluate needs {', '.join(absent)}: pip install 'chatterbox-vllm[evaluate]'")
+
+    from chatterbox_vllm.evaluation.asr import load_recogniser
+    from chatterbox_vllm.evaluation.collect import CollectionJob, collect_in_process
+    from chatterbox_vllm.evaluation.collection import Collection
+    from chatterbox_vllm.evaluation.compare import VoiceJudge, compare
+    from chatterbox_vllm.evaluation.gates import judge, load_thresholds
+    from chatterbox_vllm.evaluation.report import as_html, as_json, line, write
+    from chatterbox_vllm.hub import resolve_model
+
+    # Whatever can be refused is refused before a model loads.
+    plan = _plan(options)
+    thresholds = load_thresholds(options.thresholds)
+    recogniser = None if options.asr is None else load_recogniser(options.asr)
+    for path in (options.json, options.report):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ConfigError(f"{path}: there is no directory {path.parent}; make it first")
+    models = [str(resolve_model(name)) for name in (options.baseline, options.candidate)]
+    parameters = [model_options(words) for words in (options.baseline_options, options.candidate_options)]
+    ears = VoiceJudge(Path(models[0]) if options.judge is None else resolve_model(options.judge))
+
+    with ExitStack() as stack:
+        root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatterbox-evaluate-")))
+        homes = [root / "baseline", root / "candidate"]
+        for i, (model, given, home) in enumerate(zip(models, parameters, homes, strict=True)):
+            print(f"{home.name}: {model} {' '.join(f'{k}={v}' for k, v in given.items())}", file=sys.stderr, flush=True)
+            collect_in_process(CollectionJob(model, plan, home, homes[0] if i else None, options.device, given))
+        baseline, candidate = (Collection(home) for home in homes)
+        comparison = compare(plan, baseline, candidate, ears, recogniser)
+        verdict = judge(comparison.measurements, thresholds)
+        if options.json is not None:
+            write(options.json, json.dumps(as_json(plan, comparison, verdict), indent=1, allow_nan=False) + "\n")
+        if options.report is not None:
+            write(options.report, as_html(comparison, verdict, baseline, candidate, options.listen))
+    for judgement in verdict.judgements:
+        print(line(judgement))
+    missing = f": {', '.join(verdict.missing)} could not run" if verdict.missing else ""
+    print(f"{verdict.word}{missing}")
+    return verdict.exit_status
+
+
+def model_options(words: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE words as parameters: true, false, none, numbers, and text as it stands.
+
+    Raises:
+        ConfigError: a word without "=", or a name twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"model options are KEY=VALUE, not {word!r}")
+        if name in found:
+            raise ConfigError(f"the model option {name!r} is given twice")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _plan(options: argparse.Namespace) -> EvaluationPlan:
+    from chatterbox_vllm.evaluation.plan import DEFAULT_TEXTS, EvaluationPlan
+
+    texts = DEFAULT_TEXTS
+    if options.text is not None:
+        try:
+            texts = tuple(options.text.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the texts in {options.text} cannot be read as UTF-8: {error}") from error
+    return EvaluationPlan(
+        texts=texts,
+        clips=tuple(str(clip) for clip in options.voice),
+        seed=options.seed,
+        max_tokens=options.max_tokens,
+        diffusion_steps=options.steps,
+        batch_size=options.batch,
+        repeats=options.repeats,
+    )

@@ -1,0 +1,76 @@
+"""A speech recogniser at hand, for the word error rate: a Python function or a command.
+
+A function is named `module:function` and is called with a float32 wave [samples] at 16 kHz; it returns the text.
+A command is anything else: the path of a 16 kHz mono WAV file takes the place of `{}` in it, or is appended; it prints
+the text on standard output and exits with 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from chatterbox_vllm.audio.encode import write_audio
+from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.evaluation.metrics import RATE
+
+Recogniser = Callable[[np.ndarray], str]
+
+_FUNCTION = re.compile(r"[\w.]+:\w+")
+_MOST_SECONDS = 600
+
+
+def load_recogniser(name: str) -> Recogniser:
+    """The recogniser that `name` stands for.
+
+    Raises:
+        ConfigError: there is no such function, or the command is empty or cannot be parsed.
+    """
+    if _FUNCTION.fullmatch(name):
+        return _function(name)
+    try:
+        words = shlex.split(name)
+    except ValueError as error:
+        raise ConfigError(f"the recogniser {name!r} is not a command line: {error}") from error
+    if not words:
+        raise ConfigError("the recogniser is empty; give module:function or a command")
+    return lambda wave: _ask_command(words, wave)
+
+
+def _function(name: str) -> Recogniser:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the recogniser {name!r} cannot be imported: {error}") from error
+
+    def ask(wave: np.ndarray) -> str:
+        text = found(wave)
+        if not isinstance(text, str):
+            raise GenerationError(f"the recogniser {name} returned {type(text).__name__}, not a string")
+        return text
+
+    return ask
+
+
+def _ask_command(words: list[str], wave: np.ndarray) -> str:
+    with tempfile.TemporaryDirectory(prefix="chatterbox-asr-") as directory:
+        path = str(write_audio(Path(directory) / "speech.wav", wave, RATE))
+        command = [word.replace("{}", path) for word in words]
+        if command == words:
+            command.append(path)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_MOST_SECONDS, check=True)
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+            raise GenerationError(f"the recogniser {words[0]} failed with status {error.returncode}: {last}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise GenerationError(f"the recogniser {words[0]} cannot be run: {error}") from error
+    return done.stdout.strip()

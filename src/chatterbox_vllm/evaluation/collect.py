@@ -1,0 +1,163 @@
+"""Run one model over a plan and write down what it does.
+
+As a process, `python -m chatterbox_vllm.evaluation.collect`, with the job as JSON on standard input.
+
+Every model runs in a process of its own: vLLM has settings that only the first model of a process chooses, peaks of
+memory are a process's, and a candidate that brings its process down must not take the evaluation with it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chatterbox_vllm.bench.probe import Probe, machine
+from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.engine.runtime import resolve_device
+from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
+from chatterbox_vllm.evaluation.collection import Collection, RunFacts
+from chatterbox_vllm.evaluation.plan import EvaluationPlan
+from chatterbox_vllm.evaluation.stages import enrol, force, speak, voice_tokens, write_clips
+from chatterbox_vllm.tts import ChatterboxTTS
+from chatterbox_vllm.voices import Voice
+
+_FAILED = 2
+
+
+@dataclass(frozen=True)
+class CollectionJob:
+    """One model's part of an evaluation.
+
+    Attributes:
+        model: a name, directory or hub id.
+        options: for `ChatterboxTTS.from_pretrained`, over the defaults here: no watermark, the plan's batch size.
+        output: directory of the collection.
+        baseline: the baseline's collection, whose tokens and voices are used; None where this is the baseline.
+    """
+
+    model: str
+    plan: EvaluationPlan
+    output: Path
+    baseline: Path | None = None
+    device: str = "auto"
+    options: Mapping[str, Any] | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "model": self.model,
+                "plan": self.plan.to_json(),
+                "output": str(self.output),
+                "baseline": None if self.baseline is None else str(self.baseline),
+                "device": self.device,
+                "options": dict(self.options or {}),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> CollectionJob:
+        data = json.loads(text)
+        return cls(
+            model=data["model"],
+            plan=EvaluationPlan.from_json(data["plan"]),
+            output=Path(data["output"]),
+            baseline=None if data["baseline"] is None else Path(data["baseline"]),
+            device=data["device"],
+            options=data["options"],
+        )
+
+
+def collect(job: CollectionJob) -> RunFacts:
+    """Load the job's model, let it do everything, shut it down.
+
+    Raises:
+        ChatterboxError: the model cannot be loaded or its engine failed; single cases that fail are facts.
+    """
+    plan, into = job.plan, Collection.create(job.output)
+    baseline = into if job.baseline is None else Collection(job.baseline)
+    device = resolve_device(job.device)
+    facts = RunFacts(job.model, dict(job.options or {}), machine(device))
+    with Probe(device) as probe:
+        start = time.perf_counter()
+        with _load(job) as tts:
+            facts.load_seconds = time.perf_counter() - start
+            if job.baseline is None:
+                into.save_voices(_voices(tts, plan))
+            config = ModelConfig.from_directory(tts.directory)
+            count = max(1, len(plan.clips))
+            voices = [Voice.load(baseline.voice_path(i), config) for i in range(count)]
+            facts.cases, facts.speaking_seconds = speak(tts, plan, voices, into)
+            said = facts.cases if job.baseline is None else baseline.facts().cases
+            if job.baseline is None:
+                write_clips(plan, said, into)
+            force(tts, plan, voices, said, into)
+            voice_tokens(tts, plan, voices, said, facts.cases, baseline, into)
+            facts.enrolments = enrol(tts, plan, baseline, into)
+    facts.peak_device_bytes = probe.usage.peak_device_bytes
+    facts.peak_host_bytes = probe.usage.peak_host_bytes
+    into.write_facts(facts)
+    return facts
+
+
+def _load(job: CollectionJob) -> ChatterboxTTS:
+    options = {"max_batch_size": job.plan.batch_size, "watermark": False, **(job.options or {})}
+    try:
+        return ChatterboxTTS.from_pretrained(job.model, job.device, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(f"the options {job.options} of {job.model} are not understood: {error}") from error
+
+
+def _voices(tts: ChatterboxTTS, plan: EvaluationPlan) -> list[Voice]:
+    if plan.clips:
+        return [tts.enrol(clip) for clip in plan.clips]
+    if tts.conds is None:
+        raise ConfigError(f"{tts.directory} has no built-in voice: give a reference clip with --voice")
+    return [tts.conds]
+
+
+def collect_in_process(job: CollectionJob) -> RunFacts:
+    """`collect` in a new process.
+
+    Raises:
+        OutputError: the collection's directory cannot be written.
+        GenerationError: the process failed; the message is its last line.
+    """
+    into = Collection.create(job.output)
+    command = [sys.executable, "-m", __name__]
+    tail: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(job.to_json())
+        process.stdin.close()
+        for line in process.stderr:
+            tail.append(line.rstrip())
+    if process.returncode != 0:
+        last = next((line for line in reversed(tail) if line.strip()), "no message")
+        raise GenerationError(
+            f"{job.model} could not be evaluated: its process ended with status {process.returncode} ({last})"
+        )
+    return into.facts()
+
+
+def _main() -> int:
+    try:
+        collect(CollectionJob.from_json(sys.stdin.read()))
+    except ChatterboxError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

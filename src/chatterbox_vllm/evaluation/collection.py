@@ -1,0 +1,146 @@
+"""What one model did with a plan, on disk: facts as JSON, arrays beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
+from chatterbox_vllm.voices import Voice
+
+FACTS = "facts.json"
+
+
+@dataclass
+class CaseFacts:
+    """One case as a model spoke it.
+
+    Attributes:
+        speech_tokens: what its own T3 said, codebook ids only.
+        finish_reason: "stop", "length", or None after a failure.
+        seconds: of its own audio.
+        error: why it was not spoken.
+        s3gen_error: why the baseline's tokens could not be voiced.
+    """
+
+    index: int
+    speech_tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    seconds: float = 0.0
+    error: str | None = None
+    s3gen_error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """No audio, or cut off before the model came to an end."""
+        return self.error is not None or self.finish_reason != "stop"
+
+
+@dataclass
+class RunFacts:
+    """One model's run.
+
+    Attributes:
+        machine: as in `bench.probe.machine`.
+        load_seconds: from nothing to a model that speaks.
+        speaking_seconds: of all cases together, after one to warm up.
+        peak_device_bytes: in use on the card while loading and running, all processes; None on a CPU.
+        peak_host_bytes: the process's largest resident size.
+        enrolments: clips enrolled, by file; None, or the error.
+    """
+
+    model: str
+    options: dict[str, Any]
+    machine: dict[str, Any]
+    load_seconds: float = 0.0
+    speaking_seconds: float = 0.0
+    peak_device_bytes: int | None = None
+    peak_host_bytes: int = 0
+    cases: list[CaseFacts] = field(default_factory=list)
+    enrolments: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def audio_seconds(self) -> float:
+        return sum(case.seconds for case in self.cases)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for a second of audio; infinite where there is none."""
+        return self.speaking_seconds / self.audio_seconds if self.audio_seconds else float("inf")
+
+
+class Collection:
+    """A directory that `collect` fills and `compare` reads.
+
+    Arrays, by the case's index, all float32. Of the baseline's tokens: "logits" [positions, vocabulary], "mel" [frames,
+    bins], "pitch" [frames] in Hz, "wave" [samples] at the baseline's pitch. Of the model's own: "speech" [samples].
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def write_facts(self, facts: RunFacts) -> None:
+        """Raises OutputError if the directory cannot be written."""
+        self._writing(lambda: (self.directory / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n"))
+
+    def facts(self) -> RunFacts:
+        """Raises CheckpointError if the collection was not finished."""
+        try:
+            data = json.loads((self.directory / FACTS).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{self.directory}: no finished collection ({error}); collect it anew") from error
+        return RunFacts(**{**data, "cases": [CaseFacts(**case) for case in data["cases"]]})
+
+    def save(self, kind: str, index: int, array: np.ndarray) -> None:
+        """Raises OutputError if the directory cannot be written."""
+        self._writing(lambda: np.save(self._path(kind, index), array.astype(np.float32, copy=False)))
+
+    def load(self, kind: str, index: int) -> np.ndarray | None:
+        """The array, or None where the model made none."""
+        path = self._path(kind, index)
+        return np.load(path) if path.exists() else None
+
+    def save_voices(self, voices: Sequence[Voice]) -> None:
+        """The plan's voices, in its order. Raises OutputError if they cannot be written."""
+        for i, voice in enumerate(voices):
+            voice.save(self.voice_path(i))
+
+    def voice_path(self, index: int, prefix: str = "voice") -> Path:
+        """Of the plan's voices, or of those "enrolled" from its clips."""
+        return self.directory / f"{prefix}-{index}.pt"
+
+    def clip_path(self, index: int) -> Path:
+        """A case's audio as a clip to enrol."""
+        return self.directory / f"clip-{index}.wav"
+
+    @classmethod
+    def create(cls, directory: Path) -> Self:
+        """An empty one.
+
+        Raises:
+            ConfigError: the directory holds something.
+            OutputError: it cannot be made.
+        """
+        collection = cls(directory)
+        collection._writing(lambda: directory.mkdir(parents=True, exist_ok=True))
+        if any(directory.iterdir()):
+            raise ConfigError(f"{directory} is not empty, perhaps of an earlier evaluation; name another directory")
+        return collection
+
+    def _path(self, kind: str, index: int) -> Path:
+        return self.directory / f"{kind}-{index}.npy"
+
+    def _writing(self, write: Any) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise OutputError(
+                f"{self.directory}: the evaluation cannot be written ({error.strerror or error}); "
+                "make room, or name another directory"
+            ) from error

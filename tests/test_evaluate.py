@@ -1,0 +1,266 @@
+"""`chatterbox-vllm evaluate` on the demo model: the baseline passes against itself, damaged candidates do not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pesq")
+pytest.importorskip("pystoi")
+
+from safetensors.torch import load_file, save_file
+
+from chatterbox_vllm.cli import main
+from chatterbox_vllm.cli.evaluate import model_options
+from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.evaluation.asr import load_recogniser
+from chatterbox_vllm.evaluation.collect import CollectionJob, collect, collect_in_process
+from chatterbox_vllm.evaluation.collection import Collection, RunFacts
+from chatterbox_vllm.evaluation.compare import Comparison, VoiceJudge, compare
+from chatterbox_vllm.evaluation.gates import Status, judge, load_thresholds
+from chatterbox_vllm.evaluation.plan import EvaluationPlan
+
+TEXTS = ("Good morning.", "It rains a little today, and tomorrow too.")
+PLAN = EvaluationPlan(texts=TEXTS, diffusion_steps=4, repeats=1)
+# What other programs do to this machine is not what these tests are about.
+LOOSE = "[speed]\nminimum = 0.001\n[host_memory]\nmaximum = 2\n"
+T3_GATES = {"t3_kl", "t3_top1"}
+S3GEN_GATES = {"mel_distance", "pitch_error", "spectral_distortion", "pesq", "stoi"}
+
+Damage = Callable[[dict[str, torch.Tensor]], None]
+
+
+@pytest.fixture(scope="module")
+def thresholds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("thresholds") / "loose.toml"
+    path.write_text(LOOSE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def baseline(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("evaluation") / "baseline"
+    collect(CollectionJob(str(demo), PLAN, directory, device="cpu"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def ears(demo: Path) -> VoiceJudge:
+    return VoiceJudge(demo)
+
+
+def damaged(demo: Path, directory: Path, file: str, damage: Damage) -> Path:
+    shutil.copytree(demo, directory)
+    tensors = load_file(directory / file)
+    damage(tensors)
+    save_file(tensors, directory / file)
+    return directory
+
+
+def shuffle(prefix: str) -> Damage:
+    """All matrices of one layer, each with its own values in another order."""
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        keys = [key for key, tensor in tensors.items() if key.startswith(prefix) and tensor.dim() == 2]
+        assert keys
+        for key in keys:
+            flat = tensors[key].flatten()
+            tensors[key] = flat[torch.randperm(len(flat), generator=generator)].view_as(tensors[key]).contiguous()
+
+    return damage
+
+
+def flow_to_two_bits(tensors: dict[str, torch.Tensor]) -> None:
+    """The flow's linear weights on four levels a row."""
+    for key, tensor in tensors.items():
+        if key.startswith("flow.") and key.endswith(".weight") and tensor.dim() == 2 and "embedding" not in key:
+            step = tensor.abs().amax(1, keepdim=True) / 1.5
+            tensors[key] = ((tensor / step - 0.5).round().clamp(-2, 1) + 0.5) * step
+
+
+def against(baseline: Path, model: Path, output: Path, ears: VoiceJudge) -> Comparison:
+    collect(CollectionJob(str(model), PLAN, output, baseline, device="cpu"))
+    return compare(PLAN, Collection(baseline), Collection(output), ears)
+
+
+def failed(comparison: Comparison, thresholds: Path) -> set[str]:
+    verdict = judge(comparison.measurements, load_thresholds(thresholds))
+    assert verdict.missing == ()
+    assert verdict.exit_status == (1 if any(j.status is Status.FAILED for j in verdict.judgements) else 0)
+    return {j.name for j in verdict.judgements if j.status is Status.FAILED}
+
+
+def test_a_damaged_t3_layer_fails_the_gates_of_t3_and_no_other(
+    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path
+) -> None:
+    model = damaged(demo, tmp_path / "model", "t3_cfg.safetensors", shuffle("tfmr.layers.2."))
+    assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) - {"failures"} == T3_GATES
+
+
+@pytest.mark.parametrize(
+    "damage", [shuffle("flow.decoder.estimator.mid_blocks.0."), flow_to_two_bits], ids=["shuffled layer", "two bits"]
+)
+def test_a_damaged_flow_fails_the_gates_of_s3gen_and_no_other(
+    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, damage: Damage
+) -> None:
+    model = damaged(demo, tmp_path / "model", "s3gen.safetensors", damage)
+    assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) == S3GEN_GATES
+
+
+def test_a_damaged_voice_encoder_fails_enrolment(
+    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path
+) -> None:
+    model = damaged(demo, tmp_path / "model", "ve.safetensors", shuffle("proj."))
+    assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) == {"enrolment_speaker"}
+
+
+def in_one_new_process(job: CollectionJob) -> RunFacts:
+    """One of the two is enough to see that it works."""
+    return collect(job) if job.baseline is None else collect_in_process(job)
+
+
+def test_the_command_passes_a_model_against_itself_and_reports(
+    demo: Path, tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", in_one_new_process)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    command: list[Any] = ["evaluate", "--baseline", demo, "--candidate", demo, "--device", "cpu", "--text", texts]
+    command += ["--repeats", 1, "--steps", 4, "--thresholds", thresholds, "--keep", tmp_path / "kept"]
+    command += ["--candidate-options", "max_model_len=1536", "--asr", "tests.test_evaluate:parrot"]
+    command += ["--json", tmp_path / "out.json", "--report", tmp_path / "out.html", "--listen", 1]
+    assert main([str(word) for word in command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "passed" and sum(line.startswith("passed ") for line in lines) == 15
+
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["verdict"] == "passed" and found["candidate"]["options"] == {"max_model_len": 1536}
+    # Another model length puts the prompt elsewhere, which is a matter of rounding.
+    assert found["gates"]["t3_kl"]["value"] < 1e-8 and found["gates"]["t3_top1"]["value"] == 1
+    assert found["gates"]["t3_kl_late"]["status"] == found["gates"]["device_memory"]["status"] == "not run"
+    # The parrot's words are the first text's: all right there, all wrong in the second.
+    assert found["gates"]["word_errors"]["status"] == "passed"
+    assert [case["word_errors"] for case in found["cases"]] == [[0, 0, 2], [8, 8, 8]]
+    assert all(case["positions"] == len(case["kl_by_position"]) > 20 for case in found["cases"])
+    runs = [found[name] for name in ("baseline", "candidate")]
+    assert all(run["peak_host_bytes"] > 100 << 20 and run["audio_seconds"] > 1 for run in runs)
+    assert all(case["baseline"]["speech_tokens"] == case["candidate"]["speech_tokens"] for case in found["cases"])
+    assert_self_contained((tmp_path / "out.html").read_text(), players=4)
+
+    # What is kept is whole, and is not overwritten.
+    kept = Collection(tmp_path / "kept" / "baseline")
+    mel, wave = kept.load("mel", 0), kept.load("wave", 0)
+    assert mel is not None and wave is not None and len(wave) == 480 * len(mel)
+    assert main([str(word) for word in command]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def parrot(wave: np.ndarray) -> str:
+    """A recogniser that hears the same in everything."""
+    assert wave.dtype == np.float32 and len(wave) > 1000
+    return "good morning"
+
+
+def assert_self_contained(page: str, players: int) -> None:
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("<audio") == players and page.count("data:audio/flac;base64,") == players
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 3
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for name in (*T3_GATES, *S3GEN_GATES):
+        assert f"<b>{name}</b>" in page
+
+
+def test_a_process_that_fails_says_why(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(GenerationError, match=r"status 2 .*'tpu'"):
+        collect_in_process(CollectionJob(str(demo), PLAN, tmp_path / "a", None, "tpu"))
+    with pytest.raises(ConfigError, match="'bits'"):
+        collect(CollectionJob(str(demo), PLAN, tmp_path / "b", None, "cpu", {"bits": 3}))
+
+
+def test_a_candidate_that_makes_nothing_gets_the_worst_of_every_figure(
+    baseline: Path, tmp_path: Path, ears: VoiceJudge
+) -> None:
+    candidate = Collection.create(tmp_path / "empty")
+    facts = Collection(baseline).facts()
+    for case in facts.cases:
+        case.error, case.finish_reason, case.seconds = "broken", None, 0.0
+    facts.enrolments = dict.fromkeys(facts.enrolments, "broken")
+    candidate.write_facts(facts)
+    found = compare(PLAN, Collection(baseline), candidate, ears, lambda wave: "good morning")
+    verdict = judge(found.measurements, load_thresholds())
+    passed = {j.name for j in verdict.judgements if j.status is Status.PASSED}
+    assert passed == {"host_memory"} and verdict.exit_status == 1
+    assert found.measurements["word_errors"].value == pytest.approx(0.2)  # ten of ten words wrong, eight before
+
+
+def test_long_texts_are_evaluated_piece_by_piece() -> None:
+    plan = EvaluationPlan(seed=7)
+    cases = plan.cases
+    assert [case.seed for case in cases] == list(range(7, 7 + len(cases)))
+    assert max(len(case.text) for case in cases) > 250 and all(len(case.text) <= 300 for case in cases)
+    assert EvaluationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--baseline-options", "dtype"], "KEY=VALUE"),
+        (["--candidate-options", "a=1", "a=2"], "twice"),
+        (["--text", "none.txt"], "none.txt"),
+        (["--voice", "none.wav"], "none.wav"),
+        (["--batch", "0"], "batch_size"),
+        (["--thresholds", "none.toml"], "none.toml"),
+        (["--asr", "no.such:thing"], "no.such"),
+        (["--asr", ""], "recogniser"),
+        (["--report", "none/out.html"], "none"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_a_model_loads(
+    demo: Path, words: list[str], named: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["evaluate", "--baseline", str(demo), "--candidate", str(demo), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error
+
+
+def test_options_of_a_model() -> None:
+    words = ["use_quantization=true", "quantization_method=bnb-4bit", "max_model_len=512", "x=0.5", "y=None"]
+    expected = {"use_quantization": True, "quantization_method": "bnb-4bit", "max_model_len": 512, "x": 0.5, "y": None}
+    assert model_options(words) == expected
+
+
+def test_recognisers(tmp_path: Path) -> None:
+    wave = np.sin(np.arange(16_000) / 20).astype(np.float32)
+    assert load_recogniser("tests.test_evaluate:parrot")(wave) == "good morning"
+    script = tmp_path / "hear.sh"
+    script.write_text('head -c 4 "$2"; echo " $1"\n')
+    assert load_recogniser(f"sh {script} last")(wave) == "RIFF last"
+    assert load_recogniser(f"sh {script} middle {{}} more")(wave) == "RIFF middle"
+    with pytest.raises(GenerationError, match="status 3: no such tongue"):
+        load_recogniser("sh -c 'echo no such tongue >&2; exit 3'")(wave)
+    with pytest.raises(GenerationError, match="cannot be run"):
+        load_recogniser("/no/such/recogniser")(wave)
+    with pytest.raises(GenerationError, match="int"):
+        load_recogniser("tests.test_evaluate:deaf")(wave)
+    with pytest.raises(ConfigError, match="command line"):
+        load_recogniser("sh 'unclosed")
+
+
+def deaf(wave: np.ndarray) -> int:
+    return 0

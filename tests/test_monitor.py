@@ -1,0 +1,128 @@
+"""The monitor's figures, its decisions and the order of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from chatterbox_vllm.engine.request import SpeechResult, Timings
+from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError, GenerationError, TextTooLongError
+from chatterbox_vllm.evaluation.monitor import (
+    Decision,
+    Monitor,
+    MonitorLimits,
+    Rollback,
+    device_bytes_in_use,
+    step_back,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    t3: str | None = "bnb-4bit"
+    s3gen: str | None = "bnb-8bit"
+    voice_encoder: str | None = "bnb-4bit"
+    double_quant: bool = True
+
+
+LIMITS = MonitorLimits(failure_rate=0.2, window=10, least=5)
+
+
+def good(work: float = 0.5) -> SpeechResult:
+    timings = Timings(queued=9.0, talking=work / 2, voicing=work / 2, total=9.0 + work)
+    return SpeechResult("r", 0, 1, audio=torch.zeros(24_000), finish_reason="stop", timings=timings)
+
+
+def bad(error: Exception | None = None) -> SpeechResult:
+    return SpeechResult("r", 0, 1, error=error or GenerationError("broken"))
+
+
+def test_the_ordered_rollback() -> None:
+    config, steps = Config(), []
+    while (found := step_back(config)) is not None:
+        steps.append(found[0])
+        config = found[1]
+    assert steps == list(Rollback)
+    assert config == Config(None, None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "after"),
+    [
+        (Config("awq", None, None), Rollback.T3, Config("bnb-8bit", None, None)),
+        (Config("fp8", None, None), Rollback.FULL, Config(None, None, None)),
+        (Config("bnb-8bit", "bnb-8bit", None), Rollback.S3GEN, Config("bnb-8bit", None, None)),
+        (Config(None, "bnb-4bit", None), Rollback.DOUBLE_QUANT, Config(None, "bnb-4bit", None, False)),
+    ],
+)
+def test_steps_that_would_change_nothing_are_passed_over(config: Config, step: Rollback, after: Config) -> None:
+    assert step_back(config) == (step, after)
+
+
+def test_failures_take_one_component_back_at_a_time() -> None:
+    applied: list[Decision] = []
+    monitor = Monitor(LIMITS, Config(), applied.append)
+    assert [monitor.observe(bad()) for _ in range(4)] == [None] * 4  # too little is known
+    decision = monitor.observe(bad())
+    assert decision is not None and applied == [decision]
+    assert decision.step is Rollback.DOUBLE_QUANT and "100.0% of 5" in decision.reasons[0]
+    assert monitor.config == Config(double_quant=False) and monitor.figures.results == 0
+    for _ in range(10):
+        assert monitor.observe(good()) is None
+    # Two of the last ten are borne, the third is not.
+    assert [monitor.observe(bad()) is None for _ in range(3)] == [True, True, False]
+    assert [decision.step for decision in applied] == [Rollback.DOUBLE_QUANT, Rollback.VOICE_ENCODER]
+
+
+def test_speed_is_the_median_of_work_for_a_second_of_audio() -> None:
+    monitor = Monitor(MonitorLimits(real_time_factor=0.6, window=10, least=3), Config())
+    assert [monitor.observe(good(work)) for work in (0.5, 9.0, 0.5)] == [None] * 3
+    assert monitor.figures.real_time_factor == pytest.approx(0.5)
+    decision = monitor.observe(good(2.0))  # of 0.5, 0.5, 2 and 9
+    assert decision is not None and decision.reasons == ("a second of audio takes 1.25 s",)
+
+
+def test_speech_cut_off_is_a_failure_and_what_says_nothing_of_the_model_is_not() -> None:
+    monitor = Monitor(LIMITS, Config())
+    for error in (CancelledError("x"), DeadlineError("x"), TextTooLongError("x")):
+        monitor.observe(bad(error))
+    assert monitor.figures.results == 0 and monitor.figures.failure_rate is None
+    monitor.observe(SpeechResult("r", 0, 1, audio=torch.zeros(10), finish_reason="length"))
+    assert monitor.figures.failure_rate == 1.0
+
+
+def test_without_room_on_the_card_nothing_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (56 << 20, 256 << 20))  # free, total
+    applied: list[Decision] = []
+    limits = MonitorLimits(failure_rate=0.2, device_bytes=100 << 20, window=10, least=1)
+    monitor = Monitor(limits, Config(), applied.append, lambda: device_bytes_in_use(torch.device("cuda")))
+    decision = monitor.observe(bad())
+    assert decision is not None and decision.step is None and applied == []
+    assert len(decision.reasons) == 2 and "200 MiB" in decision.reasons[1]
+    assert monitor.config == Config()
+
+
+def test_a_step_that_cannot_be_applied_is_not_taken() -> None:
+    def fail(decision: Decision) -> None:
+        raise GenerationError("no such luck")
+
+    monitor = Monitor(MonitorLimits(least=1), Config(), fail)
+    with pytest.raises(GenerationError):
+        monitor.observe(bad())
+    assert monitor.config == Config() and monitor.figures.results == 1
+
+
+def test_an_unquantized_model_has_no_step_left() -> None:
+    monitor = Monitor(MonitorLimits(least=1), Config(None, None, None))
+    decision = monitor.observe(bad())
+    assert decision is not None and decision.step is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"failure_rate": 1.5}, {"real_time_factor": 0}, {"device_bytes": -1}, {"least": 0}, {"least": 201}]
+)
+def test_bad_limits(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        MonitorLimits(**wrong)
