@@ -12,6 +12,8 @@ from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.t3.conditioning import published_t3_shapes
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
 from chatterbox_vllm.quantization.files import check_part
+from chatterbox_vllm.quantization.module_file import published_keys_replaced, quantized_file_layout
+from chatterbox_vllm.quantization.modules import Scheme
 from chatterbox_vllm.quantization.t3_file import quantized_t3_layout, unquantized_keys
 
 Shapes = dict[str, tuple[int, ...]]
@@ -57,3 +59,22 @@ def check_t3(config: ModelConfig, weights: Weights) -> None:
     else:
         check_part(weights, part, quantized_t3_layout(config.t3, part))
         weights.check({key: published[key] for key in unquantized_keys(config.t3)})
+
+
+def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
+    """`check_t3` for the file of S3Gen ("s3gen") or the voice encoder ("voice_encoder").
+
+    Raises:
+        CheckpointError: naming the file and the tensor or the mismatch.
+    """
+    published = s3gen_shapes(config.s3gen) if part == "s3gen" else voice_encoder_shapes(config.voice_encoder)
+    stored = config.quantized.s3gen if part == "s3gen" else config.quantized.voice_encoder
+    if stored is None:
+        check_part(weights, None, {})
+        weights.check(published)
+        return
+    dimensions = config.s3gen if part == "s3gen" else config.voice_encoder
+    scheme = Scheme(stored.method, stored.double_quant)
+    check_part(weights, stored, quantized_file_layout(dimensions, scheme))
+    replaced = published_keys_replaced(dimensions, scheme)
+    weights.check({key: shape for key, shape in published.items() if key not in replaced})

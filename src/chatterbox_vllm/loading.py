@@ -10,7 +10,7 @@ import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.config import ModelConfig, QuantizedPart
 from chatterbox_vllm.engine.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
@@ -20,7 +20,7 @@ from chatterbox_vllm.engine.voicing import Voicing, make_voicing
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.layout import check_t3, checkpoint_shapes
+from chatterbox_vllm.layout import check_module_file, check_t3
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
@@ -222,10 +222,11 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     t3_weights, s3gen_weights, encoder_weights = (
         Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
     )
-    shapes = checkpoint_shapes(config)
     check_t3(config, t3_weights)
-    s3gen_weights.check(shapes["s3gen"])
-    encoder_weights.check(shapes["voice_encoder"])
+    s3gen_scheme = module_scheme(quantization, "s3gen", config.quantized.s3gen, s3gen_weights)
+    encoder_scheme = module_scheme(quantization, "voice_encoder", config.quantized.voice_encoder, encoder_weights)
+    check_module_file(config, "s3gen", s3gen_weights)
+    check_module_file(config, "voice_encoder", encoder_weights)
     builtin = directory / family.builtin_voice
     voice = Voice.load(builtin, config) if builtin.exists() else None
     aside = torch.device("cpu") if plan.enrolment == "cpu" else device
@@ -234,7 +235,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         s3gen_weights,
         encoder_weights,
         device=aside,
-        quantization=_scheme(quantization.voice_encoder, quantization),
+        quantization=encoder_scheme,
         keep=plan.enrolment != "released",
     )
     builder = PromptBuilder.from_weights(config.t3, t3_weights)
@@ -246,7 +247,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         settings.flow_dtype,
         settings.vocoder_dtype,
         cuda_graphs=settings.cuda_graphs,
-        quantization=_scheme(quantization.s3gen, quantization),
+        quantization=s3gen_scheme,
     )
     talker = T3Stage(config.t3, t3_weights, options, device)
     voicing = make_voicing(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
@@ -269,5 +270,20 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     return Parts(plan, scheduler, talker, voicing, enroller, voice)
 
 
-def _scheme(method: str | None, config: QuantizationConfig) -> Scheme | None:
-    return None if method is None else Scheme(method, config.double_quant)
+def module_scheme(
+    wanted: QuantizationConfig, component: str, stored: QuantizedPart | None, weights: Weights
+) -> Scheme | None:
+    """How S3Gen or the voice encoder is quantized: as its file is, else as asked for.
+
+    Raises:
+        ConfigError: the two differ.
+    """
+    method = wanted.methods[component]
+    if stored is None:
+        return None if method is None else Scheme(method, wanted.double_quant)
+    if method not in (None, stored.method):
+        raise ConfigError(
+            f"{weights.path} is quantized as {stored.method} already and cannot be loaded as {method}: "
+            "leave the method out, or load the model that it was made from"
+        )
+    return Scheme(stored.method, stored.double_quant)
