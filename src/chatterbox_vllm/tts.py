@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,9 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 import torch
-from tqdm import tqdm
 from typing_extensions import Self
 
+from chatterbox_vllm.clip_voices import ClipVoices
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.run import run_all
@@ -24,18 +22,18 @@ from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Stage
 from chatterbox_vllm.engine.voicing import Voicing
-from chatterbox_vllm.errors import AudioError, BatchError, CheckpointError, ConfigError
+from chatterbox_vllm.errors import BatchError, CheckpointError, ConfigError
 from chatterbox_vllm.hub import resolve_model
 from chatterbox_vllm.loading import Settings, load, make_plan, strategy_for
+from chatterbox_vllm.progress import with_progress
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info
 from chatterbox_vllm.quantization.t3 import automatic_dtype
-from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
+from chatterbox_vllm.voices import Voice, VoiceEnroller
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
-_CACHED_VOICES = 64
 
 
 class ChatterboxTTS:
@@ -69,7 +67,7 @@ class ChatterboxTTS:
         self._enroller = enroller
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
-        self._voices: OrderedDict[tuple[str, int, int], Voice] = OrderedDict()
+        self._clips = ClipVoices(enroller)
 
     @classmethod
     def from_pretrained(
@@ -247,18 +245,7 @@ class ChatterboxTTS:
 
     def enrol(self, path: str | os.PathLike[str]) -> Voice:
         """The voice of an audio file; enrolled once for as long as the file does not change."""
-        file = Path(path)
-        key = _file_key(file)
-        if key not in self._voices:
-            # Imported here: it brings all of FFmpeg, which built-in voices do not need.
-            from chatterbox_vllm.audio.decode import decode_audio
-
-            wave, rate = decode_audio(file, max_seconds=MAX_REFERENCE_SECONDS)
-            self._voices[key] = self._enroller.enrol(wave, rate)
-            if len(self._voices) > _CACHED_VOICES:
-                self._voices.popitem(last=False)
-        self._voices.move_to_end(key)
-        return self._voices[key]
+        return self._clips.voice(Path(path))
 
     @overload
     def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...
@@ -320,7 +307,7 @@ class ChatterboxTTS:
         texts = [text] if isinstance(text, str) else list(text)
         requests = [SpeechRequest(entry, self.voice, _nth(parameters, i)) for i, entry in enumerate(texts)]
         results: list[Any] = [None] * len(texts)
-        for result in self._with_progress(self.run(requests), requests, progress):
+        for result in with_progress(self.run(requests), len(requests), self.sr, progress):
             results[result.index] = result.error if result.audio is None else result.audio.unsqueeze(0)
         if isinstance(text, str):
             if isinstance(results[0], Exception):
@@ -395,21 +382,6 @@ class ChatterboxTTS:
             raise ConfigError("there is no voice: pass audio_prompt_path or call prepare_conditionals first")
         return self.conds
 
-    def _with_progress(
-        self, results: Iterator[SpeechResult], requests: list[SpeechRequest], progress: bool | None
-    ) -> Iterator[SpeechResult]:
-        """The results, under a bar of items, seconds of audio and x real time."""
-        disable = None if progress is None and len(requests) > 1 else not progress
-        start, seconds = time.monotonic(), 0.0
-        with tqdm(total=len(requests), unit="text", disable=disable) as bar:
-            for result in results:
-                if result.audio is not None:
-                    seconds += len(result.audio) / self.sr
-                speed = seconds / (time.monotonic() - start)
-                bar.set_postfix_str(f"{seconds:.0f} s of audio, {speed:.1f}x real time", refresh=False)
-                bar.update()
-                yield result
-
     def shutdown(self) -> None:
         """Stop the engine and free its memory. Nothing happens when called again."""
         if self._scheduler is not None:
@@ -441,12 +413,3 @@ def _dtype(name: str, value: str, automatic: torch.dtype) -> torch.dtype:
     if value not in _DTYPES:
         raise ConfigError(f"{name} must be 'auto' or one of {', '.join(map(repr, _DTYPES))}, not {value!r}")
     return _DTYPES[value]
-
-
-def _file_key(path: Path) -> tuple[str, int, int]:
-    """Changes when the file does."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror}); give an audio file") from error
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
