@@ -87,7 +87,7 @@ def test_every_tier_stays_under_its_budget(full_size: Path) -> None:
     # Published sizes, known from elsewhere: 480 M weights in T3's linear layers, 240 KiB of KV a position.
     assert estimates[12].device["T3 linear layers"] == 960 * MIB
     assert estimates[4].device["T3 linear layers"] / (480 * MIB) == pytest.approx(0.516, abs=0.001)
-    assert estimates[4].device["T3 KV cache"] == (1280 + 2 * 128) * 240 * 1024
+    assert estimates[4].device["T3 KV cache"] == (1280 + 2 * 16) * 240 * 1024
 
 
 def test_strategies_compare(full_size: Path) -> None:
@@ -185,7 +185,7 @@ def test_plans_for_a_gpu(full_size: Path, monkeypatch: pytest.MonkeyPatch) -> No
     half = loading.make_plan(here, gpu_memory_utilization=0.5, max_batch_size=4)
     total = QuantizationMemoryEstimator(full_size).estimate(half).device_total
     assert total == pytest.approx(12 * GIB, abs=2)
-    assert half.kv_cache_bytes > kv_cache_bytes(ModelConfig().t3, 2, 2048, 4)
+    assert half.kv_cache_bytes > kv_cache_bytes(ModelConfig().t3, 2, 2048, 4, "cuda")
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.1 of 24\.00 GiB leaves 0\.00 GiB"):
         loading.make_plan(here, gpu_memory_utilization=0.1)
     with pytest.raises(ConfigError, match="either kv_cache_bytes or gpu_memory_utilization"):

@@ -45,6 +45,8 @@ _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "
 # What vLLM multiplies with as one matrix.
 _T3_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 _T3_ON_DEVICE = ("tfmr.layers.", "tfmr.norm.", "speech_emb.", "speech_pos_emb.", "speech_head.")
+# Convolutions that our kernels read in another form than torch does; by phases, half as large again (packed_hift.py).
+_KEPT_TWICE, _PHASES_LARGER = ("vocoder.ups.", "vocoder.source_downs.", "vocoder.conv_post."), 3
 _HEAD_MULTIPLE = 64  # rows that vLLM rounds a vocabulary up to
 _AWQ_GROUP = 128
 
@@ -97,7 +99,9 @@ class QuantizationMemoryEstimator:
             "T3 linear layers": t3,
             "T3 embeddings and head": t3_rest,
             "T3 KV cache": plan.kv_cache_bytes
-            or kv_cache_bytes(self.config.t3, element, plan.max_model_len, plan.max_batch_size),
+            or kv_cache_bytes(
+                self.config.t3, element, plan.max_model_len, plan.max_batch_size, "cuda" if self._cuda else "cpu"
+            ),
             "T3 working memory": _t3_working(self.config.t3, plan, element),
             "S3Gen flow, quantizable layers": flow,
             "S3Gen, the rest": rest,
@@ -159,9 +163,8 @@ class QuantizationMemoryEstimator:
         copies = 0
         if self._dtype != torch.float32:
             for name, value in model.named_parameters():
-                wide = value.dim() == 3 and value.shape[-1] > 1
-                if wide and name.startswith(("estimator.", "vocoder.")) and value.dtype == self._dtype:
-                    copies += value.numel() * value.element_size()
+                if value.dim() == 3 and name.startswith(_KEPT_TWICE):
+                    copies += _PHASES_LARGER * value.numel() * value.element_size() // 2
         return matrices, rest, copies
 
     def _enrolment_bytes(self, quantization: QuantizationConfig) -> int:

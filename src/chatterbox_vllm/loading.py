@@ -13,6 +13,7 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig, QuantizedPart
 from chatterbox_vllm.engine.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.engine.prompts import PromptMaker
+from chatterbox_vllm.engine.runtime import spare_device_memory
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
@@ -156,7 +157,9 @@ def _with_share(plan: Plan, settings: Settings, used: float, kv_cache_bytes: int
     estimator = _estimator(settings)
     total = torch.cuda.mem_get_info(settings.device)[1]
     left = int(used * total) - estimator.estimate(replace(plan, kv_cache_bytes=1)).device_total
-    least = least_kv_cache_bytes(estimator.config.t3, settings.t3_dtype.itemsize, plan.max_model_len)
+    least = least_kv_cache_bytes(
+        estimator.config.t3, settings.t3_dtype.itemsize, plan.max_model_len, settings.device.type
+    )
     if left < least:
         raise ConfigError(
             f"gpu_memory_utilization={used} of {total / GIB:.2f} GiB leaves {max(left, 0) / GIB:.2f} GiB for the KV "
@@ -200,6 +203,8 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         ConfigError, CheckpointError, DeviceError
     """
     directory, device, quantization = settings.directory, settings.device, plan.quantization
+    if plan.frugal and device.type == "cuda":
+        spare_device_memory()
     require_support(quantization, device, settings.t3_dtype)
     options = T3Options(
         dtype=settings.t3_dtype,

@@ -29,6 +29,7 @@ class Plan:
         graph_sizes: batch sizes that T3's CUDA graphs are captured for; None leaves them to vLLM.
         s3gen_batch: most utterances that S3Gen voices at once.
         s3gen_frames: most mel frames of a batch of S3Gen, prompts included; a longer utterance goes alone.
+        frugal: small workspaces and an allocator without gaps (`runtime.spare_device_memory`), which cost some speed.
         enrolment: where the nets that make voices live: "cpu"; on the device and "released" after use, or "kept".
     """
 
@@ -41,6 +42,7 @@ class Plan:
     s3gen_batch: int = 32
     s3gen_frames: int = 48_000
     enrolment: Enrolment = "kept"
+    frugal: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ _MIXED = QuantizationConfig.from_strategy("mixed")
 _INT8 = QuantizationConfig.from_strategy("conservative")
 
 TIERS: tuple[Tier, ...] = (
-    Tier(4, 3 * GIB, Plan(_NF4, _SHORT, 1, 512, None, (1,), 1, 2_560, "cpu")),
-    Tier(6, 4 * GIB, Plan(_MIXED, _SHORT, 4, 512, None, (1, 2, 4), 2, 3_000, "cpu")),
+    Tier(4, 3 * GIB, Plan(_NF4, _SHORT, 1, 512, None, (1,), 1, 2_560, "cpu", True)),
+    Tier(6, 4 * GIB, Plan(_MIXED, _SHORT, 4, 512, None, (1, 2, 4), 2, 3_000, "cpu", True)),
     Tier(8, 6 * GIB, Plan(_INT8, 2048, 8, 1024, None, (1, 2, 4, 8), 4, 6_000, "released")),
     Tier(12, 9 * GIB, Plan(QuantizationConfig(), 2048, 16, 2048, None, (1, 2, 4, 8, 16), 8, 12_000, "kept")),
     Tier(24, 20 * GIB, Plan(QuantizationConfig(), 2048, 48, 2048, None, None, 16, 24_000, "kept")),

@@ -173,8 +173,8 @@ class T3Stage:
         """The memory that the KV cache gets."""
         if self.options.kv_cache_bytes is not None:
             return self.options.kv_cache_bytes
-        options = self.options
-        return kv_cache_bytes(self.config, options.dtype.itemsize, options.max_model_len, options.max_batch_size)
+        element, longest, most = self.options.dtype.itemsize, self.options.max_model_len, self.options.max_batch_size
+        return kv_cache_bytes(self.config, element, longest, most, self.device.type)
 
     @property
     def model(self) -> nn.Module:

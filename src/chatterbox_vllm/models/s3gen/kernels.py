@@ -261,7 +261,7 @@ def _conv(
 
 @dataclass(frozen=True)
 class PackedConv:
-    """A convolution as the kernels read it; see `packed_conv` for one of a module.
+    """A convolution as the kernels read it; see `shared_conv` for one of a module.
 
     Attributes:
         weight: [out, taps * in], taps outside; `in` and `out` multiples of 16.
@@ -279,6 +279,14 @@ class PackedConv:
 def packed_conv(weight: torch.Tensor, bias: torch.Tensor, dilation: int, before: int) -> PackedConv:
     """From a published weight [out, in, taps]; a copy."""
     return PackedConv(weight.transpose(1, 2).flatten(1).contiguous(), bias, dilation, before)
+
+
+def shared_conv(module: torch.nn.Conv1d, before: int) -> PackedConv:
+    """`packed_conv` of a module, whose weight becomes a view of the packed one: kept once, not twice."""
+    by = packed_conv(module.weight, module.bias, module.dilation[0], before)
+    published = by.weight.unflatten(1, (module.kernel_size[0], -1)).transpose(1, 2)
+    module.weight = torch.nn.Parameter(published, requires_grad=False)
+    return by
 
 
 def conv(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chatterbox_vllm.models.s3gen.estimator import Estimator, TransformerBlock
-from chatterbox_vllm.models.s3gen.kernels import add_norm, attention, conv, gelu_linear, norm_mish, packed_conv
+from chatterbox_vllm.models.s3gen.kernels import add_norm, attention, conv, gelu_linear, norm_mish, shared_conv
 from chatterbox_vllm.models.s3gen.layers import FrameConv
 
 Places = tuple[torch.Tensor, torch.Tensor]  # position and rest of `Packing`
@@ -19,13 +19,13 @@ Places = tuple[torch.Tensor, torch.Tensor]  # position and rest of `Packing`
 class PackedEstimator:
     """Reads the weights of `estimator` as they are now; make a new one after they were cast or moved.
 
-    Convolution weights are kept once more, in the order that the kernels read.
+    Convolution weights are put in the order that the kernels read; the modules' own become views of them.
     """
 
     def __init__(self, estimator: Estimator):
         self.estimator = estimator
         self._convs = {
-            id(conv): packed_conv(conv.weight, conv.bias, dilation=1, before=conv.kernel_size[0] - 1)
+            id(conv): shared_conv(conv, before=conv.kernel_size[0] - 1)
             for conv in estimator.modules()
             if isinstance(conv, FrameConv) and conv.kernel_size[0] > 1
         }

@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_vllm.models.s3gen.hift import SLOPE, HiFT, ResBlock, WeightNormTranspose
-from chatterbox_vllm.models.s3gen.kernels import PackedConv, conv, packed_conv, snake
+from chatterbox_vllm.models.s3gen.kernels import PackedConv, conv, packed_conv, shared_conv, snake
 from chatterbox_vllm.models.s3gen.packing import Places
 
 _ALIGNED = 8  # channels; spectra are filled up to a multiple for the matrix products
 
 
 class PackedHiFT:
-    """Reads the weights of `hift` as they are now; make a new one after they were cast or moved."""
+    """Reads the weights of `hift` as they are now; make a new one after they were cast or moved.
+
+    Convolutions that keep the length have their weights shared with `hift`; those of its edges are copies.
+    """
 
     def __init__(self, hift: HiFT):
         self.hift = hift
@@ -97,7 +100,9 @@ class PackedHiFT:
 
 def _centred(module: torch.nn.Conv1d, outputs: int | None = None) -> PackedConv:
     """A convolution that keeps the length, its output channels filled up to `outputs`."""
-    missing = 0 if outputs is None else outputs - module.out_channels
+    if outputs is None:
+        return shared_conv(module, before=module.padding[0])
+    missing = outputs - module.out_channels
     weight, bias = F.pad(module.weight, (0, 0, 0, 0, 0, missing)), F.pad(module.bias, (0, missing))
     return packed_conv(weight, bias, dilation=module.dilation[0], before=module.padding[0])
 
