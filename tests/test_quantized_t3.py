@@ -22,9 +22,9 @@ from chatterbox_vllm.config import ModelConfig, T3Config
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.models.t3 import sampling
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.models.t3.plain import PlainT3
+from chatterbox_vllm.models.t3.sampler import SpeechSampler
 from chatterbox_vllm.quantization.bnb import NF4, Int8, scheme
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.make import quantize_model
@@ -83,14 +83,14 @@ def speak(
 ) -> tuple[tuple[int, ...], torch.Tensor]:
     """Greedy tokens, and both streams' logits that they were taken from: [n, 2, V]."""
     seen: list[torch.Tensor] = []
-    guided = sampling.guided
+    apply = SpeechSampler.apply
 
-    def recording(logits: torch.Tensor, weight: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    def recording(self: SpeechSampler, logits: torch.Tensor) -> torch.Tensor:
         seen.append(logits[0].float().cpu())
-        return guided(logits, weight, vocabulary)
+        return apply(self, logits)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "guided", recording)
+        patch.setattr(SpeechSampler, "apply", recording)
         stage.add("one", prompt, SpeechParameters(max_tokens=12, temperature=0.0, repetition_penalty=1.0), seed=0)
         finished = []
         while stage.unfinished:
