@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from chatterbox_vllm.bench.end_to_end import end_to_end_row
     from chatterbox_vllm.bench.probe import machine
     from chatterbox_vllm.bench.stages import latency_row, s3gen_rows, t3_rows
+    from chatterbox_vllm.bench.table import table
     from chatterbox_vllm.bench.upstream import side_by_side_rows, side_by_side_table
 
     # Before our model loads, so that each side has the machine to itself.
@@ -91,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         }
         if upstream is not None:
             facts["published package"] = upstream.facts
+        print(table([facts]), end="\n\n", flush=True)
         rows: list[dict[str, Any]] = []
         for part in options.only:
             if part == "t3":
@@ -104,12 +106,7 @@ def run(options: argparse.Namespace) -> int:
             elif workload is not None and upstream is not None:
                 found = side_by_side_rows(tts, upstream, workload)
             rows += found
-            if part == UPSTREAM:
-                print(side_by_side_table(found), flush=True)
-            else:
-                print(
-                    "\n".join("  ".join(f"{name}: {value}" for name, value in row.items()) for row in found), flush=True
-                )
+            print((side_by_side_table if part == UPSTREAM else table)(found), end="\n\n", flush=True)
     if options.json is not None:
         _write(options.json, {**facts, "results": rows})
     return 0
