@@ -36,8 +36,8 @@ def test_table() -> None:
     rows = [{"stage": "T3", "batch": 1, "median": 12.3456}, {"stage": "T3", "batch": 128, "median": 23684.4}]
     assert table(rows).splitlines() == ["stage  batch  median", "T3         1   12.35", "T3       128  23,684"]
     assert table([{"failed": [], "peak MiB": None, "settings": {"steps": 10}}]).splitlines() == [
-        "failed        none",
-        "peak MiB         -",
+        "failed    none",
+        "peak MiB  -",
         "settings  steps 10",
     ]
 

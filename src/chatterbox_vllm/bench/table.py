@@ -9,13 +9,13 @@ from typing import Any
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Several rows as lines under the names of their values; a single one as a line for each of its values."""
     if len(rows) == 1:
-        cells = [[name, _text(value)] for name, value in rows[0].items()]
-    else:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        cells = [names, *([_text(row.get(name)) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        width = max(map(len, rows[0]))
+        return "\n".join(f"{name.ljust(width)}  {_text(value)}" for name, value in rows[0].items())
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_text(row.get(name)) for name in names] for row in rows)]
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        "  ".join([line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others, strict=True))])
         for line in cells
     )
 
