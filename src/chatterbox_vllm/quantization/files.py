@@ -23,7 +23,7 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import CONFIG_FILE, ModelConfig, QuantizedPart
 from chatterbox_vllm.errors import CheckpointError, OutputError
 from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.quantization.bnb import Layout, Tensors
+from chatterbox_vllm.quantization.storage import Layout, Tensors
 
 _HEADER = "chatterbox_quantized"
 _AGAIN = "make the directory again with `chatterbox-vllm quantize`"

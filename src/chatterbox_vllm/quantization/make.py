@@ -18,8 +18,8 @@ from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.layout import check_t3
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.awq import Utterance, quantize_t3_awq
-from chatterbox_vllm.quantization.bnb import Tensors
 from chatterbox_vllm.quantization.files import check_output, write_checkpoint
+from chatterbox_vllm.quantization.storage import Tensors
 from chatterbox_vllm.quantization.t3_file import Progress, quantize_t3_bnb, quantized_t3_layout
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
