@@ -26,6 +26,7 @@ from chatterbox_vllm.models.t3 import sampling
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.models.t3.plain import PlainT3
 from chatterbox_vllm.quantization.bnb import constants, linear
+from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.make import quantize_model
 from chatterbox_vllm.quantization.storage import NF4, Int8
@@ -61,7 +62,7 @@ def made(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     root = tmp_path_factory.mktemp("quantized")
     texts = ("The parcel left the warehouse on Thursday.", "Why would anybody paint a lighthouse green?")
     for method in METHODS:
-        quantize_model(demo, root / method, method, texts=texts)
+        quantize_model(demo, root / method, QuantizationConfig(method), texts=texts)
     return {method: root / method for method in METHODS}
 
 

@@ -23,9 +23,9 @@ from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
 from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
-from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.quantization.files import scheme_in_force, stored_quantization
 from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers
-from chatterbox_vllm.quantization.storage import SCHEMES, Scheme, scheme_of
+from chatterbox_vllm.quantization.storage import SCHEMES, scheme_of
 from chatterbox_vllm.tiers import TIERS, Plan, Tier
 
 _MIB = 1 << 20
@@ -151,7 +151,7 @@ class QuantizationMemoryEstimator:
         """Quantizable layers' weights, everything else, and convolutions kept twice where kernels of our own run."""
         with torch.device("meta"):
             model = S3Gen(self.config.s3gen)
-        if (scheme := _scheme(quantization.s3gen, quantization, self._s3gen)) is not None:
+        if (scheme := scheme_in_force(quantization, "s3gen", stored_quantization(self._s3gen))) is not None:
             quantize_layers(model, model.quantizable_layers(), scheme)
         model.set_precision(self._dtype, self._dtype, kernels="torch")
         layers = {f"{name}.weight" for name in model.quantizable_layers()}
@@ -167,18 +167,12 @@ class QuantizationMemoryEstimator:
     def _enrolment_bytes(self, quantization: QuantizationConfig) -> int:
         with torch.device("meta"):
             encoder = VoiceEncoder(self.config.voice_encoder)
-        if (scheme := _scheme(quantization.voice_encoder, quantization, self._voice_encoder)) is not None:
+        stored = stored_quantization(self._voice_encoder)
+        if (scheme := scheme_in_force(quantization, "voice_encoder", stored)) is not None:
             quantize_layers(encoder, encoder.quantizable_layers(), scheme)
         nets = [key for key in self._s3gen.keys if key.startswith(("tokenizer.", "speaker_encoder."))]
         own = sum(_matrix_and_other_bytes(encoder, set()))
         return own + sum(math.prod(self._s3gen.shape(key)) * 4 for key in nets)
-
-
-def _scheme(method: str | None, quantization: QuantizationConfig, weights: Weights) -> Scheme | None:
-    """How a file's matrices are held: as they are stored where it is quantized, else by what is asked for."""
-    if (stored := stored_quantization(weights)) is not None:
-        return scheme_of(stored.method, stored.double_quant)
-    return None if method is None else scheme_of(method, quantization.double_quant)
 
 
 def _matrix_and_other_bytes(module: torch.nn.Module, layers: set[str]) -> tuple[int, int]:

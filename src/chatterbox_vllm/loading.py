@@ -10,7 +10,7 @@ import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, QuantizedPart
+from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
@@ -31,7 +31,7 @@ from chatterbox_vllm.quantization.environment import (
     positive,
     share,
 )
-from chatterbox_vllm.quantization.storage import Scheme, scheme_of
+from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.support import require_support
 from chatterbox_vllm.quantization.t3 import method_in_force
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
@@ -228,8 +228,8 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
     )
     check_t3(config, t3_weights)
-    s3gen_scheme = module_scheme(quantization, "s3gen", config.quantized.s3gen)
-    encoder_scheme = module_scheme(quantization, "voice_encoder", config.quantized.voice_encoder)
+    s3gen_scheme = scheme_in_force(quantization, "s3gen", config.quantized.s3gen)
+    encoder_scheme = scheme_in_force(quantization, "voice_encoder", config.quantized.voice_encoder)
     check_module_file(config, "s3gen", s3gen_weights)
     check_module_file(config, "voice_encoder", encoder_weights)
     builtin = directory / family.builtin_voice
@@ -289,11 +289,3 @@ def in_force(wanted: QuantizationConfig, directory: Path, config: ModelConfig) -
         for part, method in wanted.methods.items()
     }
     return QuantizationConfig(**methods, double_quant=wanted.double_quant)
-
-
-def module_scheme(wanted: QuantizationConfig, part: str, stored: QuantizedPart | None) -> Scheme | None:
-    """How S3Gen or the voice encoder is quantized: as its file is, else as asked for."""
-    if stored is not None:
-        return scheme_of(stored.method, stored.double_quant)
-    method = wanted.methods[part]
-    return None if method is None else scheme_of(method, wanted.double_quant)

@@ -8,8 +8,6 @@ load computes in any dtype with exactly what quantizing while loading gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from chatterbox_vllm.checkpoint import Weights
@@ -29,6 +27,7 @@ from chatterbox_vllm.models.t3.plain import (
 )
 from chatterbox_vllm.quantization.awq_layout import awq_layout, dequantize_awq
 from chatterbox_vllm.quantization.bnb import check_product
+from chatterbox_vllm.quantization.files import Progress
 from chatterbox_vllm.quantization.storage import Layout, Tensors, scheme_of
 
 # vLLM's fused layers, and the published ones stacked in them.
@@ -38,7 +37,6 @@ _FUSED = {
     "mlp.gate_up_proj": GATE_UP,
     "mlp.down_proj": DOWN,
 }
-Progress = Callable[[int, int], None]  # layers done, of how many
 
 
 def linear_stems(config: T3Config, method: str) -> dict[str, tuple[str, ...]]:
