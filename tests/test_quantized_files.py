@@ -71,6 +71,7 @@ def test_what_is_written(demo: Path, nf4: Path, int8: Path) -> None:
             stored = QuantizedPart(method, double, fingerprint(tensors))
             assert getattr(config.quantized, part) == stored_quantization(Weights(directory / file)) == stored
             assert (directory / file).stat().st_size < 0.9 * (demo / file).stat().st_size
+            assert (directory / file).stat().st_mode & 0o777 == 0o644
             # What is not quantized is as published.
             assert all(torch.equal(tensors[key], plain[key]) for key in kept[part])
             assert all(torch.equal(tensors[key], plain[key]) for key in tensors.keys() & plain.keys())

@@ -141,6 +141,7 @@ def write_checkpoint(
                 done[part] = dataclasses.replace(how, fingerprint=fingerprint(tensors))
                 header = {"format": "pt", _HEADER: json.dumps(dataclasses.asdict(done[part]))}
                 save_file(tensors, partial / getattr(family, part), metadata=header)
+                (partial / getattr(family, part)).chmod(0o644)  # safetensors gives them to their owner alone
             rewritten = {getattr(family, part) for part in parts}
             for file in set(family.files) - rewritten:
                 if (source / file).exists():  # a built-in voice need not be
