@@ -24,6 +24,7 @@ from chatterbox_vllm.hub import resolve_model
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.models.t3.plain import LINEARS, Layer, PlainT3
 from chatterbox_vllm.quantization.awq_layout import rounded
+from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.make import calibration_utterances, calibration_voices, quantize_model
 from chatterbox_vllm.quantization.t3_file import QuantizedT3
 
@@ -50,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     directory, device = resolve_model(options.model), resolve_device(options.device)
     start = time.monotonic()
-    config = quantize_model(directory, options.output, "awq", device=options.device)
+    config = quantize_model(directory, options.output, QuantizationConfig("awq"), device=options.device)
     seconds = time.monotonic() - start
 
     file = FAMILIES[config.family].t3

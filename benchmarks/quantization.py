@@ -33,8 +33,8 @@ from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
 from chatterbox_vllm.quantization.config import METHODS, QuantizationConfig
 from chatterbox_vllm.quantization.info import component_info
-from chatterbox_vllm.quantization.modules import Scheme, quantize_layers
-from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.quantization.modules import quantize_layers
+from chatterbox_vllm.quantization.storage import Scheme, scheme_of
 from chatterbox_vllm.tiers import Plan
 from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices import Voice
@@ -118,8 +118,11 @@ def s3gen_row(
         model, request = load(torch.float32, None)
         reference.append(model.mel([request], _STEPS)[0])
         del model
-    model, request = load(dtype, None if method is None else Scheme(method))
-    theory = sum(stored_bytes(_shape(model, name), method) for name in model.quantizable_layers()) if method else None
+    scheme = None if method is None else scheme_of(method)
+    model, request = load(dtype, scheme)
+    theory = None
+    if scheme is not None:
+        theory = sum(scheme.stored_bytes(_shape(model, name)) for name in model.quantizable_layers())
     error = _apart(model.mel([request], _STEPS)[0], reference[0])
 
     def speak() -> float:
@@ -139,8 +142,9 @@ def voice_encoder_row(
     config = ModelConfig.from_directory(directory)
     with torch.device("meta"):
         encoder = VoiceEncoder(config.voice_encoder)
-    if method is not None:
-        quantize_layers(encoder, encoder.quantizable_layers(), Scheme(method))
+    scheme = None if method is None else scheme_of(method)
+    if scheme is not None:
+        quantize_layers(encoder, encoder.quantizable_layers(), scheme)
     load_module(encoder, Weights(directory / FAMILIES[config.family].voice_encoder), "", device)
     partials = torch.rand(8, 160, config.voice_encoder.num_mels, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.inference_mode():
@@ -149,7 +153,7 @@ def voice_encoder_row(
             reference.append(out)
         info = component_info(encoder)
         shapes = [m.shape for layer in (encoder.lstm, encoder.proj) for m in getattr(layer, "matrices", {}).values()]
-        theory = sum(stored_bytes(shape, method) for shape in shapes) if method else None
+        theory = sum(map(scheme.stored_bytes, shapes)) if scheme else None
 
         def embed() -> float:
             encoder(partials)

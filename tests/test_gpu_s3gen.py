@@ -268,14 +268,15 @@ def test_overflow_names_the_remedy(weights: Weights, requests: list[S3GenRequest
 @pytest.mark.parametrize("method", ["bnb-8bit", "bnb-4bit"])
 def test_quantized_layers_under_kernels_and_graphs(method: str, tmp_path: Path) -> None:
     """The fast path with quantized weights against torch's kernels with the same weights."""
-    from chatterbox_vllm.quantization.modules import Scheme, state_tensors
+    from chatterbox_vllm.quantization.modules import state_tensors
+    from chatterbox_vllm.quantization.storage import scheme_of
 
     flow = replace(tiny.CONFIG.flow, estimator_channels=32, estimator_head_dim=16, num_mels=16)
     config = replace(tiny.CONFIG, flow=flow, hift=replace(tiny.CONFIG.hift, num_mels=16, base_channels=128))
     path = tmp_path / "s3gen.safetensors"
     tiny.build(config, path)
     half = (torch.float16, torch.float16)
-    fast = S3Gen.from_weights(config, Weights(path), "cuda", *half, quantization=Scheme(method))
+    fast = S3Gen.from_weights(config, Weights(path), "cuda", *half, quantization=scheme_of(method))
     assert fast.execution.kernels == "triton" and fast.execution.cuda_graphs
     assert {t.device.type for t in state_tensors(fast).values()} == {"cuda"}
     assert {t.dtype for t in state_tensors(fast).values()} <= {torch.uint8, torch.int8, torch.bfloat16, torch.float32}

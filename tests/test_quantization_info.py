@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -12,8 +9,8 @@ from torch import nn
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.info import component_info, quantization_info, render
-from chatterbox_vllm.quantization.modules import Scheme, quantize_layers
-from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.quantization.modules import quantize_layers
+from chatterbox_vllm.quantization.storage import NF4, Int8, scheme_of
 from chatterbox_vllm.quantization.support import check_quantization_support, require_support
 
 CPU = torch.device("cpu")
@@ -34,11 +31,11 @@ def test_floats_are_counted_as_floats() -> None:
 def test_quantized_layers_are_counted(method: str) -> None:
     pytest.importorskip("bitsandbytes")
     net = network()
-    quantize_layers(net, ["0"], Scheme(method))
+    quantize_layers(net, ["0"], scheme_of(method))
     info = component_info(net)
     assert info.method == method and (info.quantized_layers, info.linear_layers) == (1, 2)
     assert info.quantized_weights == 128 * 256
-    assert info.quantized_bytes == stored_bytes((256, 128), method)
+    assert info.quantized_bytes == scheme_of(method).stored_bytes((256, 128))
     floats = 4 * (256 + 512 + 256 * 64 + 40)
     assert info.total_bytes == info.quantized_bytes + floats
     table = render(quantization_info({"net": net, "gone": None}))
@@ -48,8 +45,8 @@ def test_quantized_layers_are_counted(method: str) -> None:
 def test_methods_that_differ_are_both_named() -> None:
     pytest.importorskip("bitsandbytes")
     net = nn.Sequential(network(), nn.LSTM(40, 64, 3))
-    quantize_layers(net, ["0.0"], Scheme("bnb-4bit"))
-    quantize_layers(net, ["1"], Scheme("bnb-8bit"))
+    quantize_layers(net, ["0.0"], NF4())
+    quantize_layers(net, ["1"], Int8())
     assert component_info(net).method == "bnb-4bit+bnb-8bit"
 
 
@@ -76,8 +73,8 @@ class EngineLinear(nn.Module):
 @pytest.mark.parametrize(
     ("tensors", "method"),
     [
-        ({"weight": torch.zeros(64 * 128 // 2, 1, dtype=torch.uint8), "scales": torch.zeros(128)}, "bnb-4bit"),
-        ({"weight": torch.zeros(64, 128, dtype=torch.int8), "row_scales": torch.zeros(64)}, "bnb-8bit"),
+        ({"packed": torch.zeros(64 * 128 // 2, 1, dtype=torch.uint8), "scales": torch.zeros(128)}, "bnb-4bit"),
+        ({"codes": torch.zeros(64, 128, dtype=torch.int8), "row_scales": torch.zeros(64)}, "bnb-8bit"),
         ({"qweight": torch.zeros(128, 8, dtype=torch.int32), "scales": torch.zeros(1, 64).half()}, "awq"),
         ({"weight": torch.zeros(64, 128).to(torch.float8_e4m3fn), "weight_scale": torch.zeros(64)}, "fp8"),
         ({"weight": torch.zeros(64, 128, dtype=torch.bfloat16)}, None),
@@ -107,7 +104,7 @@ def test_support_on_a_cpu() -> None:
         check_quantization_support("cpu", "int8")
 
 
-def test_what_cannot_be_had_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_had_names_the_remedy(no_bitsandbytes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     require_support(QuantizationConfig(), CPU, torch.float32)
     with pytest.raises(ConfigError, match="t3 cannot be quantized by fp8 here: .*bnb-8bit on the CPU"):
         require_support(QuantizationConfig("fp8"), CPU, torch.bfloat16)
@@ -115,14 +112,6 @@ def test_what_cannot_be_had_names_the_remedy(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError, match=r"fp8 needs compute capability 8\.9, this card has 8\.0"):
         require_support(QuantizationConfig("fp8"), torch.device("cuda"), torch.bfloat16)
 
-    find = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("bitsandbytes"):
-            raise ImportError("No module named 'bitsandbytes'")
-        return find(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
     for config in (QuantizationConfig(t3="bnb-8bit"), QuantizationConfig(s3gen="bnb-4bit")):
         with pytest.raises(ConfigError, match="pip install bitsandbytes"):
             require_support(config, CPU, torch.float32)

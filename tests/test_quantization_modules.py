@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,26 @@ from chatterbox_vllm.quantization.modules import (
     QuantizedLinear,
     QuantizedLSTM,
     QuantizedModule,
-    Scheme,
     quantize_layers,
     state_tensors,
 )
-from chatterbox_vllm.quantization.storage import Int8Matrix, Nf4Matrix, quantized, stored_bytes
+from chatterbox_vllm.quantization.storage import (
+    NF4,
+    Int8,
+    QuantizedMatrix,
+    Scheme,
+    scheme_of,
+)
 
 from . import test_s3gen as tiny
 
 pytest.importorskip("bitsandbytes")
 
-SCHEMES = [Scheme("bnb-8bit"), Scheme("bnb-4bit"), Scheme("bnb-4bit", double_quant=False)]
+SCHEMES = [Int8(), NF4(), NF4(double_quant=False)]
 # Relative L2 error of a Gaussian matrix: measured 0.75 % and 9.2 %.
 ERRORS = {"bnb-8bit": (0.004, 0.009), "bnb-4bit": (0.08, 0.10)}
 # Bytes of a weight at the published size; the flow's narrowest matrices have rows of 256.
-MOST_BYTES = {Scheme("bnb-8bit"): 1.01, Scheme("bnb-4bit"): 0.53, Scheme("bnb-4bit", double_quant=False): 0.57}
+MOST_BYTES = {Int8(): 1.01, NF4(): 0.53, NF4(double_quant=False): 0.57}
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -55,23 +59,22 @@ def held_bytes(tensors: Any) -> int:
 @pytest.mark.parametrize("shape", [(192, 256), (7, 40), (16, 16)])
 def test_a_matrix(scheme: Scheme, shape: tuple[int, int]) -> None:
     floats = gaussian(*shape)
-    matrix = quantized(floats, scheme.method, scheme.double_quant)
-    assert held_bytes(matrix.tensors().values()) == stored_bytes(shape, scheme.method, scheme.double_quant)
+    matrix = QuantizedMatrix.of(floats, scheme)
+    assert {n: (tuple(t.shape), t.dtype) for n, t in matrix.tensors.items()} == scheme.layout(shape)
+    assert held_bytes(matrix.tensors.values()) == scheme.stored_bytes(shape)
     lowest, highest = ERRORS[scheme.method]
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         values = matrix.dequantized(dtype)
         assert values.dtype == dtype and values.shape == shape
         if shape[1] == 256:
             assert lowest < tiny.apart(values.float(), floats) < highest
-    again = type(matrix).from_tensors(shape, {name: value.clone() for name, value in matrix.tensors().items()})
-    assert torch.equal(again.dequantized(torch.float32), matrix.dequantized(torch.float32))
 
 
 def test_int8_keeps_the_range_of_every_row() -> None:
     floats = gaussian(64, 128) * torch.logspace(-12, 12, 64)[:, None]
     floats[3] = 0
-    matrix = Int8Matrix.quantized(floats)
-    assert matrix.codes.abs().max() <= 127
+    matrix = QuantizedMatrix.of(floats, Int8())
+    assert matrix.tensors["codes"].abs().max() <= 127
     back = matrix.dequantized(torch.float32)
     largest = floats.abs().amax(1, keepdim=True)
     # Half a step of the scale, which is at most 0.8 % above what the row needs.
@@ -84,8 +87,8 @@ def test_nf4_is_that_of_the_library() -> None:
 
     floats = gaussian(96, 128)
     packed, state = library.quantize_4bit(floats, blocksize=64, compress_statistics=True, quant_type="nf4")
-    matrix = Nf4Matrix.quantized(floats)
-    assert torch.equal(matrix.packed, packed)
+    matrix = QuantizedMatrix.of(floats, NF4())
+    assert torch.equal(matrix.tensors["packed"], packed)
     assert torch.equal(matrix.dequantized(torch.float32), library.dequantize_4bit(packed, state))
 
 
@@ -149,7 +152,7 @@ def test_s3gen(scheme: Scheme, published: Path, exact: S3Gen) -> None:
     # The weights are those of the plain model, rounded: nothing was mixed up or left out.
     for name, layer in layers.items():
         floats = exact.get_submodule(name)
-        expected = quantized(floats.weight, scheme.method, scheme.double_quant).dequantized(torch.float32)
+        expected = QuantizedMatrix.of(floats.weight, scheme).dequantized(torch.float32)
         assert torch.equal(layer.dequantized_matrix("weight", torch.float32), expected)
         assert (floats.bias is None and layer.bias is None) or torch.equal(floats.bias, layer.bias)
 
@@ -180,7 +183,7 @@ def test_loading_keeps_one_layer_in_floats_at_most(published: Path, monkeypatch:
         return keep(self, name, value, device)
 
     monkeypatch.setattr(QuantizedModule, "keep", watched)
-    model = S3Gen.from_weights(tiny.CONFIG, Weights(published), "cpu", quantization=Scheme("bnb-4bit"))
+    model = S3Gen.from_weights(tiny.CONFIG, Weights(published), "cpu", quantization=NF4())
     assert len(alive) == len(model.quantizable_layers()) and most == 1
     assert not any(ref() is not None for ref in alive)
 
@@ -219,9 +222,9 @@ def test_a_quantized_file_reloads_bit_for_bit(scheme: Scheme, published: Path, t
     assert torch.equal(made.synthesize([request], 2)[0], read.synthesize([request], 2)[0])
 
     for key, change, fault in (
-        (next(k for k in layout if "qkv" in k), lambda t: t[:-1], "must be"),
-        (next(k for k in layout if "w_1" in k and "scale" in k), lambda t: t.double(), "must be"),
-        (next(k for k in layout if "to_out" in k), None, "is stored as"),
+        (next(k for k in layout if "qkv" in k), lambda t: t[:-1], "is stored by"),
+        (next(k for k in layout if "w_1" in k and "scale" in k), lambda t: t.double(), "is stored by"),
+        (next(k for k in layout if "to_out" in k), None, "is stored by"),
     ):
         damaged = dict(tensors)
         if change is None:
@@ -233,8 +236,8 @@ def test_a_quantized_file_reloads_bit_for_bit(scheme: Scheme, published: Path, t
             S3Gen.from_weights(tiny.CONFIG, Weights(path), "cpu", quantization=scheme)
         assert "s3gen.safetensors" in str(caught.value) and key.split(".")[3] in str(caught.value)
     save_file(tensors, path)
-    other = Scheme("bnb-4bit" if scheme.method == "bnb-8bit" else "bnb-8bit")
-    with pytest.raises(CheckpointError, match="not made by"):
+    other = NF4() if scheme == Int8() else Int8()
+    with pytest.raises(CheckpointError, match="load the file with the method it was made by"):
         S3Gen.from_weights(tiny.CONFIG, Weights(path), "cpu", quantization=other)
     with pytest.raises(CheckpointError, match="missing"):
         S3Gen.from_weights(tiny.CONFIG, Weights(path), "cpu")
@@ -254,7 +257,7 @@ def test_the_voice_encoder(demo: Path, tmp_path: Path) -> None:
     partials = gaussian(3, 160, 40).abs()
     exact = loaded(weights, None)(partials)
     # The direction of the embedding is what counts. Measured on these random weights: 0.9993 and 0.83.
-    for scheme, least in ((Scheme("bnb-8bit"), 0.998), (Scheme("bnb-4bit"), 0.75)):
+    for scheme, least in ((Int8(), 0.998), (NF4(), 0.75)):
         encoder = loaded(weights, scheme)
         similarity = F.cosine_similarity(encoder(partials), exact)
         assert least < float(similarity.min()) < 1 - 1e-7
@@ -270,27 +273,16 @@ def test_the_fused_kernel_takes_either_layer() -> None:
 
     linear = nn.Linear(64, 48).requires_grad_(False)
     x = gaussian(5, 64)
-    for layer in (linear, QuantizedLinear.of(linear, Scheme("bnb-4bit"))):
+    for layer in (linear, QuantizedLinear.of(linear, NF4())):
         # On a CPU torch's fused GELU is the exact one.
         assert tiny.apart(gelu_linear(x, layer), gelu_linear_reference(x, layer)) < 2e-3
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(no_bitsandbytes: None) -> None:
     with pytest.raises(ConfigError, match="'awq'"):
-        Scheme("awq")
+        scheme_of("awq")
     with pytest.raises(ConfigError, match="Conv1d"):
-        quantize_layers(nn.Sequential(nn.Conv1d(2, 2, 1)), ["0"], Scheme("bnb-8bit"))
-    with pytest.raises(CheckpointError, match="int8 matrix is stored as codes, scale, found codes"):
-        Int8Matrix.from_tensors((2, 2), {"codes": torch.zeros(2, 2, dtype=torch.int8)})
-
-    find = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("bitsandbytes"):
-            raise ImportError("No module named 'bitsandbytes'")
-        return find(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+        quantize_layers(nn.Sequential(nn.Conv1d(2, 2, 1)), ["0"], Int8())
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
-        Scheme("bnb-4bit")
-    Int8Matrix.quantized(gaussian(2, 4))  # needs no library
+        NF4().quantize(gaussian(2, 64))
+    Int8().quantize(gaussian(2, 4))  # needs no library

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,23 +18,25 @@ pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, T3Config
+from chatterbox_vllm.config import ModelConfig, QuantizedPart, T3Config
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.models.t3.plain import PlainT3
 from chatterbox_vllm.models.t3.sampler import SpeechSampler
-from chatterbox_vllm.quantization.bnb import NF4, Int8, scheme
+from chatterbox_vllm.quantization.bnb import constants, linear
+from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.make import quantize_model
-from chatterbox_vllm.quantization.t3_file import QuantizedT3
+from chatterbox_vllm.quantization.storage import NF4, Int8
+from chatterbox_vllm.quantization.t3_file import QuantizedT3, quantized_t3_layout
 
 CPU = torch.device("cpu")
 FILE = "t3_cfg.safetensors"
 TEXT = list(range(300, 320))
 METHODS = ("bnb-4bit", "bnb-8bit", "awq")
-# A weight's bytes by the formats' own arithmetic, without NF4's table of 256 scales for each layer.
+# A weight's bytes by the formats' own arithmetic.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
@@ -60,7 +62,7 @@ def made(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     root = tmp_path_factory.mktemp("quantized")
     texts = ("The parcel left the warehouse on Thursday.", "Why would anybody paint a lighthouse green?")
     for method in METHODS:
-        quantize_model(demo, root / method, method, texts=texts)
+        quantize_model(demo, root / method, QuantizationConfig(method), texts=texts)
     return {method: root / method for method in METHODS}
 
 
@@ -117,7 +119,7 @@ def quantized_layers(stage: T3Stage) -> dict[str, nn.Module]:
 
 
 def bytes_of(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def test_plain_torch_is_what_vllm_computes(
@@ -153,6 +155,8 @@ def run(made: dict[str, Path], demo: Path, prompt: torch.Tensor) -> Callable[[st
         ):
             assert stage.options.quantization == method
             layers = {name: bytes_of(layer) for name, layer in quantized_layers(stage).items()}
+            tables = {buffer.data_ptr() for layer in quantized_layers(stage).values() for buffer in layer.buffers()}
+            assert len(tables) == (method == "bnb-4bit")  # one table of scales for all layers
             state = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
             return Run(layers, state, *speak(stage, prompt, patch))
 
@@ -168,8 +172,8 @@ def test_bytes_on_the_live_modules(run: Callable[[str, bool], Run], config: T3Co
     for name, count in found.layers.items():
         out, inn = shapes[name.rpartition(".")[2].removesuffix("_proj")]
         theory = {
-            "bnb-4bit": out * inn * NF4_BYTES + 4 * 256 + 4,
-            "bnb-8bit": out * inn + 4 * out,
+            "bnb-4bit": out * inn * NF4_BYTES + 4,
+            "bnb-8bit": out * inn + 2 * out,
             "awq": out * inn * (0.5 + (0.5 + 2) / 128),
         }[method]
         assert count == pytest.approx(theory, rel=0.001)
@@ -244,12 +248,13 @@ def test_products(how: NF4 | Int8, dtype: torch.dtype) -> None:
     weight = torch.randn(192, 256, generator=generator) / 16
     x = torch.randn(5, 256, generator=generator).to(dtype)
     tensors = how.quantize(weight)
-    assert {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()} == how.layout(192, 256)
-    meant = how.dequantize(tensors, (192, 256))
+    assert {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()} == how.layout((192, 256))
+    meant = how.dequantize(tensors, (192, 256), torch.float32)
+    tensors |= constants(how, weight.device)
     loss = error(meant, weight)
     # Of Gaussian weights: NF4's 16 levels in blocks of 64, and 255 levels a row.
     assert 0.08 < loss < 0.10 if isinstance(how, NF4) else 0.004 < loss < 0.008
-    out = how.linear(x, tensors, 192)
+    out = linear(how, x, tensors, 192)
     assert out.dtype == dtype
     # INT8 takes the input in 15 bits.
     noise = {torch.float32: 5e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
@@ -258,7 +263,7 @@ def test_products(how: NF4 | Int8, dtype: torch.dtype) -> None:
     x[:, 7] = 1000
     wanted = x.float() @ meant.t() - 1000 * meant[:, 7]
     if dtype == torch.float32:
-        assert error(how.linear(x, tensors, 192) - 1000 * meant[:, 7], wanted) < (
+        assert error(linear(how, x, tensors, 192) - 1000 * meant[:, 7], wanted) < (
             0.03 if isinstance(how, Int8) else 1e-3
         )
 
@@ -273,6 +278,7 @@ def test_layers_compile_without_a_break(how: NF4 | Int8) -> None:
     for name, tensor in how.quantize(weight).items():
         parameter = layer.get_parameter(name)
         parameter.weight_loader(parameter, tensor)
+    method.process_weights_after_loading(layer)
     torch._dynamo.reset()  # its limit of recompilations counts across tests
     compiled = torch.compile(lambda x: method.apply(layer, x), fullgraph=True, backend="aot_eager", dynamic=True)
     with torch.inference_mode():
@@ -306,13 +312,9 @@ def test_what_cannot_be_is_refused(demo: Path, made: dict[str, Path], config: T3
     with pytest.raises(ConfigError, match="awq has no kernel for float32"):
         T3Stage(config, Weights(made["awq"] / FILE), T3Options(torch.float32, max_model_len=256), CPU)
     with pytest.raises(ConfigError, match="multiple of 64"):
-        scheme("bnb-4bit").layout(64, 96)
+        quantized_t3_layout(dataclasses.replace(config, intermediate_size=96), QuantizedPart("bnb-4bit"))
 
 
-def test_without_the_library(demo: Path, config: T3Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from chatterbox_vllm.quantization import bnb
-
-    bnb.require_bitsandbytes.cache_clear()
-    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+def test_without_the_library(demo: Path, config: T3Config, no_bitsandbytes: None) -> None:
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         T3Stage(config, Weights(demo / FILE), T3Options(torch.float32, quantization="bnb-8bit"), CPU)

@@ -30,8 +30,7 @@ from chatterbox_vllm.layout import checkpoint_shapes
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.info import component_info
-from chatterbox_vllm.quantization.modules import Scheme
-from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.quantization.storage import Int8, scheme_of
 from chatterbox_vllm.tiers import GIB, TIERS, Plan, tier_for, tier_named
 
 MIB = 1 << 20
@@ -104,7 +103,7 @@ def test_strategies_compare(full_size: Path) -> None:
 def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: bool, demo: Path) -> None:
     estimate = QuantizationMemoryEstimator(demo, half, cuda=False).estimate(Plan(config)).device
     dtype = torch.float16 if half else torch.float32
-    scheme = None if config.s3gen is None else Scheme(config.s3gen, config.double_quant)
+    scheme = None if config.s3gen is None else scheme_of(config.s3gen, config.double_quant)
     model = S3Gen.from_weights(
         ModelConfig.from_directory(demo).s3gen, Weights(demo / ENGLISH.s3gen), "cpu", dtype, dtype, quantization=scheme
     )
@@ -121,14 +120,14 @@ def test_a_quantized_file_is_counted_as_stored(demo: Path, tmp_path: Path) -> No
     layer = "tfmr.layers.0.self_attn."
     tensors = {
         "tfmr.norm.weight": torch.zeros(4),
-        f"{layer}o_proj.weight": torch.zeros(128, 1, dtype=torch.uint8),
+        f"{layer}o_proj.packed": torch.zeros(128, 1, dtype=torch.uint8),
         f"{layer}o_proj.scales": torch.zeros(4),
         f"{layer}q_proj.weight": torch.zeros(8, 16),
         f"{layer}k_proj.weight": torch.zeros(8, 16),
     }
     save_file(tensors, tmp_path / ENGLISH.t3)
     estimate = QuantizationMemoryEstimator(tmp_path).estimate(Plan(QuantizationConfig("bnb-8bit"))).device
-    assert estimate["T3 linear layers"] == 128 + 16 + stored_bytes((16, 16), "bnb-8bit") + 16 * 2
+    assert estimate["T3 linear layers"] == 128 + 16 + Int8().stored_bytes((16, 16))
     assert estimate["T3 embeddings and head"] == 4 * 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
-from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.quantization.storage import NF4
 
 SMALL: dict[str, Any] = {"max_model_len": 384, "max_batch_size": 1, "watermark": False}
 TEXT = "Hello there."
@@ -31,9 +30,7 @@ def test_flow_and_voice_encoder(demo: Path, tmp_path: Path) -> None:
         # Three encoder blocks of five layers, four stages of a transformer block of four.
         assert flow["method"] == "bnb-4bit" and flow["quantized_layers"] == 3 * 5 + 4 * 4 < flow["linear_layers"]
         layers = [tts.s3gen_stage.model.get_submodule(n) for n in tts.s3gen_stage.model.quantizable_layers()]
-        assert flow["quantized_bytes"] == sum(
-            stored_bytes(layer.matrices["weight"].shape, "bnb-4bit") for layer in layers
-        )
+        assert flow["quantized_bytes"] == sum(NF4().stored_bytes(layer.matrices["weight"].shape) for layer in layers)
         assert flow["bytes_per_weight"] <= 0.53
 
         assert info["voice_encoder"] is None  # loaded at the first enrolment
@@ -84,16 +81,8 @@ def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_impossible_raises_and_fallback_steps_down(
-    demo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    demo: Path, no_bitsandbytes: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    find = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("bitsandbytes"):
-            raise ImportError("No module named 'bitsandbytes'")
-        return find(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
     config = QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-4bit")
     with pytest.raises(ConfigError, match="voice_encoder cannot be quantized by bnb-4bit here.*pip install"):
         ChatterboxTTS.from_local(demo, "cpu", quantization=config, **SMALL)

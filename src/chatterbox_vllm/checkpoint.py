@@ -128,8 +128,8 @@ class KeepsOwnForm(Protocol):
     def stored_keys(self, key: str) -> Iterable[str]:
         """Keys under which a file may hold the tensor `key` in the submodule's own form."""
 
-    def restore(self, name: str, stored: dict[str, torch.Tensor], file: str, device: torch.device | str) -> bool:
-        """Take the tensor `name` in the own form, as the file held it; False leaves it to `load_module`."""
+    def restore(self, name: str, stored: dict[str, torch.Tensor], file: str, device: torch.device | str) -> None:
+        """Take the tensor `name` in the own form, as the file held it."""
 
 
 def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.device | str = "cpu") -> None:
@@ -154,7 +154,8 @@ def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.
         for name, target in _own_tensors(submodule):
             if isinstance(submodule, KeepsOwnForm):
                 stored = {key: weights.get(key) for key in submodule.stored_keys(base + name) if key in weights.keys}
-                if stored and submodule.restore(name, stored, str(weights.path), device):
+                if stored:
+                    submodule.restore(name, stored, str(weights.path), device)
                     continue
             parts = [_read(weights, key) for key in _published_keys(submodule, base, name)]
             value = parts[0] if len(parts) == 1 else torch.cat(parts)

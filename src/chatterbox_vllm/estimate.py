@@ -23,8 +23,9 @@ from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
 from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
-from chatterbox_vllm.quantization.modules import QuantizedModule, Scheme, quantize_layers
-from chatterbox_vllm.quantization.storage import stored_bytes
+from chatterbox_vllm.quantization.files import scheme_in_force, stored_quantization
+from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers
+from chatterbox_vllm.quantization.storage import SCHEMES, scheme_of
 from chatterbox_vllm.tiers import TIERS, Plan, Tier
 
 _MIB = 1 << 20
@@ -89,7 +90,7 @@ class QuantizationMemoryEstimator:
         self._cuda = cuda
 
     def estimate(self, plan: Plan) -> MemoryEstimate:
-        """What a process laid out by `plan` takes."""
+        """What a process laid out by `plan` takes. Files that are quantized already count as they are stored."""
         quantization = plan.quantization
         element = self._dtype.itemsize
         t3, t3_rest, conditioning = self._t3_bytes(quantization)
@@ -154,8 +155,7 @@ class QuantizationMemoryEstimator:
         """Quantizable layers' weights, everything else, and convolutions kept twice where kernels of our own run."""
         with torch.device("meta"):
             model = S3Gen(self.config.s3gen)
-        if quantization.s3gen is not None:
-            scheme = Scheme(quantization.s3gen, quantization.double_quant)
+        if (scheme := scheme_in_force(quantization, "s3gen", stored_quantization(self._s3gen))) is not None:
             quantize_layers(model, model.quantizable_layers(), scheme)
         model.set_precision(self._dtype, self._dtype, kernels="torch")
         layers = {f"{name}.weight" for name in model.quantizable_layers()}
@@ -170,8 +170,8 @@ class QuantizationMemoryEstimator:
     def _enrolment_bytes(self, quantization: QuantizationConfig) -> int:
         with torch.device("meta"):
             encoder = VoiceEncoder(self.config.voice_encoder)
-        if quantization.voice_encoder is not None:
-            scheme = Scheme(quantization.voice_encoder, quantization.double_quant)
+        stored = stored_quantization(self._voice_encoder)
+        if (scheme := scheme_in_force(quantization, "voice_encoder", stored)) is not None:
             quantize_layers(encoder, encoder.quantizable_layers(), scheme)
         nets = [key for key in self._s3gen.keys if key.startswith(("tokenizer.", "speaker_encoder."))]
         own = sum(_matrix_and_other_bytes(encoder, set()))
@@ -185,8 +185,7 @@ def _matrix_and_other_bytes(module: torch.nn.Module, layers: set[str]) -> tuple[
         for own, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
             key = f"{name}.{own}"
             if isinstance(layer, QuantizedModule) and value.dim() == 2:
-                shape = (value.shape[0], value.shape[1])
-                matrices += stored_bytes(shape, layer.scheme.method, layer.scheme.double_quant)
+                matrices += layer.scheme.stored_bytes((value.shape[0], value.shape[1]))
             elif key in layers:
                 matrices += value.numel() * value.element_size()
             else:
@@ -200,8 +199,8 @@ def _t3_linear_bytes(
     rows, columns = shape
     if method is None:
         return rows * columns * dtype.itemsize
-    if method == "bnb-4bit":
-        return stored_bytes(shape, method, quantization.double_quant)
+    if method in SCHEMES:
+        return scheme_of(method, quantization.double_quant).stored_bytes(shape)
     if method == "awq":
         groups = rows * columns // _AWQ_GROUP
         return rows * columns // 2 + groups * 2 + groups // 2

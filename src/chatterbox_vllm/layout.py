@@ -13,7 +13,7 @@ from chatterbox_vllm.models.t3.conditioning import published_t3_shapes
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
 from chatterbox_vllm.quantization.files import check_part
 from chatterbox_vllm.quantization.module_file import published_keys_replaced, quantized_file_layout
-from chatterbox_vllm.quantization.modules import Scheme
+from chatterbox_vllm.quantization.storage import scheme_of
 from chatterbox_vllm.quantization.t3_file import quantized_t3_layout, unquantized_keys
 
 Shapes = dict[str, tuple[int, ...]]
@@ -74,7 +74,7 @@ def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
         weights.check(published)
         return
     dimensions = config.s3gen if part == "s3gen" else config.voice_encoder
-    scheme = Scheme(stored.method, stored.double_quant)
+    scheme = scheme_of(stored.method, stored.double_quant)
     check_part(weights, stored, quantized_file_layout(dimensions, scheme))
     replaced = published_keys_replaced(dimensions, scheme)
     weights.check({key: shape for key, shape in published.items() if key not in replaced})

@@ -10,7 +10,7 @@ import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, QuantizedPart
+from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.runtime import spare_device_memory
@@ -32,8 +32,9 @@ from chatterbox_vllm.quantization.environment import (
     positive,
     share,
 )
-from chatterbox_vllm.quantization.modules import Scheme
+from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.support import require_support
+from chatterbox_vllm.quantization.t3 import method_in_force
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.tiers import GIB, Plan, Tier, tier_for, tier_named
 from chatterbox_vllm.voices import Voice, VoiceEnroller
@@ -99,6 +100,8 @@ def make_plan(
 ) -> Plan:
     """What keywords, environment, tier and defaults make together, in this order of precedence.
 
+    A part whose file is quantized already is no tier's to quantize.
+
     Raises:
         ConfigError: a value that cannot be used, or more than the tier's budget holds; the message names the keyword or
             the variable.
@@ -107,9 +110,11 @@ def make_plan(
     on_cuda = settings.device.type == "cuda"
     chosen = None if tier is None else automatic_tier(settings.device) if tier == AUTO else tier_named(tier)
     base = Plan() if chosen is None else chosen.plan
+    if quantization is None:
+        quantization = base.quantization.beside(ModelConfig.from_directory(settings.directory).quantized)
     plan = replace(
         base,
-        quantization=base.quantization if quantization is None else quantization,
+        quantization=quantization,
         max_model_len=MAX_MODEL_LEN.resolve(max_model_len, positive, base.max_model_len),
         max_batch_size=MAX_BATCH_SIZE.resolve(max_batch_size, positive, base.max_batch_size),
         kv_cache_bytes=kv_cache_bytes,
@@ -183,7 +188,9 @@ def load(settings: Settings, plan: Plan, fallback: bool) -> tuple[Parts, tuple[s
         ConfigError, CheckpointError, DeviceError: of the last attempt.
     """
     steps: list[str] = []
-    weaker = plan.quantization.steps_down() if fallback else iter(())
+    # A quantized file stays what it is.
+    left = plan.quantization.beside(ModelConfig.from_directory(settings.directory).quantized)
+    weaker = left.steps_down() if fallback else iter(())
     while True:
         try:
             return assemble(settings, plan), tuple(steps)
@@ -205,7 +212,8 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     directory, device, quantization = settings.directory, settings.device, plan.quantization
     if plan.frugal and device.type == "cuda":
         spare_device_memory()
-    require_support(quantization, device, settings.t3_dtype)
+    config = ModelConfig.from_directory(directory)
+    require_support(in_force(quantization, directory, config), device, settings.t3_dtype)
     options = T3Options(
         dtype=settings.t3_dtype,
         max_model_len=plan.max_model_len,
@@ -218,9 +226,6 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         double_quant=quantization.double_quant,
         graph_sizes=plan.graph_sizes,
     )
-    config = ModelConfig.from_directory(directory)
-    if config.family not in FAMILIES:
-        raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
     family = FAMILIES[config.family]
     # Everything cheap is read and checked before the engine starts.
     tokenizer = EnglishTokenizer(directory / family.tokenizer)
@@ -228,8 +233,8 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
     )
     check_t3(config, t3_weights)
-    s3gen_scheme = module_scheme(quantization, "s3gen", config.quantized.s3gen, s3gen_weights)
-    encoder_scheme = module_scheme(quantization, "voice_encoder", config.quantized.voice_encoder, encoder_weights)
+    s3gen_scheme = scheme_in_force(quantization, "s3gen", config.quantized.s3gen)
+    encoder_scheme = scheme_in_force(quantization, "voice_encoder", config.quantized.voice_encoder)
     check_module_file(config, "s3gen", s3gen_weights)
     check_module_file(config, "voice_encoder", encoder_weights)
     builtin = directory / family.builtin_voice
@@ -275,20 +280,17 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     return Parts(plan, scheduler, talker, voicing, enroller, voice)
 
 
-def module_scheme(
-    wanted: QuantizationConfig, component: str, stored: QuantizedPart | None, weights: Weights
-) -> Scheme | None:
-    """How S3Gen or the voice encoder is quantized: as its file is, else as asked for.
+def in_force(wanted: QuantizationConfig, directory: Path, config: ModelConfig) -> QuantizationConfig:
+    """The methods that a directory's parts get: as their files are quantized, else as asked for.
 
     Raises:
-        ConfigError: the two differ.
+        ConfigError: another method is asked for than a file holds, AWQ without a file of it, or the family is unknown.
     """
-    method = wanted.methods[component]
-    if stored is None:
-        return None if method is None else Scheme(method, wanted.double_quant)
-    if method not in (None, stored.method):
-        raise ConfigError(
-            f"{weights.path} is quantized as {stored.method} already and cannot be loaded as {method}: "
-            "leave the method out, or load the model that it was made from"
-        )
-    return Scheme(stored.method, stored.double_quant)
+    if config.family not in FAMILIES:
+        raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
+    files = {part: str(directory / getattr(FAMILIES[config.family], part)) for part in wanted.methods}
+    methods = {
+        part: method_in_force(method, getattr(config.quantized, part), files[part])
+        for part, method in wanted.methods.items()
+    }
+    return QuantizationConfig(**methods, double_quant=wanted.double_quant)

@@ -24,7 +24,7 @@ from chatterbox_vllm.engine.t3_stage import T3Stage
 from chatterbox_vllm.engine.voicing import Voicing
 from chatterbox_vllm.errors import BatchError, CheckpointError, ConfigError
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.loading import Settings, load, make_plan, strategy_for
+from chatterbox_vllm.loading import Settings, in_force, load, make_plan, strategy_for
 from chatterbox_vllm.progress import with_progress
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info
@@ -42,7 +42,8 @@ class ChatterboxTTS:
     Attributes:
         sr: sample rate of the audio, 24000 Hz.
         conds: the voice in use, a `Voice`, or None before there is one.
-        quantization: what it was loaded with, after the steps that `fallback` took; `get_quantization_info` counts.
+        quantization: the methods in force: those of files that are quantized already, and else those asked for, after
+            the steps that `fallback` took; `get_quantization_info` counts.
     """
 
     sr = SAMPLE_RATE
@@ -207,7 +208,8 @@ class ChatterboxTTS:
         )
         parts, steps = load(settings, plan, fallback)
         tts = cls(directory, where, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
-        tts.quantization, tts._quantization_asked, tts._steps_down = parts.plan.quantization, plan.quantization, steps
+        tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
+        tts._quantization_asked, tts._steps_down = plan.quantization, steps
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:

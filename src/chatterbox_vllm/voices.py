@@ -25,7 +25,8 @@ from chatterbox_vllm.models.s3gen.graphs import recording
 from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
-from chatterbox_vllm.quantization.modules import Scheme, quantize_layers
+from chatterbox_vllm.quantization.modules import quantize_layers
+from chatterbox_vllm.quantization.storage import Scheme
 
 # What a clip must be to serve as a reference.
 MIN_REFERENCE_SECONDS = 0.5

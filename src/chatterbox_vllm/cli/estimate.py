@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import AUTO, STRATEGIES, QuantizationConfig
 
 if TYPE_CHECKING:
@@ -25,17 +26,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> int:
+    from chatterbox_vllm.config import QuantizedParts
     from chatterbox_vllm.estimate import QuantizationMemoryEstimator, render
     from chatterbox_vllm.hub import resolve_model
+    from chatterbox_vllm.loading import in_force
     from chatterbox_vllm.tiers import TIERS
 
     chosen = TIERS if options.tier == "all" else (_tier(options.tier),)
-    estimator = QuantizationMemoryEstimator(resolve_model(options.model))
+    directory = resolve_model(options.model)
+    estimator = QuantizationMemoryEstimator(directory)
+    stored = estimator.config.quantized
+    if options.strategies and stored != QuantizedParts():
+        raise ConfigError(f"{directory} is quantized already and fits one strategy at most: leave --strategies out")
     found: dict[str, tuple[Any, int]] = {}
     for tier in chosen:
-        plan = tier.plan
+        wanted = tier.plan.quantization.beside(stored)
         if options.quantization is not None:
-            plan = replace(plan, quantization=QuantizationConfig.from_strategy(options.quantization))
+            wanted = QuantizationConfig.from_strategy(options.quantization)
+        plan = replace(tier.plan, quantization=in_force(wanted, directory, estimator.config))
         if options.strategies:
             for strategy, estimate in estimator.compare_strategies(plan).items():
                 found[f"{tier.gb} GB, {strategy}"] = (estimate, tier.budget)

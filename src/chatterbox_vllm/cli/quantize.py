@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from chatterbox_vllm.cli.options import check_clip
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.quantization.config import MODULE_METHODS, STRATEGIES, QuantizationConfig
 
 _DESCRIPTION = """\
-Write MODEL with T3's linear layers quantized to DIR, which then serves as a model like any other (--model DIR): a
-smaller download and a faster start than quantizing while loading. DIR appears whole or not at all; files that stay as
-they are become hard links where the file system can. bnb-4bit and bnb-8bit need the library bitsandbytes; awq is
-calibrated on what the model itself says to the texts, with the voice of the clips.
+Write MODEL with quantized layers to DIR, which then serves as a model like any other (--model DIR): a smaller download
+and a faster start than quantizing while loading. Name the parts to quantize one by one, or all by a strategy. DIR
+appears whole or not at all; files that stay as they are become hard links where the file system can. bnb-4bit needs the
+library bitsandbytes, and so does T3 in bnb-8bit to run; awq is calibrated on what the model itself says to the texts,
+with the voice of the clips.
 """
 
 
@@ -21,8 +24,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_quantize)
     parser.description = _DESCRIPTION
     parser.add_argument("model", metavar="MODEL", help="english, demo, a directory, or a hub id")
-    parser.add_argument("--method", choices=("bnb-4bit", "bnb-8bit", "awq"), required=True)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="must not be there yet")
+    parser.add_argument("--method", choices=("bnb-4bit", "bnb-8bit", "awq"), help="of T3's linear layers")
+    parser.add_argument("--s3gen", choices=MODULE_METHODS, help="of the layers of S3Gen's flow")
+    parser.add_argument("--voice-encoder", choices=MODULE_METHODS, help="of the voice encoder's layers")
+    parser.add_argument("--strategy", choices=tuple(STRATEGIES), help="of all three, instead of naming them")
     parser.add_argument("--no-double-quant", action="store_true", help="bnb-4bit: keep the scales in float32")
     awq = parser.add_argument_group("awq's calibration")
     awq.add_argument("--texts", type=Path, metavar="FILE", help="a text a line, UTF-8 (default: a dozen of our own)")
@@ -46,7 +52,7 @@ def _quantize(options: argparse.Namespace) -> int:
     from chatterbox_vllm.quantization.make import CALIBRATION_TEXTS, quantize_model
 
     # Whatever can be refused is refused before the model is read.
-    _check_combination(options)
+    quantization = _asked(options)
     check_output(options.output)
     texts = CALIBRATION_TEXTS if options.texts is None else _texts(options.texts)
     for clip in options.voice:
@@ -54,31 +60,42 @@ def _quantize(options: argparse.Namespace) -> int:
     directory = resolve_model(options.model)
     with tqdm(unit="layer", disable=None) as bar:
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
+        def progress(part: str, done: int, total: int) -> None:
+            if done == 1:
+                bar.reset(total)
+                bar.set_description(part, refresh=False)
             bar.update(done - bar.n)
 
         config = quantize_model(
             directory,
             options.output,
-            options.method,
-            double_quant=not options.no_double_quant,
+            quantization,
             texts=texts,
             clips=options.voice,
             device=options.device,
             progress=progress,
         )
-    file = FAMILIES[config.family].t3
-    before, after = ((d / file).stat().st_size / 2**20 for d in (directory, options.output))
-    print(f"{options.output}: T3 in {options.method}, {file} {after:.1f} MiB (was {before:.1f} MiB)")
+    for part, method in quantization.methods.items():
+        if method is not None:
+            file = getattr(FAMILIES[config.family], part)
+            before, after = ((d / file).stat().st_size / 2**20 for d in (directory, options.output))
+            print(f"{options.output}: {part} in {method}, {file} {after:.1f} MiB (was {before:.1f} MiB)")
     return 0
 
 
-def _check_combination(options: argparse.Namespace) -> None:
-    if options.no_double_quant and options.method != "bnb-4bit":
-        raise ConfigError(f"--no-double-quant is for bnb-4bit, not for {options.method}: leave it out")
-    if options.method != "awq" and (options.texts is not None or options.voice):
-        raise ConfigError(f"--texts and --voice are for awq: {options.method} is not calibrated; leave them out")
+def _asked(options: argparse.Namespace) -> QuantizationConfig:
+    named = QuantizationConfig(options.method, options.s3gen, options.voice_encoder)
+    if options.strategy is not None and named.active:
+        raise ConfigError(f"--strategy {options.strategy} says every part's method: leave out those that name one")
+    if options.strategy is not None:
+        named = QuantizationConfig.from_strategy(options.strategy)
+    if not named.active:
+        raise ConfigError("there is nothing to quantize: give --method, --s3gen, --voice-encoder, or --strategy")
+    if options.no_double_quant and "bnb-4bit" not in named.methods.values():
+        raise ConfigError(f"--no-double-quant is for bnb-4bit, not for {named}: leave it out")
+    if named.t3 != "awq" and (options.texts is not None or options.voice):
+        raise ConfigError(f"--texts and --voice are for --method awq: {named} is not calibrated; leave them out")
+    return replace(named, double_quant=not options.no_double_quant)
 
 
 def _texts(path: Path) -> list[str]:

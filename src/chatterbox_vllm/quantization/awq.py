@@ -24,8 +24,9 @@ from chatterbox_vllm.models.t3.plain import (
 )
 from chatterbox_vllm.quantization.awq_layout import awq_layout, quantize_awq
 from chatterbox_vllm.quantization.awq_search import Moments, search_layer
-from chatterbox_vllm.quantization.bnb import Tensors
-from chatterbox_vllm.quantization.t3_file import Progress, unquantized_keys
+from chatterbox_vllm.quantization.files import Progress
+from chatterbox_vllm.quantization.storage import Tensors
+from chatterbox_vllm.quantization.t3_file import unquantized_keys
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.quantization.bnb import Layout, Tensors
+from chatterbox_vllm.quantization.storage import Layout, Tensors
 from chatterbox_vllm.quantization.t3 import AWQ_GROUP
 
 # Nibble i of an int32 holds column _COLUMNS[i] of its eight.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import Self
 
+from chatterbox_vllm.config import QuantizedParts
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.environment import Setting, flag
 
@@ -128,6 +129,11 @@ class QuantizationConfig:
         s3gen = S3GEN.resolve(quantize_s3gen, _module_method_beside(method), None)
         voice_encoder = VOICE_ENCODER.resolve(quantize_voice_encoder, _module_method_beside(method), None)
         return cls(method, s3gen, voice_encoder)
+
+    def beside(self, stored: QuantizedParts) -> Self:
+        """What of this is left to ask for where some parts' files are quantized already."""
+        left = {part: None if getattr(stored, part) else method for part, method in self.methods.items()}
+        return type(self)(**left, double_quant=self.double_quant)
 
     def steps_down(self) -> Iterator[tuple[str, Self]]:
         """What to try in turn where this cannot be had, each with its name; the last is not quantized at all.

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +23,10 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import CONFIG_FILE, ModelConfig, QuantizedPart
 from chatterbox_vllm.errors import CheckpointError, OutputError
 from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.quantization.bnb import Layout, Tensors
+from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.quantization.storage import Layout, Scheme, Tensors, scheme_of
+
+Progress = Callable[[int, int], None]  # layers done, of how many
 
 _HEADER = "chatterbox_quantized"
 _AGAIN = "make the directory again with `chatterbox-vllm quantize`"
@@ -62,6 +65,14 @@ def stored_quantization(weights: Weights) -> QuantizedPart | None:
         raise CheckpointError(
             f"{weights.path}: its header does not say how it is quantized ({error}); {_AGAIN}"
         ) from error
+
+
+def scheme_in_force(wanted: QuantizationConfig, part: str, stored: QuantizedPart | None) -> Scheme | None:
+    """How the matrices of S3Gen or the voice encoder are held: as their file is quantized, else as asked for."""
+    if stored is not None:
+        return scheme_of(stored.method, stored.double_quant)
+    method = wanted.methods[part]
+    return None if method is None else scheme_of(method, wanted.double_quant)
 
 
 def check_part(weights: Weights, said: QuantizedPart | None, layout: Layout) -> None:
@@ -130,6 +141,7 @@ def write_checkpoint(
                 done[part] = dataclasses.replace(how, fingerprint=fingerprint(tensors))
                 header = {"format": "pt", _HEADER: json.dumps(dataclasses.asdict(done[part]))}
                 save_file(tensors, partial / getattr(family, part), metadata=header)
+                (partial / getattr(family, part)).chmod(0o644)  # safetensors gives them to their owner alone
             rewritten = {getattr(family, part) for part in parts}
             for file in set(family.files) - rewritten:
                 if (source / file).exists():  # a built-in voice need not be

@@ -62,14 +62,16 @@ def component_info(module: nn.Module) -> ComponentInfo:
     info = ComponentInfo()
     methods, devices, seen = set(), set(), set()
     for layer in module.modules():
-        matrices = [(name, t) for name, t in _tensors(layer)]
-        for _, tensor in matrices:
+        matrices = list(_tensors(layer))
+        fresh = 0  # bytes of the matrices, without what another layer shares with this one
+        for name, tensor in matrices:
             place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
             if place in seen or tensor.is_meta:
                 continue
             seen.add(place)
-            name = str(tensor.dtype).removeprefix("torch.")
-            info.bytes_by_dtype[name] = info.bytes_by_dtype.get(name, 0) + tensor.numel() * tensor.element_size()
+            kind = str(tensor.dtype).removeprefix("torch.")
+            info.bytes_by_dtype[kind] = info.bytes_by_dtype.get(kind, 0) + tensor.nbytes
+            fresh += 0 if name.startswith("bias") else tensor.nbytes
             devices.add(str(tensor.device))
         weights = _linear_weights(layer)
         if weights is None:
@@ -82,9 +84,7 @@ def component_info(module: nn.Module) -> ComponentInfo:
         if found is not None:
             info.quantized_layers += 1
             info.quantized_weights += weights
-            info.quantized_bytes += sum(
-                t.numel() * t.element_size() for name, t in matrices if not name.startswith("bias")
-            )
+            info.quantized_bytes += fresh
             methods.add(found)
     info.method = "+".join(sorted(methods)) or None
     info.devices = sorted(devices)
@@ -119,7 +119,7 @@ def _tensors(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from layer.named_buffers(recurse=False)
     if isinstance(layer, QuantizedModule):
         for name, matrix in layer.matrices.items():
-            yield from ((f"{name}.{part}", tensor) for part, tensor in matrix.tensors().items())
+            yield from ((f"{name}.{part}", tensor) for part, tensor in matrix.tensors.items())
         return
     for name, value in vars(layer).items():
         if name not in _NOT_WEIGHTS and not isinstance(value, nn.Module):

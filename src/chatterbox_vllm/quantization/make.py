@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,18 +16,20 @@ from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.layout import check_t3
+from chatterbox_vllm.layout import check_module_file, check_t3
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.awq import Utterance, quantize_t3_awq
-from chatterbox_vllm.quantization.bnb import Tensors
-from chatterbox_vllm.quantization.files import check_output, write_checkpoint
-from chatterbox_vllm.quantization.t3_file import Progress, quantize_t3_bnb, quantized_t3_layout
+from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.quantization.files import Progress, check_output, write_checkpoint
+from chatterbox_vllm.quantization.module_file import quantized_file_tensors
+from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
+from chatterbox_vllm.quantization.t3_file import quantize_t3_bnb, quantized_t3_layout
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
 
 logger = logging.getLogger(__name__)
 
-STORED_METHODS = ("bnb-4bit", "bnb-8bit", "awq")
+STORED_T3_METHODS = ("bnb-4bit", "bnb-8bit", "awq")
 
 # What AWQ is calibrated on where no texts are given: statements, questions, numbers, names, short and long.
 CALIBRATION_TEXTS = (
@@ -50,23 +53,21 @@ _CALIBRATION_LENGTH = 1024
 def quantize_model(
     directory: Path,
     output: Path,
-    method: str,
+    quantization: QuantizationConfig,
     *,
-    double_quant: bool = True,
     texts: Sequence[str] = CALIBRATION_TEXTS,
     clips: Sequence[Path] = (),
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> ModelConfig:
-    """Write the model in `directory` with T3 quantized to `output`, which appears whole or not at all.
+    """Write the model in `directory` with some parts quantized to `output`, which appears whole or not at all.
 
     Args:
-        method: one of `STORED_METHODS`.
-        double_quant: quantize bnb-4bit's scales too.
+        quantization: the parts and their methods; T3's is one of `STORED_T3_METHODS`.
         texts: what AWQ's calibration speaks.
         clips: reference clips to speak them with, in turn; the model's own voice without any.
         device: where AWQ speaks and searches: "auto", "cpu", "cuda" or "cuda:N". The others need none.
-        progress: called after each quantized layer.
+        progress: called after each quantized layer with its part's name, the part's layers done, and of how many.
 
     Returns:
         The new directory's configuration.
@@ -74,21 +75,47 @@ def quantize_model(
     Raises:
         ConfigError, CheckpointError, AudioError, OutputError, DeviceError
     """
-    if method not in STORED_METHODS:
-        raise ConfigError(f"method must be one of {', '.join(map(repr, STORED_METHODS))}, not {method!r}")
+    parts = _parts(quantization)
     config = ModelConfig.from_directory(directory)
     if config.quantized != QuantizedParts():
         raise ConfigError(f"{directory} is quantized already; give the model that it was made from")
     check_output(output)
-    weights = Weights(directory / FAMILIES[config.family].t3)
-    check_t3(config, weights)
-    part = QuantizedPart(method, double_quant=double_quant and method == "bnb-4bit")
-    quantized_t3_layout(config.t3, part)  # refuses sizes that do not fit before any work is done
-    if method == "awq":
-        tensors = _calibrated(directory, config, weights, texts, clips, device, progress)
-    else:
-        tensors = quantize_t3_bnb(config.t3, weights, part, progress)
-    return write_checkpoint(directory, output, config, {"t3": (part, tensors)})
+    # Whatever can be refused is refused before any work is done.
+    files = {part: Weights(directory / getattr(FAMILIES[config.family], part)) for part in parts}
+    for part, weights in files.items():
+        if part == "t3":
+            check_t3(config, weights)
+            quantized_t3_layout(config.t3, parts["t3"])
+        else:
+            check_module_file(config, part, weights)
+    made: dict[str, tuple[QuantizedPart, Tensors]] = {}
+    for part, how in parts.items():
+        report = None if progress is None else functools.partial(progress, part)
+        if how.method == "awq":
+            tensors = _calibrated(directory, config, files[part], texts, clips, device, report)
+        elif part == "t3":
+            tensors = quantize_t3_bnb(config.t3, files[part], how, report)
+        else:
+            scheme = scheme_of(how.method, how.double_quant)
+            tensors = quantized_file_tensors(getattr(config, part), files[part], scheme, report)
+        made[part] = how, tensors
+    return write_checkpoint(directory, output, config, made)
+
+
+def _parts(quantization: QuantizationConfig) -> dict[str, QuantizedPart]:
+    """What is to be written, without fingerprints."""
+    if not quantization.active:
+        raise ConfigError("there is nothing to quantize: give a method for t3, s3gen or voice_encoder")
+    if quantization.t3 not in (None, *STORED_T3_METHODS):
+        known = ", ".join(map(repr, STORED_T3_METHODS))
+        raise ConfigError(f"T3 can be written in {known}, not in {quantization.t3!r}: ask for that while loading")
+    if NF4.method in quantization.methods.values():
+        require_bitsandbytes()
+    return {
+        part: QuantizedPart(method, double_quant=quantization.double_quant and method == NF4.method)
+        for part, method in quantization.methods.items()
+        if method is not None
+    }
 
 
 def _calibrated(

@@ -14,10 +14,10 @@ from chatterbox_vllm.checkpoint import Weights, load_module, published_shapes
 from chatterbox_vllm.config import S3GenConfig, VoiceEncoderConfig
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
-from chatterbox_vllm.quantization.modules import QuantizedModule, Scheme, quantize_layers, state_tensors
-from chatterbox_vllm.quantization.storage import FORMS
+from chatterbox_vllm.quantization.files import Progress
+from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers, state_tensors
+from chatterbox_vllm.quantization.storage import Layout, Scheme, Tensors
 
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # a tensor's key to its shape and dtype
 PartConfig = S3GenConfig | VoiceEncoderConfig
 
 
@@ -27,9 +27,8 @@ def quantized_file_layout(config: PartConfig, scheme: Scheme) -> Layout:
     for prefix, name, layer in _quantized_layers(config, scheme):
         for weight, value in layer.named_parameters():
             if value.dim() == 2:
-                form = FORMS[scheme.method]
-                for part, (dtype, size) in form.layout(tuple(value.shape), scheme.double_quant).items():  # type: ignore[arg-type]
-                    layout[f"{prefix}{name}.{weight}.{form.form}.{part}"] = (size, dtype)
+                own = scheme.layout((value.shape[0], value.shape[1]))
+                layout |= {f"{prefix}{name}.{weight}.{part}": kind for part, kind in own.items()}
     return layout
 
 
@@ -43,7 +42,9 @@ def published_keys_replaced(config: PartConfig, scheme: Scheme) -> frozenset[str
     )
 
 
-def quantized_file_tensors(config: PartConfig, weights: Weights, scheme: Scheme) -> dict[str, torch.Tensor]:
+def quantized_file_tensors(
+    config: PartConfig, weights: Weights, scheme: Scheme, progress: Progress | None = None
+) -> Tensors:
     """All tensors of a quantized file, on the CPU, quantized there layer by layer.
 
     Raises:
@@ -51,9 +52,12 @@ def quantized_file_tensors(config: PartConfig, weights: Weights, scheme: Scheme)
     """
     replaced = published_keys_replaced(config, scheme)
     tensors = {key: weights.get(key) for key in sorted(weights.keys - replaced)}
-    for prefix, name, layer in _quantized_layers(config, scheme):
+    layers = list(_quantized_layers(config, scheme))
+    for done, (prefix, name, layer) in enumerate(layers, start=1):
         load_module(layer, weights, f"{prefix}{name}.", "cpu")
         tensors |= state_tensors(layer, f"{prefix}{name}.")
+        if progress is not None:
+            progress(done, len(layers))
     return tensors
 
 

@@ -8,7 +8,6 @@ result and one layer's floats. Which layers of a network are meant is for the ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,32 +15,7 @@ from torch import nn
 from typing_extensions import Self
 
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.quantization.config import MODULE_METHODS
-from chatterbox_vllm.quantization.storage import FORMS, QuantizedMatrix, quantized, require_bitsandbytes
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How matrices are quantized.
-
-    Attributes:
-        method: "bnb-4bit" or "bnb-8bit".
-        double_quant: of "bnb-4bit", whether its scales are quantized, too.
-
-    Raises:
-        ConfigError: another method, or what it needs is not installed.
-    """
-
-    method: str
-    double_quant: bool = True
-
-    def __post_init__(self) -> None:
-        if self.method not in MODULE_METHODS:
-            raise ConfigError(
-                f"S3Gen and the voice encoder can be quantized by {' or '.join(MODULE_METHODS)}, not {self.method!r}"
-            )
-        if self.method == "bnb-4bit":
-            require_bitsandbytes()
+from chatterbox_vllm.quantization.storage import SCHEMES, Layout, QuantizedMatrix, Scheme, scheme_of
 
 
 class QuantizedModule(nn.Module):
@@ -59,35 +33,32 @@ class QuantizedModule(nn.Module):
         """Quantize the float matrix `name` on `device` and keep that; other tensors are left to the caller."""
         if value.dim() != 2:
             return False
-        self._set(name, quantized(value.to(device), self.scheme.method, self.scheme.double_quant))
+        self._set(name, QuantizedMatrix.of(value.to(device), self.scheme))
         return True
 
     def stored_keys(self, key: str) -> Iterator[str]:
         """Keys of the tensor `key` in a quantized file, in either form."""
-        for form in FORMS.values():
-            yield from (f"{key}.{form.form}.{part}" for part in form.layout((1, 1)))
+        for method in SCHEMES:
+            yield from (f"{key}.{part}" for part in scheme_of(method).layout((1, 1)))
 
-    def restore(self, name: str, stored: dict[str, torch.Tensor], file: str, device: torch.device | str) -> bool:
+    def restore(self, name: str, stored: dict[str, torch.Tensor], file: str, device: torch.device | str) -> None:
         """Keep a matrix as a quantized file holds it, bit for bit.
 
         Raises:
             CheckpointError: it is not whole, not of this module's shape, or made by another method than asked for.
         """
-        form = FORMS[self.scheme.method]
-        own = {key.rpartition(".")[2]: value for key, value in stored.items() if f".{form.form}." in key}
         key = next(iter(stored)).rpartition(".")[0]
-        if not own:
-            raise CheckpointError(
-                f"{file}: {key} was not made by {self.scheme.method}; load the file with the method it was made by"
-            )
         rows, columns = getattr(self, name).shape
-        try:
-            # Clones, so that no matrix keeps the whole mapped file alive.
-            matrix = form.from_tensors((rows, columns), {part: value.clone() for part, value in own.items()})
-        except CheckpointError as error:
-            raise CheckpointError(f"{file}: {key}: {error}; make the quantized checkpoint anew") from error
-        self._set(name, matrix.to(device))
-        return True
+        layout = self.scheme.layout((rows, columns))
+        # Clones, so that no matrix keeps the whole mapped file alive.
+        tensors = {stem.rpartition(".")[2]: value.to(device, copy=True) for stem, value in stored.items()}
+        found: Layout = {part: (tuple(value.shape), value.dtype) for part, value in tensors.items()}
+        if found != layout:
+            raise CheckpointError(
+                f"{file}: {key} of shape {(rows, columns)} is stored by {self.scheme} as {_described(layout)}; "
+                f"found {_described(found)}: load the file with the method it was made by, or make it anew"
+            )
+        self._set(name, QuantizedMatrix(self.scheme, (rows, columns), tensors))
 
     def _set(self, name: str, matrix: QuantizedMatrix) -> None:
         self._parameters.pop(name, None)
@@ -181,13 +152,17 @@ def quantize_layers(module: nn.Module, names: Iterable[str], scheme: Scheme) -> 
 def state_tensors(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
     """What a quantized file holds of the quantized matrices of `module`, and `load_module` reads back bit for bit.
 
-    Keys are `<prefix><layer>.<weight>.<form>.<part>` with the prefix of `load_module`, such as
-    `flow.encoder.encoders.0.self_attn.qkv.weight.nf4.packed`.
+    Keys are `<prefix><layer>.<weight>.<part>` with the prefix of `load_module`, such as
+    `flow.encoder.encoders.0.self_attn.qkv.weight.packed`.
     """
     return {
-        f"{prefix}{name}{'.' if name else ''}{weight}.{matrix.form}.{part}": value
+        f"{prefix}{name}{'.' if name else ''}{weight}.{part}": value
         for name, layer in module.named_modules()
         if isinstance(layer, QuantizedModule)
         for weight, matrix in layer.matrices.items()
-        for part, value in matrix.tensors().items()
+        for part, value in matrix.tensors.items()
     }
+
+
+def _described(layout: Layout) -> str:
+    return ", ".join(f"{part} {dtype} {list(size)}" for part, (size, dtype) in layout.items())

@@ -1,252 +1,208 @@
-"""A matrix in 4 or 8 bits: how it is stored, made from floats and turned into them again.
+"""How a matrix is stored in 4 or 8 bits: its tensors, made from floats and turned into floats again.
 
-Both forms are weight-only: what is multiplied is the matrix dequantized to the activations' dtype, so any compute dtype
-serves, and a result differs from the float layer's by the rounding of the weights alone.
+T3 (`bnb.py`), S3Gen and the voice encoder (`modules.py`) hold and file their matrices in these forms; what they do with
+them, a product with the stored numbers or one with the matrix dequantized, is theirs.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from typing_extensions import Self
 
-from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.errors import ConfigError
+
+Tensors = dict[str, torch.Tensor]
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # a tensor's name to its shape and dtype
 
 NF4_BLOCK = 64  # values that share a scale
 _SCALE_BLOCK = 256  # scales that share a scale, under double quantization
-_INT8_MOST = 127
+INT8_LARGEST = 127
 
 
-def require_bitsandbytes() -> ModuleType:
-    """`bitsandbytes.functional`.
+@functools.cache
+def require_bitsandbytes() -> Any:
+    """`bitsandbytes.functional`, imported at its first use; importing it registers the operators, too.
 
     Raises:
-        ConfigError: the package is not installed or cannot be loaded here.
+        ConfigError: the library is not installed or cannot be loaded here.
     """
-    # It reports optional kernels that it does not find, which none of this needs.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    # It warns when another package, which would download a kernel, is absent.
+    log.setLevel(logging.ERROR)
     try:
-        import bitsandbytes.functional as functional
+        import bitsandbytes.functional
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(
-            f"bnb-4bit needs the package bitsandbytes ({error}); run: pip install bitsandbytes"
+            f"bnb-4bit, and bnb-8bit for T3, need the library bitsandbytes, which cannot be imported ({error}): "
+            "pip install bitsandbytes"
         ) from error
-    module: ModuleType = functional
-    return module
+    finally:
+        log.setLevel(level)
+    return bitsandbytes.functional
+
+
+class Scheme(ABC):
+    """How matrices are stored, whatever they are used for.
+
+    Attributes:
+        method: its name, as in `QuantizationConfig`.
+    """
+
+    method: ClassVar[str]
+
+    @abstractmethod
+    def layout(self, shape: tuple[int, int]) -> Layout:
+        """What `quantize` makes of a matrix [rows, columns]."""
+
+    @abstractmethod
+    def quantize(self, matrix: torch.Tensor) -> Tensors:
+        """From floats [rows, columns] of any dtype, to nearest, on their device.
+
+        Raises:
+            ConfigError: NF4 without bitsandbytes.
+        """
+
+    @abstractmethod
+    def dequantize(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """The matrix that the tensors stand for, in a floating-point dtype, newly made."""
+
+    def stored_bytes(self, shape: tuple[int, int]) -> int:
+        """What a matrix of `shape` takes: theory, to the byte."""
+        return sum(math.prod(size) * dtype.itemsize for size, dtype in self.layout(shape).values())
+
+
+@dataclass(frozen=True)
+class NF4(Scheme):
+    """bitsandbytes' NF4 (Dettmers et al. 2023, arXiv 2305.14314): two values a byte, blocks of 64 along the rows.
+
+    0.516 bytes a value under double quantization, 0.5625 without. `scales` are the blocks' largest magnitudes; under
+    double quantization these are `scale_table[scales_8bit] * scales + scales_offset`, with a scale for each 256.
+    """
+
+    double_quant: bool = True
+
+    method: ClassVar[str] = "bnb-4bit"
+
+    def layout(self, shape: tuple[int, int]) -> Layout:
+        values = shape[0] * shape[1]
+        blocks = -(-values // NF4_BLOCK)
+        packed: Layout = {"packed": ((-(-values // 2), 1), torch.uint8)}
+        if not self.double_quant:
+            return packed | {"scales": ((blocks,), torch.float32)}
+        return packed | {
+            "scales": ((-(-blocks // _SCALE_BLOCK),), torch.float32),
+            "scales_8bit": ((blocks,), torch.uint8),
+            "scales_offset": ((), torch.float32),
+        }
+
+    def quantize(self, matrix: torch.Tensor) -> Tensors:
+        packed, state = require_bitsandbytes().quantize_4bit(
+            matrix.float().contiguous(), blocksize=NF4_BLOCK, compress_statistics=self.double_quant, quant_type="nf4"
+        )
+        if not self.double_quant:
+            return {"packed": packed, "scales": state.absmax}
+        return {
+            "packed": packed,
+            "scales": state.state2.absmax,
+            "scales_8bit": state.absmax,
+            "scales_offset": state.offset,
+        }
+
+    def dequantize(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        require_bitsandbytes()
+        # The operators themselves: the library's wrappers look up and convert more at each call.
+        operators, scales = torch.ops.bitsandbytes, tensors["scales"]
+        if self.double_quant:
+            table = scale_table(scales.device)
+            scales = operators.dequantize_blockwise(tensors["scales_8bit"], scales, table, _SCALE_BLOCK, torch.float32)
+            scales = scales + tensors["scales_offset"]
+        matrix: torch.Tensor = operators.dequantize_4bit(tensors["packed"], scales, NF4_BLOCK, "nf4", shape, dtype)
+        return matrix
+
+
+@dataclass(frozen=True)
+class Int8(Scheme):
+    """codes * row_scales, codes in -127..127: 8 bits a value and 16 a row.
+
+    Scales are bfloat16: they have float32's range, and codes are rounded to the scale as it is stored, so its own
+    rounding costs at most 0.8 % of a step.
+    """
+
+    method: ClassVar[str] = "bnb-8bit"
+
+    def layout(self, shape: tuple[int, int]) -> Layout:
+        return {"codes": (shape, torch.int8), "row_scales": ((shape[0],), torch.bfloat16)}
+
+    def quantize(self, matrix: torch.Tensor) -> Tensors:
+        values = matrix.float()
+        exact = (values.abs().amax(dim=1, keepdim=True) / INT8_LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+        scales = exact.to(torch.bfloat16)
+        # Rounded down, the largest value would not fit.
+        low = scales.float() < exact
+        scales = torch.where(low, torch.nextafter(scales, torch.full_like(scales, math.inf)), scales)
+        codes = (values / scales.float()).round_().clamp_(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
+        return {"codes": codes, "row_scales": scales.squeeze(1)}
+
+    def dequantize(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        return tensors["codes"] * tensors["row_scales"].to(dtype).unsqueeze(1)
+
+
+SCHEMES: dict[str, type[NF4] | type[Int8]] = {scheme.method: scheme for scheme in (NF4, Int8)}
+
+
+def scheme_of(method: str, double_quant: bool = True) -> Scheme:
+    """The scheme of a method's name.
+
+    Args:
+        double_quant: quantize NF4's scales, too; means nothing to INT8.
+
+    Raises:
+        ConfigError: another method.
+    """
+    if method not in SCHEMES:
+        raise ConfigError(f"matrices are stored by {' or '.join(SCHEMES)}, not by {method!r}")
+    return NF4(double_quant) if method == NF4.method else Int8()
+
+
+@functools.cache
+def scale_table(device: torch.device) -> torch.Tensor:
+    """The 256 values of NF4's `scales_8bit`, float32: the same for all matrices, so kept once a device."""
+    # A plain tensor wherever it is first asked for: vLLM's graphs hold it, too.
+    with torch.inference_mode(False):
+        table: torch.Tensor = require_bitsandbytes().create_dynamic_map().to(device)
+    return table
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedMatrix(ABC):
-    """A matrix of `shape` in quantized form; the other fields are its tensors, all on one device."""
+class QuantizedMatrix:
+    """A matrix of `shape` in stored form: the tensors that `scheme` makes of it, all on one device."""
 
+    scheme: Scheme
     shape: tuple[int, int]
+    tensors: Tensors
 
-    form: ClassVar[str]  # its name in files
+    @classmethod
+    def of(cls, matrix: torch.Tensor, scheme: Scheme) -> QuantizedMatrix:
+        """From floats [rows, columns], on their device."""
+        return cls(scheme, (matrix.shape[0], matrix.shape[1]), scheme.quantize(matrix))
 
-    @abstractmethod
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [rows, columns] in a floating-point dtype, newly made."""
+        return self.scheme.dequantize(self.tensors, self.shape, dtype)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All of its state, by name; `from_tensors` makes an equal matrix of it, bit for bit."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-
-    @classmethod
-    def from_tensors(cls, shape: tuple[int, int], tensors: dict[str, torch.Tensor]) -> Self:
-        """From what `tensors` gave, for a matrix of that shape.
-
-        Raises:
-            CheckpointError: a tensor is missing or unknown, or has another dtype or shape than this matrix needs.
-        """
-        expected = cls.layout(shape, cls._variant(tensors))
-        if tensors.keys() != expected.keys():
-            raise CheckpointError(
-                f"a {cls.form} matrix is stored as {', '.join(expected)}, found {', '.join(sorted(tensors)) or 'none'}"
-            )
-        for name, (dtype, size) in expected.items():
-            found = tensors[name]
-            if found.dtype != dtype or tuple(found.shape) != size:
-                raise CheckpointError(
-                    f"{name} of a {cls.form} matrix of shape {shape} must be {dtype} {size}, "
-                    f"found {found.dtype} {tuple(found.shape)}"
-                )
-        return cls(shape=shape, **tensors)
-
-    @classmethod
-    def _variant(cls, tensors: dict[str, torch.Tensor]) -> bool:
-        return True
-
-    @classmethod
-    @abstractmethod
-    def layout(
-        cls, shape: tuple[int, int], double_quant: bool = True
-    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of each tensor that a matrix of `shape` is stored in."""
-
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> QuantizedMatrix:
         """The same matrix on another device."""
-        return type(self)(self.shape, **{name: value.to(device) for name, value in self.tensors().items()})
+        moved = {name: value.to(device) for name, value in self.tensors.items()}
+        return QuantizedMatrix(self.scheme, self.shape, moved)
 
     @property
     def device(self) -> torch.device:
         """Where its tensors are."""
-        return next(iter(self.tensors().values())).device
-
-
-@dataclass(frozen=True, eq=False)
-class Int8Matrix(QuantizedMatrix):
-    """codes * scale, a scale for each row.
-
-    Scales are bfloat16: they have float32's range, and codes are rounded to the scale as it is stored, so its own
-    rounding costs at most 0.4 % of a step.
-
-    Attributes:
-        codes: [rows, columns] int8, -127..127.
-        scale: [rows, 1] bfloat16.
-    """
-
-    codes: torch.Tensor
-    scale: torch.Tensor
-
-    form: ClassVar[str] = "int8"
-
-    @classmethod
-    def quantized(cls, matrix: torch.Tensor) -> Self:
-        """From floats [rows, columns]: rows scaled by their largest magnitude, to nearest."""
-        values = matrix.float()
-        exact = (values.abs().amax(dim=1, keepdim=True) / _INT8_MOST).clamp_min(torch.finfo(torch.float32).tiny)
-        scale = exact.to(torch.bfloat16)
-        # Rounded down, the largest value would not fit.
-        low = scale.float() < exact
-        scale = torch.where(low, torch.nextafter(scale, torch.full_like(scale, math.inf)), scale)
-        codes = (values / scale.float()).round_().clamp_(-_INT8_MOST, _INT8_MOST).to(torch.int8)
-        return cls(tuple(matrix.shape), codes, scale)  # type: ignore[arg-type]
-
-    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.codes * self.scale.to(dtype)
-
-    @classmethod
-    def layout(
-        cls, shape: tuple[int, int], double_quant: bool = True
-    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        return {"codes": (torch.int8, shape), "scale": (torch.bfloat16, (shape[0], 1))}
-
-
-@dataclass(frozen=True, eq=False)
-class Nf4Matrix(QuantizedMatrix):
-    """bitsandbytes' NF4 (Dettmers et al. 2023, arXiv 2305.14314): two values a byte, blocks of 64 along the rows.
-
-    Attributes:
-        packed: [values / 2, 1] uint8.
-        scale: the blocks' largest magnitudes [blocks]: float32, or uint8 under double quantization.
-        scale_scale: [blocks / 256] float32 and
-        scale_offset: [] float32, of double quantization only.
-    """
-
-    packed: torch.Tensor
-    scale: torch.Tensor
-    scale_scale: torch.Tensor | None = None
-    scale_offset: torch.Tensor | None = None
-
-    form: ClassVar[str] = "nf4"
-
-    @classmethod
-    def quantized(cls, matrix: torch.Tensor, double_quant: bool = True) -> Self:
-        """From floats [rows, columns], to nearest.
-
-        Raises:
-            ConfigError: bitsandbytes is not installed.
-        """
-        packed, state = require_bitsandbytes().quantize_4bit(
-            matrix.float().contiguous(), blocksize=NF4_BLOCK, compress_statistics=double_quant, quant_type="nf4"
-        )
-        shape: tuple[int, int] = tuple(matrix.shape)  # type: ignore[assignment]
-        if not double_quant:
-            return cls(shape, packed, state.absmax)
-        return cls(shape, packed, state.absmax, state.state2.absmax, state.offset)
-
-    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        return _dequantized_nf4(self, dtype)
-
-    @classmethod
-    def _variant(cls, tensors: dict[str, torch.Tensor]) -> bool:
-        return "scale_offset" in tensors
-
-    @classmethod
-    def layout(
-        cls, shape: tuple[int, int], double_quant: bool = True
-    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        values = shape[0] * shape[1]
-        blocks = -(-values // NF4_BLOCK)
-        packed = {"packed": (torch.uint8, (-(-values // 2), 1))}
-        if not double_quant:
-            return {**packed, "scale": (torch.float32, (blocks,))}
-        return {
-            **packed,
-            "scale": (torch.uint8, (blocks,)),
-            "scale_scale": (torch.float32, (-(-blocks // _SCALE_BLOCK),)),
-            "scale_offset": (torch.float32, ()),
-        }
-
-
-_tables: dict[tuple[str, torch.device], Any] = {}
-
-
-def _scale_table(functional: Any, device: torch.device) -> torch.Tensor:
-    """The 256 values that a double-quantized scale may have: the same for all matrices, so kept once a device."""
-    key = ("scale", device)
-    if key not in _tables:
-        _tables[key] = functional.create_dynamic_map().to(device)
-    return _tables[key]
-
-
-def _dequantized_nf4(matrix: Nf4Matrix, dtype: torch.dtype) -> torch.Tensor:
-    functional = require_bitsandbytes()
-    second = None
-    if matrix.scale_scale is not None:
-        second = functional.QuantState(
-            absmax=matrix.scale_scale,
-            code=_scale_table(functional, matrix.device),
-            blocksize=_SCALE_BLOCK,
-            dtype=torch.float32,
-        )
-    state = functional.QuantState(
-        absmax=matrix.scale,
-        shape=torch.Size(matrix.shape),
-        blocksize=NF4_BLOCK,
-        quant_type="nf4",
-        dtype=dtype,
-        offset=matrix.scale_offset,
-        state2=second,
-    )
-    values: torch.Tensor = functional.dequantize_4bit(matrix.packed, state)
-    return values
-
-
-FORMS: dict[str, type[QuantizedMatrix]] = {"bnb-4bit": Nf4Matrix, "bnb-8bit": Int8Matrix}
-
-
-def quantized(matrix: torch.Tensor, method: str, double_quant: bool = True) -> QuantizedMatrix:
-    """A matrix of floats [rows, columns] by "bnb-4bit" or "bnb-8bit", on its device.
-
-    Raises:
-        ConfigError: another method, or bitsandbytes is needed and not installed.
-    """
-    if method == "bnb-4bit":
-        return Nf4Matrix.quantized(matrix, double_quant)
-    if method == "bnb-8bit":
-        return Int8Matrix.quantized(matrix)
-    raise ConfigError(f"a module's weights can be quantized by {' or '.join(FORMS)}, not {method!r}")
-
-
-def stored_bytes(shape: tuple[int, int], method: str, double_quant: bool = True) -> int:
-    """What a matrix of `shape` takes by `method`, in bytes: theory, to the byte."""
-    layout = FORMS[method].layout(shape, double_quant)
-    return sum(math.prod(size) * dtype.itemsize for dtype, size in layout.values())
+        return next(iter(self.tensors.values())).device

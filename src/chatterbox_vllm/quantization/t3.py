@@ -9,7 +9,7 @@ import torch
 
 from chatterbox_vllm.config import QuantizedPart
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.quantization.bnb import SCHEMES, require_bitsandbytes
+from chatterbox_vllm.quantization.storage import SCHEMES, require_bitsandbytes
 
 T3_METHODS = ("bnb-4bit", "bnb-8bit", "awq", "fp8")
 # Names in vLLM's registry of quantization configs: our own (vllm_bnb.py), and vLLM's.

@@ -1,14 +1,12 @@
 """The tensors of a quantized T3 file: which there are, and how they are made from the published ones.
 
-Linear layers in bnb are stored as vLLM fuses them (`…self_attn.qkv_proj.weight`, `….scales`, …), for AWQ one by one
+Linear layers in bnb are stored as vLLM fuses them (`…self_attn.qkv_proj.packed`, `….scales`, …), for AWQ one by one
 under their published names (`…self_attn.q_proj.qweight`, …), which is what vLLM's own loader takes. Everything else
 stands in the file in its published precision: embeddings, norms, head and conditioning are not quantized, and a later
 load computes in any dtype with exactly what quantizing while loading gives.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
@@ -28,7 +26,9 @@ from chatterbox_vllm.models.t3.plain import (
     layer_prefix,
 )
 from chatterbox_vllm.quantization.awq_layout import awq_layout, dequantize_awq
-from chatterbox_vllm.quantization.bnb import Layout, Tensors, scheme
+from chatterbox_vllm.quantization.bnb import check_product
+from chatterbox_vllm.quantization.files import Progress
+from chatterbox_vllm.quantization.storage import Layout, Tensors, scheme_of
 
 # vLLM's fused layers, and the published ones stacked in them.
 _FUSED = {
@@ -37,7 +37,6 @@ _FUSED = {
     "mlp.gate_up_proj": GATE_UP,
     "mlp.down_proj": DOWN,
 }
-Progress = Callable[[int, int], None]  # layers done, of how many
 
 
 def linear_stems(config: T3Config, method: str) -> dict[str, tuple[str, ...]]:
@@ -51,7 +50,11 @@ def linear_stems(config: T3Config, method: str) -> dict[str, tuple[str, ...]]:
 
 
 def quantized_t3_layout(config: T3Config, part: QuantizedPart) -> Layout:
-    """Keys, shapes and dtypes of the quantized tensors in a T3 file."""
+    """Keys, shapes and dtypes of the quantized tensors in a T3 file.
+
+    Raises:
+        ConfigError: a layer of these dimensions does not fit the method.
+    """
     published = published_t3_shapes(config)
     layout: Layout = {}
     for stem, parts in linear_stems(config, part.method).items():
@@ -60,7 +63,9 @@ def quantized_t3_layout(config: T3Config, part: QuantizedPart) -> Layout:
         if part.method == "awq":
             own = awq_layout(out_features, in_features)
         else:
-            own = scheme(part.method, part.double_quant).layout(out_features, in_features)
+            scheme = scheme_of(part.method, part.double_quant)
+            check_product(scheme, in_features)
+            own = scheme.layout((out_features, in_features))
         layout |= {f"{stem}.{name}": kind for name, kind in own.items()}
     return layout
 
@@ -94,7 +99,7 @@ class QuantizedT3(PlainT3):
                 whole = dequantize_awq(tensors)
             else:
                 shape = (sum(out for out, _ in shapes), shapes[0][1])
-                whole = scheme(self.part.method, self.part.double_quant).dequantize(tensors, shape)
+                whole = scheme_of(self.part.method, self.part.double_quant).dequantize(tensors, shape, torch.float32)
             pieces = whole.split([out for out, _ in shapes])
             layer |= {part.removeprefix(prefix): piece for part, piece in zip(parts, pieces, strict=True)}
         return layer
@@ -109,15 +114,15 @@ def quantize_t3_bnb(
     """All tensors of a T3 file in NF4 or INT8, quantized on the CPU, layer by layer.
 
     Raises:
-        ConfigError: bitsandbytes is not there, or a layer does not fit its blocks.
+        ConfigError: bitsandbytes is not there.
         CheckpointError: `weights` is not a published T3 file of these dimensions.
     """
-    how, published = scheme(part.method, part.double_quant), published_t3_shapes(config)
+    scheme, published = scheme_of(part.method, part.double_quant), published_t3_shapes(config)
     tensors = {key: weights.get(key, published[key]) for key in unquantized_keys(config)}
     stems = linear_stems(config, part.method)
     for done, (stem, parts) in enumerate(stems.items(), start=1):
         weight = torch.cat([weights.get(f"{p}.weight", published[f"{p}.weight"]) for p in parts])
-        tensors |= {f"{stem}.{name}": tensor for name, tensor in how.quantize(weight).items()}
+        tensors |= {f"{stem}.{name}": tensor for name, tensor in scheme.quantize(weight).items()}
         if progress is not None:
             progress(done, len(stems))
     return tensors

@@ -18,7 +18,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
 from vllm.model_executor.parameter import ModelWeightParameter
 
-from chatterbox_vllm.quantization.bnb import Scheme, Tensors, require_bitsandbytes, scheme
+from chatterbox_vllm.quantization.bnb import check_product, constants, linear
+from chatterbox_vllm.quantization.storage import Scheme, Tensors, require_bitsandbytes, scheme_of
 from chatterbox_vllm.quantization.t3 import BNB_CONFIG
 
 
@@ -35,7 +36,8 @@ class BnbLinearMethod(LinearMethodBase):
         self.scheme = scheme
         self.shape = (0, 0)
         self.uses_meta_device = not stored
-        self._names: tuple[str, ...] = ()
+        self._stored: tuple[str, ...] = ()  # the layer's tensors that hold the weight
+        self._names: tuple[str, ...] = ()  # and all that the product takes
         self._waiting = False
 
     def create_weights(
@@ -49,8 +51,9 @@ class BnbLinearMethod(LinearMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         self.shape = (sum(output_partition_sizes), input_size_per_partition)
-        layout = self.scheme.layout(*self.shape)
-        self._names = tuple(layout)
+        check_product(self.scheme, input_size_per_partition)
+        layout = self.scheme.layout(self.shape)
+        self._stored = tuple(layout)
         if not self.uses_meta_device:
             _register(layer, {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in layout.items()})
             return
@@ -67,16 +70,19 @@ class BnbLinearMethod(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Called when a layer is complete, and again by vLLM for all layers at the end."""
-        if not self._waiting:
-            return
-        self._waiting = False
-        weight = layer.get_parameter("weight").data
-        del layer.weight
-        _register(layer, self.scheme.quantize(weight))
+        if self._waiting:
+            self._waiting = False
+            weight = layer.get_parameter("weight").data
+            del layer.weight
+            _register(layer, self.scheme.quantize(weight))
+        beside = constants(self.scheme, layer.get_parameter(self._stored[0]).device)
+        for name, tensor in beside.items():
+            layer.register_buffer(name, tensor, persistent=False)
+        self._names = (*self._stored, *beside)
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         tensors = {name: getattr(layer, name) for name in self._names}
-        out = self.scheme.linear(x, tensors, self.shape[0])
+        out = linear(self.scheme, x, tensors, self.shape[0])
         return out if bias is None else out + bias
 
 
@@ -101,7 +107,7 @@ class BnbConfig(QuantizationConfig):
     def __init__(self, method: str, double_quant: bool, stored: bool):
         super().__init__()
         require_bitsandbytes()
-        self.scheme = scheme(method, double_quant)
+        self.scheme = scheme_of(method, double_quant)
         self.stored = stored
 
     @classmethod

@@ -28,7 +28,8 @@ from chatterbox_vllm.models.s3gen.ragged import Padded, padding_mask
 from chatterbox_vllm.models.s3gen.solver import Velocity, solve, time_span, velocity_of
 from chatterbox_vllm.models.s3gen.source import SAMPLE_RATE
 from chatterbox_vllm.models.s3gen.voice_cache import PreparedVoice, S3GenVoice, VoiceCache
-from chatterbox_vllm.quantization.modules import QuantizedLinear, Scheme, quantize_layers
+from chatterbox_vllm.quantization.modules import QuantizedLinear, quantize_layers
+from chatterbox_vllm.quantization.storage import Scheme
 
 AskedKernels = Literal["auto", "torch", "triton"]
 
