@@ -43,6 +43,9 @@ def test_quantized_layers_are_counted(method: str) -> None:
     assert info.total_bytes == info.quantized_bytes + floats
     table = render(quantization_info({"net": net, "gone": None}))
     assert method in table and "1 of 2" in table and "gone           not in memory" in table
+    said = render({**quantization_info({"net": net}), "asked": "all of it", "steps_down": ["a little", "a lot"]})
+    assert said.splitlines()[-2:] == ["asked for: all of it", "stepped down: a little, then a lot"]
+    assert "stepped" not in render({**quantization_info({"net": net}), "asked": "all of it", "steps_down": []})
 
 
 def test_methods_that_differ_are_both_named() -> None:
