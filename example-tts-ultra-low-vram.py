@@ -3,7 +3,8 @@
     python example-tts-ultra-low-vram.py --clip clip.wav -o out.wav "Any sentence."
     python example-tts-ultra-low-vram.py --model demo --device cpu     # to try it without a download: it babbles
 
-Needs `pip install "chatterbox-vllm[bnb]"` beside the extra for the device. ULTRA_LOW_VRAM.md has the background.
+Needs the extra `bnb` beside the device's: `pip install ".[cuda,bnb]"`; start.sh installs both.
+ULTRA_LOW_VRAM.md has the background.
 """
 
 from __future__ import annotations

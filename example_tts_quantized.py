@@ -3,7 +3,7 @@
     python example_tts_quantized.py --model demo --device cpu     # or --model english on a card
     python example_tts_quantized.py --only strategies directory
 
-Needs `pip install "chatterbox-vllm[bnb]"` beside the extra for the device.
+Needs the extra `bnb` beside the device's: `pip install ".[cuda,bnb]"`; start.sh installs both.
 """
 
 from __future__ import annotations
