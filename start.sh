@@ -68,14 +68,14 @@ installed() {
     [[ -f $stamp && ! -e $unfinished ]] && key=$(installation_key) || return 1
     { IFS= read -r have && IFS= read -r extras_in; } <"$stamp" || return 1
     [[ $have == "$key" ]] || return 1
-    [[ " $extras_in " == *" $extra "* ]] || return 1
+    [[ " $extras_in " == *" $extra bnb "* ]] || return 1
     [[ $want_dev == no || " $extras_in " == *" dev "* ]]
 }
 
 pip() { "$python" -m pip --disable-pip-version-check "$@" >&2; }
 
 install() {
-    local extras=$extra base torch old_extra=
+    local extras=$extra,bnb base torch old_extra=  # bnb: the small tiers need it
     if [[ -f $stamp ]]; then
         old_extra=$(sed -n 2p "$stamp")
         [[ " $old_extra " == *" dev "* ]] && want_dev=yes

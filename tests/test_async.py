@@ -20,6 +20,7 @@ from chatterbox_vllm import (
     GenerationError,
     SpeechParameters,
     SpeechRequest,
+    SpeechResult,
 )
 
 TEXT = "A good deal longer than that, I should say."
@@ -133,3 +134,27 @@ def test_a_broken_engine_is_heard_of(tts: ChatterboxTTS, monkeypatch: pytest.Mon
                 await engine.speak(request(tts))
 
     asyncio.run(main())
+
+
+def test_every_result_is_told_and_a_listener_that_fails_harms_nothing(
+    tts: ChatterboxTTS, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[SpeechResult] = []
+
+    def listen(result: SpeechResult) -> None:
+        told.append(result)
+        raise RuntimeError("the listener is broken")
+
+    async def main() -> None:
+        async with AsyncChatterbox(tts, on_result=listen) as engine:
+            spoken = await engine.speak(request(tts), "spoken")
+            assert [chunk async for chunk in engine.generate(request(tts), "streamed")]
+            async for _ in engine.generate(request(tts, LONG), "left"):
+                break
+            late = await engine.speak(request(tts, LONG, deadline=0.01), "late")
+        assert spoken.audio is not None and isinstance(late.error, DeadlineError)
+
+    asyncio.run(main())
+    found = {result.request_id: type(result.error) for result in told}
+    assert found == {"spoken": type(None), "streamed": type(None), "left": CancelledError, "late": DeadlineError}
+    assert caplog.text.count("on_result failed") == 4

@@ -126,3 +126,11 @@ def test_an_unquantized_model_has_no_step_left() -> None:
 def test_bad_limits(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         MonitorLimits(**wrong)
+
+
+def test_told_to_stay_it_only_watches() -> None:
+    monitor = Monitor(MonitorLimits(least=1), Config())
+    monitor.stay_at(Config("bnb-8bit", None, None))
+    decision = monitor.observe(bad())
+    assert decision is not None and decision.reasons and decision.step is None and decision.config is None
+    assert monitor.config == Config("bnb-8bit", None, None) and monitor.figures.results == 1

@@ -40,6 +40,9 @@ def test_quantized_layers_are_counted(method: str) -> None:
     assert info.total_bytes == info.quantized_bytes + floats
     table = render(quantization_info({"net": net, "gone": None}))
     assert method in table and "1 of 2" in table and "gone           not in memory" in table
+    said = render({**quantization_info({"net": net}), "asked": "all of it", "steps_down": ["a little", "a lot"]})
+    assert said.splitlines()[-2:] == ["asked for: all of it", "stepped down: a little, then a lot"]
+    assert "stepped" not in render({**quantization_info({"net": net}), "asked": "all of it", "steps_down": []})
 
 
 def test_methods_that_differ_are_both_named() -> None:
@@ -96,9 +99,10 @@ def test_support_on_a_cpu() -> None:
     assert found["device"] == "cpu"
     methods = found["methods"]
     assert methods["bnb-8bit"]["s3gen"] == {"available": True, "why_not": None}
-    assert "CUDA" in methods["fp8"]["t3"]["why_not"] or "half precision" in methods["fp8"]["t3"]["why_not"]
-    assert "float32" in methods["awq"]["t3"]["why_not"] and "dtype='bfloat16'" in methods["awq"]["t3"]["why_not"]
-    assert check_quantization_support("cpu", "bfloat16")["methods"]["awq"]["t3"]["available"]
+    assert "needs a CUDA device" in methods["fp8"]["t3"]["why_not"]
+    assert methods["awq"]["t3"]["available"]  # in bfloat16, which is what awq gets where no dtype is given
+    in_float32 = check_quantization_support("cpu", "float32")["methods"]["awq"]["t3"]["why_not"]
+    assert "float32" in in_float32 and "dtype='bfloat16'" in in_float32
     assert "T3 only" in methods["awq"]["voice_encoder"]["why_not"]
     with pytest.raises(ConfigError, match="'int8'"):
         check_quantization_support("cpu", "int8")

@@ -202,6 +202,26 @@ def test_the_command(full_size: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "tier must be auto or one of 4, 6, 8, 12, 24, 48 (GB), not '5'" in capsys.readouterr().err
 
 
+def start(directory: Path, extras: str, *given: str) -> subprocess.CompletedProcess:
+    """Run start.sh in a directory whose environment counts as installed, with a Python that says what it was told."""
+    for file in ("start.sh", "pyproject.toml"):
+        shutil.copy(ROOT / file, directory)
+    python = directory / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\nprintf "%s\\n" "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    digest = hashlib.sha256((directory / "pyproject.toml").read_bytes()).hexdigest()[:32]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (directory / ".venv" / ".chatterbox-vllm").write_text(f"{digest} cpu {version} {directory.resolve()}\n{extras}\n")
+    return subprocess.run(
+        ["bash", directory / "start.sh", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "CHATTERBOX_VLLM_EXTRA": "cpu"},
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "passed"),
     [
@@ -215,21 +235,13 @@ def test_the_command(full_size: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ],
 )
 def test_start_passes_tiers_on(given: list[str], passed: list[str], tmp_path: Path) -> None:
-    for file in ("start.sh", "pyproject.toml"):
-        shutil.copy(ROOT / file, tmp_path)
-    # An environment that counts as installed, whose Python says what it was asked to run.
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\nprintf "%s\\n" "$@"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    digest = hashlib.sha256((tmp_path / "pyproject.toml").read_bytes()).hexdigest()[:32]
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (tmp_path / ".venv" / ".chatterbox-vllm").write_text(f"{digest} cpu {version} {tmp_path.resolve()}\ncpu\n")
-    done = subprocess.run(
-        ["bash", tmp_path / "start.sh", *given],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "CHATTERBOX_VLLM_EXTRA": "cpu"},
-    )
+    done = start(tmp_path, "cpu bnb", *given)
     assert done.stdout.splitlines() == ["-m", "chatterbox_vllm", *passed], done.stderr
+
+
+def test_start_installs_what_small_tiers_need(tmp_path: Path) -> None:
+    """Also where an environment was made without it."""
+    done = start(tmp_path, "cpu dev", "--ultra-low-vram", "say", "Hi.")
+    assert f"{tmp_path.resolve()}[cpu,bnb,dev]" in done.stderr
+    assert (tmp_path / ".venv" / ".chatterbox-vllm").read_text().splitlines()[1] == "cpu bnb dev"
+    assert done.stdout.splitlines()[-2:] == ["--tier", "4"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,8 @@ from chatterbox_vllm.errors import ConfigError, GenerationError
 
 if TYPE_CHECKING:
     from chatterbox_vllm.tts import ChatterboxTTS
+
+logger = logging.getLogger(__name__)
 
 Event = SpeechChunk | SpeechResult
 # How long the loop waits for S3Gen before it looks for new requests again.
@@ -56,10 +59,15 @@ class AsyncChatterbox:
 
     The model must not be used otherwise while this is open. Closing drops what is unfinished, with errors, and leaves
     the model as it was.
+
+    Args:
+        on_result: told every result, also of streamed, failed and aborted requests, in the engine's thread: it must be
+            quick. What it raises is logged and harms no request.
     """
 
-    def __init__(self, tts: ChatterboxTTS):
+    def __init__(self, tts: ChatterboxTTS, on_result: Callable[[SpeechResult], object] | None = None):
         self.tts = tts
+        self._on_result = on_result
         self._scheduler, self._talker = tts.lend_scheduler()
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._sinks: dict[str, Callable[[Event | Exception], None]] = {}
@@ -199,5 +207,14 @@ class AsyncChatterbox:
                 else:
                     self._completed += 1
                     self._audio_samples += len(event.audio)
+                if sink is not None:  # an earlier engine's request is none of ours
+                    self._tell(event)
             if sink is not None:
                 sink(event)
+
+    def _tell(self, result: SpeechResult) -> None:
+        if self._on_result is not None:
+            try:
+                self._on_result(result)
+            except Exception:
+                logger.exception("on_result failed for request %r", result.request_id)

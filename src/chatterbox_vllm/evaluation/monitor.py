@@ -5,6 +5,7 @@
         monitor.observe(result)
 
 The monitor decides; `apply` acts on it, by loading the model with the configuration that it is given.
+`monitored.MonitoredChatterbox` does all of this for `AsyncChatterbox`.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class Monitor:
         self.config = config
         self._apply = apply
         self._device_bytes = device_bytes
+        self._may_step = True
         self._failures: deque[bool] = deque(maxlen=limits.window)
         self._factors: deque[float] = deque(maxlen=limits.window)
         self._lock = threading.Lock()
@@ -180,6 +182,8 @@ class Monitor:
                 work = result.timings.talking + result.timings.voicing
                 self._factors.append(work * _SAMPLE_RATE / len(result.audio))
             decision = decide(self._figures(), self.limits, self.config)
+            if decision is not None and not self._may_step:
+                decision = Decision(decision.reasons)
             if decision is not None and decision.step is not None:
                 if self._apply is not None:
                     self._apply(decision)
@@ -188,6 +192,12 @@ class Monitor:
                 self._failures.clear()
                 self._factors.clear()
             return decision
+
+    def stay_at(self, config: Any) -> None:
+        """Only watch from now on, a model that runs with `config`: decisions hold no further step."""
+        with self._lock:
+            self.config = config
+            self._may_step = False
 
     @property
     def figures(self) -> Figures:

@@ -97,9 +97,11 @@ def quantization_info(components: Mapping[str, nn.Module | None]) -> dict[str, A
 
 
 def render(info: Mapping[str, Any]) -> str:
-    """A table for a terminal of what `quantization_info` returned."""
+    """A table for a terminal of what `quantization_info` or `ChatterboxTTS.get_quantization_info` returned."""
     lines = [f"{'component':<14} {'method':<10} {'layers':>11} {'MiB':>8} {'bytes/weight':>13}  by dtype"]
     for name, found in info.items():
+        if name in ("asked", "steps_down"):
+            continue
         if found is None:
             lines.append(f"{name:<14} not in memory")
             continue
@@ -110,6 +112,10 @@ def render(info: Mapping[str, Any]) -> str:
             f"{name:<14} {found['method'] or '-':<10} {layers:>11} {found['total_bytes'] / 2**20:8.1f} "
             f"{'-' if ratio is None else format(ratio, '.4f'):>13}  {dtypes}"
         )
+    if "asked" in info:
+        lines.append(f"asked for: {info['asked']}")
+    if info.get("steps_down"):
+        lines.append(f"stepped down: {', then '.join(info['steps_down'])}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import torch
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import METHODS, MODULE_METHODS, QuantizationConfig
 from chatterbox_vllm.quantization.storage import require_bitsandbytes
+from chatterbox_vllm.quantization.t3 import automatic_dtype
 
 COMPONENTS = ("t3", "s3gen", "voice_encoder")
 _HALF = (torch.float16, torch.bfloat16)
@@ -37,7 +38,7 @@ def check_quantization_support(device: str = "auto", dtype: str = "auto") -> dic
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: T3's; "auto" is bfloat16 on CUDA, float32 on the CPU.
+        dtype: T3's; "auto" is what `ChatterboxTTS.from_local` takes for each method.
 
     Returns:
         `device`, `bitsandbytes` (its version or None), and under `methods` each method's components with `available`
@@ -52,9 +53,9 @@ def check_quantization_support(device: str = "auto", dtype: str = "auto") -> dic
     kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in ("auto", *kinds):
         raise ConfigError(f"dtype must be 'auto' or one of {', '.join(map(repr, kinds))}, not {dtype!r}")
-    t3_dtype = kinds.get(dtype, torch.bfloat16 if where.type == "cuda" else torch.float32)
     methods: dict[str, dict[str, Any]] = {}
     for method in METHODS:
+        t3_dtype = kinds.get(dtype, automatic_dtype(method, where))
         methods[method] = {}
         for component in COMPONENTS:
             found = support(component, method, where, t3_dtype)

@@ -1,0 +1,90 @@
+"""The examples as their user runs them: in processes of their own, on the demo model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("vllm")
+pytest.importorskip("bitsandbytes")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of noise that is loud and soft in turn."""
+    path = tmp_path_factory.mktemp("clip") / "clip.wav"
+    loud = np.abs(np.sin(np.arange(48_000) / 4_000))
+    soundfile.write(path, 0.3 * loud * np.random.default_rng(0).standard_normal(48_000), 24_000)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CHATTERBOX_")]:
+        monkeypatch.delenv(name)
+
+
+def run(example: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / example), "--device", "cpu", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_ultra_low_vram(demo: Path, clip: Path, tmp_path: Path) -> None:
+    output = tmp_path / "said.wav"
+    done = run("example-tts-ultra-low-vram.py", "--model", demo, "--clip", clip, "--seed", 1, "-o", output, "Hello.")
+    assert done.returncode == 0, done.stderr
+    assert "without the tier" in done.stdout
+    for component in ("t3", "s3gen", "voice_encoder"):  # the last is in memory because a clip was enrolled
+        assert re.search(rf"^{component} +bnb-4bit +\d+ of \d+ ", done.stdout, re.MULTILINE), done.stdout
+    wave, rate = soundfile.read(output)
+    assert rate == 24_000 and abs(wave).max() > 0.01
+    assert f"said.wav: {len(wave) / rate:.2f} s of speech" in done.stdout
+    estimate, measured = (int(n) for n in re.findall(r"^(?:estimate|measured): (\d+) MiB", done.stdout, re.MULTILINE))
+    assert estimate > 100 and measured > 300  # Python, PyTorch and vLLM alone take that
+
+
+def test_ultra_low_vram_refuses_in_one_line(demo: Path, tmp_path: Path) -> None:
+    done = run("example-tts-ultra-low-vram.py", "--model", demo, "-o", tmp_path / "said.xyz")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "said.xyz" in done.stderr
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_quantized(demo: Path, tmp_path: Path) -> None:
+    done = run("example_tts_quantized.py", "--model", demo, "-d", tmp_path / "said")
+    assert done.returncode == 0, done.stderr
+    assert "bnb-4bit for t3: yes" in done.stdout
+    assert "fp8 for s3gen: fp8 is made for T3 only" in done.stdout
+    assert "refused: awq needs weights that were calibrated beforehand" in done.stdout
+    assert re.search(r"^quantize --method awq: t3_cfg.safetensors takes [\d.]+ MiB", done.stdout, re.MULTILINE)
+
+    rows = re.findall(r"^(\S.*?) +>?([\d.]+) +([\d.]+)  t3 (\S+), s3gen (.+)$", done.stdout, re.MULTILINE)
+    found = {name: (float(t3), float(s3gen), f"{first} {rest}") for name, t3, s3gen, first, rest in rows}
+    expected = {
+        "nothing asked for": "- -",
+        'use_quantization=True, quantization_method="bnb-8bit"': "bnb-8bit -",
+        "use_bnb_quantization=True, quantize_s3gen=True, quantize_voice_encoder=True": "bnb-4bit bnb-4bit",
+        'quantization=QuantizationConfig(s3gen="bnb-8bit")': "- bnb-8bit",
+        'quantization_strategy="conservative"': "bnb-8bit bnb-8bit",
+        'quantization_strategy="mixed"': "bnb-4bit bnb-8bit",
+        'quantization_strategy="aggressive"': "bnb-4bit bnb-4bit",
+        'quantization_strategy="auto"': "bnb-8bit bnb-8bit",
+        "CHATTERBOX_USE_QUANTIZATION=1 CHATTERBOX_QUANTIZATION_METHOD=bnb-4bit": "bnb-4bit -",
+        'quantization_method="awq", fallback=True': "- -; gave up: T3 not quantized",
+        "a directory in bnb-4bit": "bnb-4bit -",
+        "a directory in awq": "awq -",
+    }
+    assert {name: row[2] for name, row in found.items()} == expected
+    # Fewer bits, fewer bytes, of both components.
+    int8, nf4 = (found[f'quantization_strategy="{name}"'] for name in ("conservative", "aggressive"))
+    assert int8[0] > nf4[0] and found["nothing asked for"][1] > int8[1] > nf4[1]
+    assert len(list((tmp_path / "said").glob("*.wav"))) == len(expected)
