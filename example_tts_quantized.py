@@ -82,7 +82,8 @@ def directory(model: Path, device: str) -> Iterator[tuple[str, Load]]:
         for method in ("bnb-4bit", "awq"):
             made = Path(home) / method
             # AWQ is calibrated on what T3 says: give it more texts, and clips of the voices that will be spoken.
-            quantize_model(model, made, method, texts=[TEXT, "And another one to calibrate with."], device=device)
+            texts = [TEXT, "And another one to calibrate with."]
+            quantize_model(model, made, QuantizationConfig(t3=method), texts=texts, device=device)
             before, after = ((place / ENGLISH.t3).stat().st_size / MIB for place in (model, made))
             print(f"quantize --method {method}: {ENGLISH.t3} takes {after:.1f} MiB, {before:.1f} before")
             yield f"a directory in {method}", partial(ChatterboxTTS.from_pretrained, made, device)
