@@ -103,7 +103,8 @@ def test_both_sides(
         assert ratio["x real time"] == pytest.approx(row["x real time"] / theirs["x real time"], abs=1e-3)
         assert row["x real time"] < row["S3Gen x real time"]
     assert together["a text, median s"] is None is ratios[1]["a text, median s"]
-    table = capsys.readouterr().out.splitlines()
+    machine, table = (part.splitlines() for part in capsys.readouterr().out.split("\n\n", 1))
+    assert machine[0].split()[0] == "date"
     assert " ".join(table[0].split()) == "published package chatterbox-vllm chatterbox-vllm ratio ratio"
     line = next(line for line in table if line.startswith("T3 tokens/s"))
     assert float(line.split()[2]) == pytest.approx(theirs["T3 tokens/s"], rel=1e-3)
