@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from chatterbox_vllm import __version__
 from chatterbox_vllm.cli import batch, bench, estimate, evaluate, info, quantize, say
@@ -32,6 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; say nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def entry() -> NoReturn:
+    """The installed command. After an interrupt it ends at once: what has been torn from its work may hang at exit."""
+    status = main()
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _fail(message: str) -> int:

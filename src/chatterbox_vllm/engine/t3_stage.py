@@ -121,7 +121,7 @@ class T3Stage:
         (root / "model.safetensors").symlink_to(weights.path.resolve())
         try:
             self._engine = self._start(root, quantization.argument)
-        except Exception as error:
+        except BaseException as error:
             self._directory.cleanup()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
                 raise DeviceError(f"the T3 engine cannot start: {error}") from error
