@@ -29,7 +29,7 @@ class Plan:
         graph_sizes: batch sizes that T3's CUDA graphs are captured for; None leaves them to vLLM.
         s3gen_batch: most utterances that S3Gen voices at once.
         s3gen_frames: most mel frames of a batch of S3Gen, prompts included; a longer utterance goes alone.
-        frugal: small workspaces and an allocator without gaps (`runtime.spare_device_memory`), which cost some speed.
+        frugal: small workspaces and an allocator without gaps (`runtime.spare_device_memory`).
         enrolment: where the nets that make voices live: "cpu"; on the device and "released" after use, or "kept".
     """
 

@@ -54,10 +54,10 @@ def require_ieee_float32() -> None:
 
 
 def spare_device_memory() -> None:
-    """Give speed for memory where cards are small; call before the process multiplies on a GPU.
+    """Keep little beside what is in use, where cards are small; call before the process multiplies on a GPU.
 
     Segments that grow leave no gaps between blocks in use. cuBLAS keeps a workspace for each thread and stream, by
-    default of 32 MiB on new cards, for algorithms that a batch of one hardly needs.
+    default of 32 MiB on new cards.
     """
     torch.cuda.memory._set_allocator_settings("expandable_segments:True")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:1")  # one of 4096 KiB

@@ -33,7 +33,7 @@ from chatterbox_vllm.models.t3.sampling import RowValues, choose
 from chatterbox_vllm.models.t3.vllm_config import T3EngineFields
 
 _LARGEST_SEED = (1 << 64) - 1
-# Each value's lowest and highest, and whether the lowest itself is out.
+# Each value's default, lowest and highest, and whether the lowest itself is out.
 _RANGES = {
     "cfg_weight": (0.5, 0.0, math.inf, False),
     "repetition_penalty": (1.0, 0.0, math.inf, True),
