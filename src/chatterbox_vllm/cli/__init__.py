@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from chatterbox_vllm import __version__
 from chatterbox_vllm.cli import batch, bench, estimate, evaluate, info, quantize, say
+from chatterbox_vllm.cli.interrupts import keep_interrupts
 from chatterbox_vllm.errors import ChatterboxError
 
 FAILED, INTERRUPTED = 2, 130
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The installed command. After an interrupt it ends at once: what has been torn from its work may hang at exit."""
+    keep_interrupts()
     status = main()
     if status == INTERRUPTED:
         sys.stdout.flush()
