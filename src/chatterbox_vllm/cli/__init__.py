@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, estimate, evaluate, info, quantize, say
+from chatterbox_vllm.cli import batch, bench, estimate, evaluate, info, methods, quantize, say
 from chatterbox_vllm.cli.interrupts import keep_interrupts
 from chatterbox_vllm.errors import ChatterboxError
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add(commands.add_parser("batch", help="speak many texts into a directory; goes on where it was killed"))
     bench.add(commands.add_parser("bench", help="how fast this machine speaks"))
     quantize.add(commands.add_parser("quantize", help="write a model with quantized weights, which loads directly"))
+    methods.add(commands.add_parser("methods", help="what each quantization method costs and spares on this machine"))
     evaluate.add(commands.add_parser("evaluate", help="judge a model by another: quality, speed, memory"))
     info.add(commands.add_parser("info", help="versions, device, what would run where, sizes"))
     estimate.add(commands.add_parser("estimate", help="how much memory a model will take, before it is loaded"))

@@ -1,7 +1,8 @@
 """Ctrl-C that is never lost.
 
-Python raises KeyboardInterrupt wherever the main thread happens to stand. In a finaliser, or in a callback of the garbage collector, an exception
-has nobody to rise to: Python hands it to `sys.unraisablehook`, which prints it, and the command would go on as if nothing had been asked.
+Python raises KeyboardInterrupt wherever the main thread happens to stand. In a finaliser, or in a callback of the
+garbage collector, an exception has nobody to rise to: Python hands it to `sys.unraisablehook`, which prints it, and the
+command would go on as if nothing had been asked.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import signal
 import sys
 from typing import Any
 
-_AGAIN_SECONDS = 0.02
-"""Long enough for a finaliser to end; if the next interrupt meets another one, it comes once more."""
+_AGAIN_SECONDS = 0.02  # a finaliser has ended by then; if the next one is met, it comes once more
 
 
 def keep_interrupts() -> None:
-    """From now on an interrupt that a finaliser swallowed is raised again a moment later. Call it from the main thread."""
+    """From now on an interrupt that a finaliser swallows is raised again a moment later. Call in the main thread."""
     report = sys.unraisablehook
 
     def raise_again(unraisable: Any) -> None:
