@@ -18,8 +18,6 @@ from typing_extensions import Self
 
 from chatterbox_vllm import __version__
 
-_INTERVAL = 0.05
-
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Date, versions and names that a result is worth nothing without."""
@@ -61,11 +59,21 @@ class Usage:
     peak_host_bytes: int = 0
 
 
-class Probe:
-    """A `with` block that samples the driver every 50 ms."""
+def device_bytes_in_use(device: torch.device) -> int:
+    """Of a CUDA device, by all processes and with their contexts, as the driver sees it. Makes no context."""
+    from vllm.third_party import pynvml
 
-    def __init__(self, device: torch.device):
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(_physical_index(device.index or 0))
+    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+
+class Probe:
+    """A `with` block that samples the driver every `interval` seconds."""
+
+    def __init__(self, device: torch.device, interval: float = 0.05):
         self.device = device
+        self.interval = interval
         self.usage = Usage()
         self._stop = threading.Event()
         self._busy: list[float] = []
@@ -89,7 +97,7 @@ class Probe:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(_physical_index(self.device.index or 0))
         peak = 0
-        while not self._stop.wait(_INTERVAL):
+        while not self._stop.wait(self.interval):
             self._busy.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
             peak = max(peak, pynvml.nvmlDeviceGetMemoryInfo(handle).used)
         self.usage.peak_device_bytes = int(peak)

@@ -1,0 +1,110 @@
+"""What each tier takes of a card and how fast it speaks there: the whole process, as the driver sees it.
+
+    python benchmarks/tiers.py MODEL --clip CLIP [--plans none 4 6] [--json FILE]
+
+Every plan has a process of its own, which loads the model, enrols the clip, and speaks as many requests of 10 s at once
+as the plan holds; "none" is the model unquantized and without a tier, one request at a time. Peaks are what the card
+has in use beyond what others held before, CUDA's context included: let nobody else begin or end on it meanwhile. The
+tokens/s are T3's alone with one request. Compare speeds within one run only: hosts differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatterbox_vllm import ChatterboxError, ChatterboxTTS, SpeechParameters, SpeechRequest
+from chatterbox_vllm.bench.probe import Probe, device_bytes_in_use, machine
+from chatterbox_vllm.bench.stages import SENTENCE, t3_rows
+from chatterbox_vllm.bench.table import table
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
+from chatterbox_vllm.hub import resolve_model
+from chatterbox_vllm.tiers import GIB, tier_named
+
+DEVICE = torch.device("cuda", 0)
+NONE = "none"
+SECONDS = 10
+INTERVAL = 0.005  # of samples; PyTorch keeps what it freed, so a peak lasts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--clip", type=Path, required=True, help="whose voice to clone")
+    parser.add_argument("--plans", nargs="+", default=[NONE, "4", "6", "8"], help="tiers, and none")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", metavar="PLAN", help=argparse.SUPPRESS)  # in the process of one plan
+    options = parser.parse_args()
+    if options.only is not None:
+        print(json.dumps(measure(options.model, options.only, options.clip, options.repeats)))
+        return
+    rows = []
+    for plan in options.plans:
+        command = [sys.executable, __file__, options.model, "--clip", str(options.clip)]
+        command += ["--only", plan, "--repeats", str(options.repeats)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"plan {plan} failed; see above")
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(table([rows[-1]]), end="\n\n", flush=True)
+    print(table(rows))
+    if options.json is not None:
+        facts = {**machine(DEVICE), "model": options.model}
+        options.json.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")
+
+
+def measure(model: str, plan: str, clip: Path, repeats: int) -> dict[str, Any]:
+    logging.getLogger("chatterbox_vllm").setLevel(logging.ERROR)
+    held_by_others = device_bytes_in_use(DEVICE)  # before this process has a context
+    arguments: dict[str, Any] = {"max_batch_size": 1} if plan == NONE else {"tier": plan}
+    directory = resolve_model(model)
+    start = time.perf_counter()
+    with Probe(DEVICE, INTERVAL) as loading:
+        tts = ChatterboxTTS.from_local(directory, str(DEVICE), **arguments)
+    started = time.perf_counter() - start
+    with tts:
+        with Probe(DEVICE, INTERVAL) as enrolling:
+            tts.prepare_conditionals(clip)
+        requests = tts.t3_stage.options.max_batch_size
+        with Probe(DEVICE, INTERVAL) as speaking:
+            speeds = [speak(tts, requests) for _ in range(repeats + 1)][1:]
+        (t3,) = t3_rows(tts, [1], SECONDS * TOKENS_PER_SECOND, repeats)
+    peaks = {"loading": loading, "enrolling": enrolling, "speaking": speaking}
+    return {
+        "plan": plan,
+        "start s": round(started, 1),
+        **{f"{name}, GiB": gib(probe, held_by_others) for name, probe in peaks.items()},
+        "budget, GiB": None if plan == NONE else tier_named(plan).budget / GIB,
+        "requests": requests,
+        "x real time": round(max(speeds), 1),
+        "T3 tokens/s": t3["median"],
+    }
+
+
+def speak(tts: ChatterboxTTS, requests: int) -> float:
+    """Seconds of audio a second."""
+    parameters = SpeechParameters(max_tokens=SECONDS * TOKENS_PER_SECOND)
+    start, audio = time.perf_counter(), 0.0
+    for result in tts.run([SpeechRequest(SENTENCE, tts.voice, parameters) for _ in range(requests)]):
+        if result.audio is None:
+            raise result.error or ChatterboxError("nothing was spoken")
+        audio += len(result.audio) / tts.sr
+    return audio / (time.perf_counter() - start)
+
+
+def gib(probe: Probe, held_by_others: int) -> float | None:
+    peak = probe.usage.peak_device_bytes
+    return None if peak is None else round((peak - held_by_others) / GIB, 3)
+
+
+if __name__ == "__main__":
+    main()
