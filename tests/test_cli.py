@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    text = "This takes a while to say. " * 35
+    text = "This takes a while to say. " * 300  # minutes, on any machine
     command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "-o", tmp_path / "o.wav", "--model", "demo"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     time.sleep(8)
