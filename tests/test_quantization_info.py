@@ -12,6 +12,7 @@ from chatterbox_vllm.quantization.info import component_info, quantization_info,
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import NF4, Int8, scheme_of
 from chatterbox_vllm.quantization.support import check_quantization_support, require_support
+from chatterbox_vllm.quantization.t3 import automatic_dtype
 
 CPU = torch.device("cpu")
 
@@ -120,3 +121,15 @@ def test_what_cannot_be_had_names_the_remedy(no_bitsandbytes: None, monkeypatch:
         with pytest.raises(ConfigError, match="pip install bitsandbytes"):
             require_support(config, CPU, torch.float32)
     require_support(QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-8bit"), CPU, torch.float32)
+
+
+def test_what_t3_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, card = torch.device("cpu"), torch.device("cuda", 0)
+    assert [automatic_dtype(method, cpu) for method in (None, "bnb-4bit", "awq")] == [
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    ]
+    for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((12, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert {automatic_dtype(method, card) for method in (None, "bnb-4bit", "awq")} == {dtype}

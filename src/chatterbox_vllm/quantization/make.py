@@ -23,6 +23,7 @@ from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import Progress, check_output, write_checkpoint
 from chatterbox_vllm.quantization.module_file import quantized_file_tensors
 from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
+from chatterbox_vllm.quantization.t3 import automatic_dtype
 from chatterbox_vllm.quantization.t3_file import quantize_t3_bnb, quantized_t3_layout
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
@@ -186,7 +187,7 @@ def calibration_utterances(
         segments = maker.segments(SpeechRequest(text, voice, parameters))
         prompts += [(maker.prompt(segment.text, voice, parameters), parameters) for segment in segments]
     options = T3Options(
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        dtype=automatic_dtype(None, device),
         # No longer than these need, which keeps the KV cache small.
         max_model_len=max(len(prompt) for prompt, _ in prompts) + _CALIBRATION_TOKENS,
         max_batch_size=min(len(prompts), 8),

@@ -18,6 +18,7 @@ _FP8_CONFIG = "fp8_per_channel"
 # Weights that share a scale and a zero point: the size that vLLM's kernels and published AWQ models have in common.
 AWQ_GROUP = 128
 
+_LEAST_BFLOAT16 = (8, 0)  # compute capability: cards before Ampere have none
 _HALF = (torch.float16, torch.bfloat16)
 _MAKE_AWQ = "make them with `chatterbox-vllm quantize MODEL --method awq -o DIR` and load DIR, or take bnb-4bit"
 
@@ -36,8 +37,10 @@ class EngineQuantization:
 
 
 def automatic_dtype(method: str | None, device: torch.device) -> torch.dtype:
-    """What T3 computes in where nobody says: float32 on a CPU if the method can, else bfloat16."""
-    return torch.bfloat16 if device.type == "cuda" or method in ("awq", "fp8") else torch.float32
+    """What T3 computes in where nobody says: float32 on a CPU if the method can, bfloat16 else, float16 on old cards."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= _LEAST_BFLOAT16 else torch.float16
+    return torch.bfloat16 if method in ("awq", "fp8") else torch.float32
 
 
 def check_t3_quantization(method: str | None, dtype: torch.dtype, deterministic: bool) -> None:
