@@ -37,7 +37,7 @@ class EngineQuantization:
 
 
 def automatic_dtype(method: str | None, device: torch.device) -> torch.dtype:
-    """What T3 computes in where nobody says: float32 on a CPU if the method can, bfloat16 else, float16 on old cards."""
+    """What T3 computes in where nobody says: bfloat16, but float32 on a CPU if the method can, float16 on old cards."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= _LEAST_BFLOAT16 else torch.float16
     return torch.bfloat16 if method in ("awq", "fp8") else torch.float32
