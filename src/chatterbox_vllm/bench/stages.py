@@ -21,10 +21,10 @@ Row = dict[str, Any]
 
 
 def t3_rows(tts: ChatterboxTTS, batches: Sequence[int], tokens: int, repeats: int) -> list[Row]:
-    """Tokens a second at each batch size, with the published sampling; every request runs to `tokens`.
+    """Tokens a second at each batch size, with the published sampling, up to `tokens` a request.
 
-    End-of-speech is made impossible by never stopping before: a synthetic model hardly draws it, and a trained one that
-    does only makes the batch smaller, which the count of tokens takes into account.
+    Synthetic weights hardly ever draw the end of speech. A trained model does; the batch is smaller from there on, and
+    the tokens that were spoken are what counts.
     """
     scheduler, talker = tts.lend_scheduler()
     try:
