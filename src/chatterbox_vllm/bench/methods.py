@@ -33,12 +33,14 @@ class Workload:
         batches: numbers of requests that T3's speed is measured at.
         repeats: measurements of a speed, of which the best counts; one more warms up.
         awq: a directory with T3 in AWQ, made from the same model; None calibrates one.
+        dtype: that T3 computes in; None leaves it to device and method, as a model is served.
     """
 
     seconds: float = 5.0
     batches: tuple[int, ...] = (1,)
     repeats: int = 3
     awq: Path | None = None
+    dtype: torch.dtype | None = None
 
 
 def method_rows(

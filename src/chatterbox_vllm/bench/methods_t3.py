@@ -70,7 +70,7 @@ class T3Methods:
         directory = self._quantized_directory(method)
         weights = Weights(directory / self._file)
         options = T3Options(
-            dtype=automatic_dtype(method, self.device),
+            dtype=self.workload.dtype or automatic_dtype(method, self.device),
             max_model_len=max(map(len, self._prompts)) + self._tokens,
             max_batch_size=max(*self.workload.batches, len(TEXTS)),
             cuda_graphs=self.device.type == "cuda",

@@ -12,6 +12,7 @@ from chatterbox_vllm.cli.options import add_model
 from chatterbox_vllm.errors import ConfigError, OutputError
 from chatterbox_vllm.quantization.config import METHODS
 
+_DTYPES = ("float32", "float16", "bfloat16")
 _DESCRIPTION = """\
 Quantize each component of a model by each method and print what that does: the layers quantized, bytes of a weight on
 the live modules and in theory, the error of the output against float32 on the published weights, and the speed. T3's
@@ -30,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--components", nargs="+", choices=components, default=list(components))
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--awq", type=Path, metavar="DIR", help="the model with T3 in AWQ, from the command quantize")
+    parser.add_argument("--dtype", choices=("auto", *_DTYPES), default="auto", help="T3's (default: as it is served)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of speech at each measurement")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="requests at once, T3's speed")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs after the first; the best counts")
@@ -40,6 +42,8 @@ def _methods(options: argparse.Namespace) -> int:
     if options.seconds <= 0 or options.repeats < 1 or min(options.batch) < 1:
         raise ConfigError("--seconds, --repeats and --batch must be positive")
 
+    import torch
+
     from chatterbox_vllm.bench.methods import NOT_HERE, Row, Workload, method_rows
     from chatterbox_vllm.bench.probe import machine
     from chatterbox_vllm.bench.table import table
@@ -47,7 +51,8 @@ def _methods(options: argparse.Namespace) -> int:
     from chatterbox_vllm.hub import resolve_model
 
     directory, device = resolve_model(options.model), resolve_device(options.device)
-    workload = Workload(options.seconds, tuple(options.batch), options.repeats, options.awq)
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    workload = Workload(options.seconds, tuple(options.batch), options.repeats, options.awq, dtype)
     rows: list[Row] = []
     for component in options.components:
         found: list[Row] = []
