@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.evaluate import model_options
+from chatterbox_vllm.engine.request import SpeechResult
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.evaluation.asr import load_recogniser
 from chatterbox_vllm.evaluation.collect import CollectionJob, collect, collect_in_process
@@ -30,6 +33,9 @@ from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.compare import Comparison, VoiceJudge, compare
 from chatterbox_vllm.evaluation.gates import Status, judge, load_thresholds
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
+from chatterbox_vllm.evaluation.stages import speak
+from tests.made_up_collections import POSITIONS, Ears, made_up, silence
+from tests.test_page import Page, assert_sound
 
 TEXTS = ("Good morning.", "It rains a little today, and tomorrow too.")
 PLAN = EvaluationPlan(texts=TEXTS, diffusion_steps=4, repeats=1)
@@ -157,7 +163,7 @@ def test_the_command_passes_a_model_against_itself_and_reports(
     runs = [found[name] for name in ("baseline", "candidate")]
     assert all(run["peak_host_bytes"] > 100 << 20 and run["audio_seconds"] > 1 for run in runs)
     assert all(case["baseline"]["speech_tokens"] == case["candidate"]["speech_tokens"] for case in found["cases"])
-    assert_self_contained((tmp_path / "out.html").read_text(), players=4)
+    assert_sound(Page((tmp_path / "out.html").read_text()), players=4)
 
     # What is kept is whole, and is not overwritten.
     kept = Collection(tmp_path / "kept" / "baseline")
@@ -173,17 +179,141 @@ def parrot(wave: np.ndarray) -> str:
     return "good morning"
 
 
-def assert_self_contained(page: str, players: int) -> None:
-    assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert page.count("<audio") == players and page.count("data:audio/flac;base64,") == players
-    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 3
-    for drawing in drawings:
-        ElementTree.fromstring(drawing)
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    for name in (*T3_GATES, *S3GEN_GATES):
-        assert f"<b>{name}</b>" in page
+class Command:
+    """`evaluate` of collections that are made up; `damage` befalls the candidate's."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        self.options: list[Any] = ["--text", tmp_path / "texts.txt", "--thresholds", tmp_path / "own.toml"]
+        self.collected: list[str] = []
+        (tmp_path / "texts.txt").write_text("\ufeffGood morning.\n", encoding="utf-8")
+        (tmp_path / "own.toml").write_text("[pesq]\nrequired = false\n")
+        monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", self._collect)
+        monkeypatch.setattr("chatterbox_vllm.evaluation.compare.VoiceJudge", lambda directory: Ears())
+        monkeypatch.setattr("chatterbox_vllm.hub.resolve_model", Path)
+
+    def damage(self, collection: Collection) -> None:
+        pass
+
+    def _collect(self, job: CollectionJob) -> None:
+        assert [case.text for case in job.plan.cases] == ["Good morning."]
+        self.collected.append(job.name)
+        collection = made_up(job.output, job.plan, job.name)
+        if job.baseline is not None:
+            self.damage(collection)
+
+    def __call__(self, *more: Any) -> int:
+        words = ["evaluate", "--baseline", "large", "--candidate", "small", *self.options, *more]
+        return main([str(word) for word in words])
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    return Command(tmp_path, monkeypatch)
+
+
+def test_the_verdict_is_the_exit_status_and_the_last_line_says_why(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert command() == 0 and capsys.readouterr().out.endswith("\npassed\n")
+
+    def other_thoughts(collection: Collection) -> None:
+        collection.save("logits", 0, np.zeros((POSITIONS, 16)))
+
+    command.damage = other_thoughts  # type: ignore[method-assign]
+    assert command() == 1 and capsys.readouterr().out.endswith("\nfailed: t3_kl, t3_top1\n")
+
+    def nothing(collection: Collection) -> None:
+        for each in (collection, Collection(collection.directory.parent / "baseline")):
+            silence(each, 0, "no room\non the card")
+
+    command.damage = nothing  # type: ignore[method-assign]
+    assert command() == 2
+    output = capsys.readouterr()
+    assert re.search(r"\nincomplete: t3_kl, .*, speed could not run\n$", output.out)
+    assert "candidate, case 0: not spoken: no room on the card\n" in output.err
+
+    def crash(*arguments: Any) -> None:
+        raise ZeroDivisionError("by chance")
+
+    # Python would end with 1 here, as if a gate had failed.
+    monkeypatch.setattr("chatterbox_vllm.evaluation.compare.compare", crash)
+    assert command() == 2 and "ZeroDivisionError: by chance" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_leaves_the_verdict_on_the_terminal(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    report = tmp_path / "report.html"
+
+    def in_the_way(collection: Collection) -> None:
+        report.mkdir()
+
+    command.damage = in_the_way  # type: ignore[method-assign]
+    assert command("--report", report) == 2
+    output = capsys.readouterr()
+    assert output.out.endswith("\npassed\n") and "report.html: cannot be written" in output.err
+
+
+def test_outputs_are_refused_before_a_model_is_collected(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "kept" / "candidate" / "old").mkdir(parents=True)
+    for words, named in (
+        (["--keep", tmp_path / "kept"], "candidate is not empty"),
+        (["--keep", tmp_path / "texts.txt"], "texts.txt"),
+        (["--report", tmp_path], "is a directory"),
+        (["--json", tmp_path / "out", "--report", tmp_path / "out"], "a file each"),
+        (["--listen", -1], "--listen"),
+        (["--voice", __file__, __file__], "named twice"),
+    ):
+        assert command(*words) == 2
+        assert named in capsys.readouterr().err
+    assert command.collected == []
+    assert command("--keep", tmp_path / "new", "--json", tmp_path / "out.json") == 0
+    assert command.collected == ["large", "small"]
+    assert json.loads((tmp_path / "out.json").read_text())["candidate"]["name"] == "small"
+    assert Collection(tmp_path / "new" / "candidate").facts().name == "small"
+
+
+def test_audio_that_is_not_finite_is_a_failure_and_not_kept(tmp_path: Path) -> None:
+    audio = torch.zeros(2400)
+    audio[7] = torch.nan
+    result = SpeechResult("r", 0, 1, audio=audio, finish_reason="stop")
+    voice: Any = object()
+    tts: Any = SimpleNamespace(run=lambda requests: [result] if len(requests) else [], sr=24_000)
+    plan = EvaluationPlan(texts=("Good morning.",), repeats=1)
+    into = Collection.create(tmp_path / "out")
+    (facts,), _ = speak(tts, plan, [voice], into)
+    assert facts.failed and "not finite" in str(facts.error) and facts.seconds == 0
+    assert into.load("speech", 0) is None
+
+
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let a shell script be the Python of new processes."""
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(path))
+
+
+def test_a_process_that_dies_unheard_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "echo no library >&2; exit 3")
+    plan = EvaluationPlan(texts=("word " * 50_000,))  # more than a pipe takes
+    with pytest.raises(GenerationError, match=r"status 3 \(no library\)"):
+        collect_in_process(CollectionJob("demo", plan, tmp_path / "out"))
+
+
+def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; cat > /dev/null; kill -ALRM $PPID; exec sleep 60")
+    # Not SIGINT, which is ignored where the tests run in the background.
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            collect_in_process(CollectionJob("demo", PLAN, tmp_path / "out"))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_process_that_fails_says_why(demo: Path, tmp_path: Path) -> None:
@@ -228,6 +358,8 @@ def test_long_texts_are_evaluated_piece_by_piece() -> None:
         (["--thresholds", "none.toml"], "none.toml"),
         (["--asr", "no.such:thing"], "no.such"),
         (["--asr", ""], "recogniser"),
+        (["--asr", "no-such-program --fast"], "no-such-program"),
+        (["--asr", "tests.test_evaluate:TEXTS"], "not a function"),
         (["--report", "none/out.html"], "none"),
     ],
 )
@@ -254,8 +386,10 @@ def test_recognisers(tmp_path: Path) -> None:
     assert load_recogniser(f"sh {script} middle {{}} more")(wave) == "RIFF middle"
     with pytest.raises(GenerationError, match="status 3: no such tongue"):
         load_recogniser("sh -c 'echo no such tongue >&2; exit 3'")(wave)
-    with pytest.raises(GenerationError, match="cannot be run"):
-        load_recogniser("/no/such/recogniser")(wave)
+    with pytest.raises(GenerationError, match="not UTF-8"):
+        load_recogniser("printf '\\377'")(wave)
+    with pytest.raises(GenerationError, match=r"ZeroDivisionError"):
+        load_recogniser("tests.test_evaluate:broken")(wave)
     with pytest.raises(GenerationError, match="int"):
         load_recogniser("tests.test_evaluate:deaf")(wave)
     with pytest.raises(ConfigError, match="command line"):
@@ -264,3 +398,7 @@ def test_recognisers(tmp_path: Path) -> None:
 
 def deaf(wave: np.ndarray) -> int:
     return 0
+
+
+def broken(wave: np.ndarray) -> str:
+    raise ZeroDivisionError

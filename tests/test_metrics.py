@@ -42,9 +42,9 @@ def test_divergence() -> None:
 
 
 def test_top1() -> None:
-    a = np.array([[0, 2, 1], [3, 0, 0], [0, 0, 1]], np.float32)
-    b = np.array([[1, 5, 0], [0, 1, 0], [0, np.nan, 1]], np.float32)
-    assert metrics.same_top1(a, b).tolist() == [True, False, False]
+    a = np.array([[0, 2, 1], [3, 0, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]], np.float32)
+    b = np.array([[1, 5, 0], [0, 1, 0], [0, np.nan, 1], [0, 0, np.inf], [0, -np.inf, 1]], np.float32)
+    assert metrics.same_top1(a, b).tolist() == [True, False, False, False, True]
 
 
 def test_mel_distance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -74,6 +75,16 @@ def test_failures_take_one_component_back_at_a_time() -> None:
     # Two of the last ten are borne, the third is not.
     assert [monitor.observe(bad()) is None for _ in range(3)] == [True, True, False]
     assert [decision.step for decision in applied] == [Rollback.DOUBLE_QUANT, Rollback.VOICE_ENCODER]
+
+
+def test_what_acts_on_a_decision_may_look_at_the_figures() -> None:
+    seen: list[int] = []
+    monitor = Monitor(LIMITS, Config(), lambda decision: seen.append(monitor.figures.results))
+    # In a thread, as a lock that is held would hold the test as well.
+    thread = threading.Thread(target=lambda: [monitor.observe(bad()) for _ in range(5)], daemon=True)
+    thread.start()
+    thread.join(5)
+    assert seen == [5]
 
 
 def test_speed_is_the_median_of_work_for_a_second_of_audio() -> None:

@@ -7,18 +7,22 @@ import importlib.util
 import json
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.errors import ChatterboxError, ConfigError
 
 if TYPE_CHECKING:
+    from chatterbox_vllm.evaluation.compare import Comparison
+    from chatterbox_vllm.evaluation.gates import Verdict
     from chatterbox_vllm.evaluation.plan import EvaluationPlan
 
 _LIBRARIES = ("matplotlib", "pesq", "pystoi")
 _WORDS = {"true": True, "false": False, "none": None}
+_MOST_TROUBLES = 10
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +73,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        return _evaluate(options)
+    except (ChatterboxError, BrokenPipeError):
+        raise
+    except Exception:
+        # Python's own status would be 1, which says that a gate failed.
+        traceback.print_exc()
+        return 2
+
+
+def _evaluate(options: argparse.Namespace) -> int:
     absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if absent:
         raise ConfigError(f"evaluate needs {', '.join(absent)}: pip install 'chatterbox-vllm[evaluate]'")
@@ -78,38 +93,68 @@ def run(options: argparse.Namespace) -> int:
     from chatterbox_vllm.evaluation.collection import Collection
     from chatterbox_vllm.evaluation.compare import VoiceJudge, compare
     from chatterbox_vllm.evaluation.gates import judge, load_thresholds
-    from chatterbox_vllm.evaluation.report import as_html, as_json, line, write
+    from chatterbox_vllm.evaluation.page import as_html
+    from chatterbox_vllm.evaluation.report import as_json, write
     from chatterbox_vllm.hub import resolve_model
 
     # Whatever can be refused is refused before a model loads.
     plan = _plan(options)
     thresholds = load_thresholds(options.thresholds)
     recogniser = None if options.asr is None else load_recogniser(options.asr)
-    for path in (options.json, options.report):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise ConfigError(f"{path}: there is no directory {path.parent}; make it first")
-    models = [str(resolve_model(name)) for name in (options.baseline, options.candidate)]
+    _check_outputs(options)
+    names = (options.baseline, options.candidate)
+    models = [str(resolve_model(name)) for name in names]
     parameters = [model_options(words) for words in (options.baseline_options, options.candidate_options)]
     ears = VoiceJudge(Path(models[0]) if options.judge is None else resolve_model(options.judge))
 
     with ExitStack() as stack:
         root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatterbox-evaluate-")))
-        homes = [root / "baseline", root / "candidate"]
-        for i, (model, given, home) in enumerate(zip(models, parameters, homes, strict=True)):
+        baseline, candidate = (Collection.create(root / name) for name in ("baseline", "candidate"))
+        for collection, model, given, name in zip((baseline, candidate), models, parameters, names, strict=True):
+            home, other = collection.directory, None if collection is baseline else baseline.directory
             print(f"{home.name}: {model} {' '.join(f'{k}={v}' for k, v in given.items())}", file=sys.stderr, flush=True)
-            collect_in_process(CollectionJob(model, plan, home, homes[0] if i else None, options.device, given))
-        baseline, candidate = (Collection(home) for home in homes)
+            collect_in_process(CollectionJob(model, plan, home, other, options.device, given, name))
         comparison = compare(plan, baseline, candidate, ears, recogniser)
         verdict = judge(comparison.measurements, thresholds)
-        if options.json is not None:
-            write(options.json, json.dumps(as_json(plan, comparison, verdict), indent=1, allow_nan=False) + "\n")
-        if options.report is not None:
-            write(options.report, as_html(comparison, verdict, baseline, candidate, options.listen))
+        try:
+            if options.json is not None:
+                write(options.json, json.dumps(as_json(plan, comparison, verdict), indent=1, allow_nan=False) + "\n")
+            if options.report is not None:
+                write(options.report, as_html(plan, comparison, verdict, baseline, candidate, options.listen))
+        finally:  # a full disk shall not take the figures along
+            _print(comparison, verdict)
+    return verdict.exit_status
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    from chatterbox_vllm.evaluation.report import check_writable
+
+    files = [path for path in (options.json, options.report) if path is not None]
+    for path in files:
+        check_writable(path)
+    if len({path.resolve() for path in files}) < len(files):
+        raise ConfigError(f"--json and --report both name {files[0]}; give them a file each")
+    if options.listen < 0:
+        raise ConfigError(f"--listen must be 0 or more utterances, not {options.listen}")
+
+
+def _print(comparison: Comparison, verdict: Verdict) -> None:
+    """What went wrong on standard error; the gates on standard output, the verdict last."""
+    from chatterbox_vllm.evaluation.gates import Status
+    from chatterbox_vllm.evaluation.report import line, troubles
+
+    found = troubles(comparison)
+    for trouble in found[:_MOST_TROUBLES]:
+        case = "" if trouble.case is None else f", case {trouble.case}"
+        print(f"{trouble.model}{case}: {' '.join(trouble.what.split())}", file=sys.stderr)
+    if len(found) > _MOST_TROUBLES:
+        print(f"and {len(found) - _MOST_TROUBLES} more, see --report or --json", file=sys.stderr)
     for judgement in verdict.judgements:
         print(line(judgement))
-    missing = f": {', '.join(verdict.missing)} could not run" if verdict.missing else ""
-    print(f"{verdict.word}{missing}")
-    return verdict.exit_status
+    failed = ", ".join(j.name for j in verdict.judgements if j.status is Status.FAILED)
+    missing = f"{', '.join(verdict.missing)} could not run" if verdict.missing else ""
+    reasons = "; ".join(reason for reason in (failed, missing) if reason)
+    print(f"{verdict.word}: {reasons}" if reasons else verdict.word)
 
 
 def model_options(words: Sequence[str]) -> dict[str, Any]:
@@ -146,7 +191,7 @@ def _plan(options: argparse.Namespace) -> EvaluationPlan:
     texts = DEFAULT_TEXTS
     if options.text is not None:
         try:
-            texts = tuple(options.text.read_text(encoding="utf-8").splitlines())
+            texts = tuple(options.text.read_text(encoding="utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the texts in {options.text} cannot be read as UTF-8: {error}") from error
     return EvaluationPlan(

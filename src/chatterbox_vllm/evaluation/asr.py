@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def load_recogniser(name: str) -> Recogniser:
     """The recogniser that `name` stands for.
 
     Raises:
-        ConfigError: there is no such function, or the command is empty or cannot be parsed.
+        ConfigError: there is no such function or program, or the command is empty or cannot be parsed.
     """
     if _FUNCTION.fullmatch(name):
         return _function(name)
@@ -41,6 +42,8 @@ def load_recogniser(name: str) -> Recogniser:
         raise ConfigError(f"the recogniser {name!r} is not a command line: {error}") from error
     if not words:
         raise ConfigError("the recogniser is empty; give module:function or a command")
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"the recogniser {words[0]} is not a program that can be run; install it, or give its path")
     return lambda wave: _ask_command(words, wave)
 
 
@@ -48,11 +51,18 @@ def _function(name: str) -> Recogniser:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"the recogniser {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        raise ConfigError(
+            f"the recogniser {name!r} cannot be imported ({error}); is its directory on PYTHONPATH?"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"the recogniser {name!r} is {type(found).__name__}, not a function")
 
     def ask(wave: np.ndarray) -> str:
-        text = found(wave)
+        try:
+            text = found(wave)
+        except Exception as error:
+            raise GenerationError(f"the recogniser {name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):
             raise GenerationError(f"the recogniser {name} returned {type(text).__name__}, not a string")
         return text
@@ -67,10 +77,12 @@ def _ask_command(words: list[str], wave: np.ndarray) -> str:
         if command == words:
             command.append(path)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_MOST_SECONDS, check=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_MOST_SECONDS, check=True)
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or ["no message"])[-1]
             raise GenerationError(f"the recogniser {words[0]} failed with status {error.returncode}: {last}") from error
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except UnicodeDecodeError as error:
+            raise GenerationError(f"the recogniser {words[0]} printed what is not UTF-8: {error}") from error
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             raise GenerationError(f"the recogniser {words[0]} cannot be run: {error}") from error
     return done.stdout.strip()

@@ -9,11 +9,13 @@ memory are a process's, and a candidate that brings its process down must not ta
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices import Voice
 
 _FAILED = 2
+_SECONDS_TO_END = 10
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class CollectionJob:
         options: for `ChatterboxTTS.from_pretrained`, over the defaults here: no watermark, the plan's batch size.
         output: directory of the collection.
         baseline: the baseline's collection, whose tokens and voices are used; None where this is the baseline.
+        name: what its user called the model, for the report; `model` where empty.
     """
 
     model: str
@@ -48,6 +52,7 @@ class CollectionJob:
     baseline: Path | None = None
     device: str = "auto"
     options: Mapping[str, Any] | None = None
+    name: str = ""
 
     def to_json(self) -> str:
         return json.dumps(
@@ -58,6 +63,7 @@ class CollectionJob:
                 "baseline": None if self.baseline is None else str(self.baseline),
                 "device": self.device,
                 "options": dict(self.options or {}),
+                "name": self.name,
             }
         )
 
@@ -71,6 +77,7 @@ class CollectionJob:
             baseline=None if data["baseline"] is None else Path(data["baseline"]),
             device=data["device"],
             options=data["options"],
+            name=data["name"],
         )
 
 
@@ -83,7 +90,7 @@ def collect(job: CollectionJob) -> RunFacts:
     plan, into = job.plan, Collection.create(job.output)
     baseline = into if job.baseline is None else Collection(job.baseline)
     device = resolve_device(job.device)
-    facts = RunFacts(job.model, dict(job.options or {}), machine(device))
+    facts = RunFacts(job.model, job.name or job.model, dict(job.options or {}), machine(device))
     with Probe(device) as probe:
         start = time.perf_counter()
         with _load(job) as tts:
@@ -138,10 +145,15 @@ def collect_in_process(job: CollectionJob) -> RunFacts:
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
     ) as process:
         assert process.stdin is not None and process.stderr is not None
-        process.stdin.write(job.to_json())
-        process.stdin.close()
-        for line in process.stderr:
-            tail.append(line.rstrip())
+        try:
+            # One that died at once cannot be told, and says why on standard error.
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(job.to_json())
+            for line in process.stderr:
+                tail.append(line.rstrip())
+        except BaseException:
+            _end(process)
+            raise
     if process.returncode != 0:
         last = next((line for line in reversed(tail) if line.strip()), "no message")
         raise GenerationError(
@@ -150,7 +162,20 @@ def collect_in_process(job: CollectionJob) -> RunFacts:
     return into.facts()
 
 
+def _end(process: subprocess.Popen[str]) -> None:
+    """Give it time to put its things away, then none."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        try:
+            process.wait(_SECONDS_TO_END)
+        finally:
+            process.kill()
+
+
 def _main() -> int:
+    # Ctrl-C goes to both processes; the one that waits for this one passes it on, once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         collect(CollectionJob.from_json(sys.stdin.read()))
     except ChatterboxError as error:

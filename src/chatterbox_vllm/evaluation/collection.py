@@ -47,6 +47,8 @@ class RunFacts:
     """One model's run.
 
     Attributes:
+        model: where it lies.
+        name: what its user called it.
         machine: as in `bench.probe.machine`.
         load_seconds: from nothing to a model that speaks.
         speaking_seconds: of all cases together, after one to warm up.
@@ -56,6 +58,7 @@ class RunFacts:
     """
 
     model: str
+    name: str
     options: dict[str, Any]
     machine: dict[str, Any]
     load_seconds: float = 0.0
@@ -90,12 +93,12 @@ class Collection:
         self._writing(lambda: (self.directory / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n"))
 
     def facts(self) -> RunFacts:
-        """Raises CheckpointError if the collection was not finished."""
+        """Raises CheckpointError if the collection was not finished, or is of another version."""
         try:
             data = json.loads((self.directory / FACTS).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            return RunFacts(**{**data, "cases": [CaseFacts(**case) for case in data["cases"]]})
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.directory}: no finished collection ({error}); collect it anew") from error
-        return RunFacts(**{**data, "cases": [CaseFacts(**case) for case in data["cases"]]})
 
     def save(self, kind: str, index: int, array: np.ndarray) -> None:
         """Raises OutputError if the directory cannot be written."""

@@ -12,7 +12,7 @@ import torch
 from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.errors import AudioError
+from chatterbox_vllm.errors import AudioError, CheckpointError
 from chatterbox_vllm.evaluation import metrics
 from chatterbox_vllm.evaluation.asr import Recogniser
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
@@ -87,10 +87,13 @@ def compare(
     """Measure every figure that a gate judges.
 
     Raises:
-        CheckpointError: a collection is not finished.
+        CheckpointError: a collection is not finished, or is not of this plan.
         GenerationError: the recogniser failed.
     """
     facts = baseline.facts(), candidate.facts()
+    for collection, run in zip((baseline, candidate), facts, strict=True):
+        if [case.index for case in run.cases] != [case.index for case in plan.cases]:
+            raise CheckpointError(f"{collection.directory} was not collected with this plan; collect it anew")
     cases = []
     for case in plan.cases:
         figures = CaseFigures(case)
@@ -179,7 +182,7 @@ def _t3_measurements(cases: Sequence[CaseFigures]) -> dict[str, Measurement]:
     return found
 
 
-_SOUND: dict[str, tuple[Callable[..., float], str]] = {
+SOUND: dict[str, tuple[Callable[..., float], str]] = {
     "mel_distance": (max, "the baseline has no audio"),
     "pitch_error": (max, "the baseline has no audio"),
     "spectral_distortion": (max, "the baseline has no audio"),
@@ -192,7 +195,7 @@ _SOUND: dict[str, tuple[Callable[..., float], str]] = {
 
 def _s3gen_measurements(cases: Sequence[CaseFigures]) -> dict[str, Measurement]:
     found = {}
-    for name, (worst, nothing) in _SOUND.items():
+    for name, (worst, nothing) in SOUND.items():
         values = [value for figures in cases if (value := getattr(figures, name)) is not None]
         found[name] = (
             Measurement(float(np.mean(values)), f"{len(values)} of {len(cases)} cases, worst {worst(values):.4g}")

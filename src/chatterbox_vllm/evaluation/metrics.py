@@ -40,12 +40,13 @@ def divergence(baseline: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def same_top1(baseline: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Whether both find the same token likeliest: bool [positions]; false where the candidate's logits are not finite.
+    """Whether both find the same token likeliest: bool [positions]; false where one of the candidate's logits is NaN or
+    infinite.
 
     Args:
         baseline, candidate: logits [positions, vocabulary].
     """
-    sound = ~np.isnan(candidate).any(-1)
+    sound = (candidate < np.inf).all(-1)  # false for NaN too; minus infinity is an excluded token
     return (baseline.argmax(-1) == candidate.argmax(-1)) & sound
 
 

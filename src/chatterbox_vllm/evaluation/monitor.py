@@ -170,7 +170,7 @@ class Monitor:
         self._may_step = True
         self._failures: deque[bool] = deque(maxlen=limits.window)
         self._factors: deque[float] = deque(maxlen=limits.window)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `apply` may look at the figures
 
     def observe(self, result: SpeechResult) -> Decision | None:
         """Take a result in; returns what its figures call for, after `apply` has acted on it."""

@@ -78,6 +78,8 @@ class EvaluationPlan:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         self.parameters(self.seed)
+        if len(set(self.clips)) < len(self.clips):
+            raise ConfigError(f"a reference clip is named twice in {', '.join(self.clips)}; name each once")
         for clip in self.clips:
             if not Path(clip).is_file():
                 raise ConfigError(f"there is no reference clip {clip}; give the path of an audio file")

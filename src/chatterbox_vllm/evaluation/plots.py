@@ -1,37 +1,58 @@
-"""The report's pictures, each an SVG element to stand inside a page."""
+"""The report's pictures, each an SVG element to stand inside a page, in the page's colours."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from chatterbox_vllm.evaluation.compare import CaseFigures
 
-_BASELINE, _CANDIDATE = "#2b6cb0", "#c05621"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _WINDOW = 25  # positions that a curve averages over: one second of speech
+# What matplotlib draws with, and what the page puts in its place.
+_INK, _DATA = "#010203", "#040506"
+_COLOURS = {_INK: "currentColor", _DATA: "var(--data)"}
+_INCHES = (3.2, 2.1)  # three beside each other on a desk, one below the other on a phone
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    # Text stays text: it can be read aloud and searched, and takes less room than outlines.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "chatterbox-vllm",
+    "axes.formatter.use_mathtext": True,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _INK
+    ),
+}
 
 
 def position_curves(cases: Sequence[CaseFigures]) -> str:
-    """Divergence and agreement of T3 by position, averaged over the cases that reach it and over one second."""
+    """Divergence and agreement of T3 by position, averaged over the cases that reach it and over one second.
+
+    Positions with an infinite divergence are left out of the first curve.
+    """
     longest = max((len(figures.kl) for figures in cases), default=0)
     if not longest:
         return ""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, name, label in ((left, "kl", "divergence, nats"), (right, "top1", "same likeliest token")):
+    pictures = []
+    for name, label in (("kl", "divergence, nats"), ("top1", "same top-1, share")):
         x, y = _by_position([getattr(figures, name) for figures in cases], longest)
-        axes.plot(x / 25, y, color=_CANDIDATE)
-        axes.set(xlabel="seconds of speech", ylabel=label)
-        axes.set_ylim(bottom=0, top=1.02 if name == "top1" else None)
-        axes.grid(alpha=0.3)
-    return _svg(figure)
+
+        def draw(axes: Axes, name: str = name, label: str = label, x: np.ndarray = x, y: np.ndarray = y) -> None:
+            # A mark, as a single point has no line.
+            axes.plot(x / _WINDOW, y, color=_DATA, marker=".", markersize=4)
+            axes.set(xlabel="seconds of speech", ylabel=label)
+            most = float(np.nanmax(y)) if np.isfinite(y).any() else 0.0
+            axes.set_ylim(0, 1.05 if name == "top1" else 1.1 * most or 1.0)
+            axes.grid(alpha=0.2, color=_INK)
+
+        pictures.append(_picture(f"curve-{name}", f"{label} by seconds of speech", draw))
+    return "".join(pictures)
 
 
 def divergence_histogram(cases: Sequence[CaseFigures]) -> str:
@@ -39,32 +60,60 @@ def divergence_histogram(cases: Sequence[CaseFigures]) -> str:
     kl = np.concatenate([figures.kl for figures in cases]) if cases else np.zeros(0)
     if not len(kl):
         return ""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 2.4), layout="constrained")
-    axes = figure.subplots()
-    axes.hist(np.clip(kl, 1e-9, 1e3), bins=np.logspace(-9, 3, 73).tolist(), color=_CANDIDATE)
-    axes.set(xscale="log", xlabel="divergence at a position, nats", ylabel="positions")
-    axes.grid(alpha=0.3)
-    return _svg(figure)
+    def draw(axes: Axes) -> None:
+        axes.hist(np.clip(kl, 1e-9, 1e3), bins=np.logspace(-9, 3, 73).tolist(), color=_DATA)
+        axes.set(xscale="log", xlabel="divergence at a position, nats", ylabel="positions")
+        axes.grid(alpha=0.2, color=_INK)
+
+    return _picture("histogram", "how many positions have which divergence", draw)
 
 
-def mel_pictures(baseline: np.ndarray, candidate: np.ndarray) -> str:
-    """Two mels [frames, bins] of the same tokens and noise, and their difference."""
-    from matplotlib.figure import Figure
+def mel_pictures(index: int, baseline: np.ndarray, candidate: np.ndarray) -> str:
+    """Two mels [frames, bins] of a case's same tokens and noise, and their difference.
 
-    figure = Figure(figsize=(9, 2.2), layout="constrained")
+    Empty where they differ in shape or have no place where both are finite.
+    """
+    if baseline.shape != candidate.shape:
+        return ""
+    baseline, candidate = (np.where(np.isfinite(mel), mel, np.nan) for mel in (baseline, candidate))
+    difference = candidate - baseline
+    if np.isnan(difference).all():
+        return ""
     low, high = float(np.nanmin(baseline)), float(np.nanmax(baseline))
-    pictures: list[tuple[str, np.ndarray, dict[str, Any]]] = [
-        ("baseline", baseline, {"vmin": low, "vmax": high, "cmap": "magma"}),
-        ("candidate", candidate, {"vmin": low, "vmax": high, "cmap": "magma"}),
-        ("difference, ±1 nat", candidate - baseline, {"vmin": -1, "vmax": 1, "cmap": "coolwarm"}),
-    ]
-    for axes, (title, mel, options) in zip(figure.subplots(1, 3), pictures, strict=True):
-        axes.imshow(mel.T, origin="lower", aspect="auto", extent=(0, len(mel) / 50, 0, mel.shape[1]), **options)
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(labelsize=7)
-    return _svg(figure)
+    reach = _round_up(float(np.nanmax(np.abs(difference))))
+    return "".join(
+        [
+            _mel(f"mel-{index}-baseline", "baseline", baseline, (low, high), "magma"),
+            _mel(f"mel-{index}-candidate", "candidate", candidate, (low, high), "magma"),
+            _mel(f"mel-{index}-difference", f"difference, ±{reach:g} nats", difference, (-reach, reach), "coolwarm"),
+        ]
+    )
+
+
+def _mel(name: str, title: str, mel: np.ndarray, limits: tuple[float, float], colours: str) -> str:
+    def draw(axes: Axes) -> None:
+        axes.imshow(
+            mel.T,
+            origin="lower",
+            aspect="auto",
+            extent=(0, len(mel) / 50, 0, mel.shape[1]),
+            vmin=limits[0],
+            vmax=limits[1],
+            cmap=colours,
+            interpolation="none",  # one pixel a value, which the browser scales
+        )
+        axes.set_title(title, fontsize=8)
+        axes.set(xlabel="seconds", ylabel="mel bin")
+
+    return _picture(name, f"mel, {title}", draw)
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 5, 10 … at any scale; the least is a hundred-thousandth, below which all is alike."""
+    value = max(value, 1e-5)
+    scale = 10.0 ** np.floor(np.log10(value))
+    return float(scale * next(step for step in (1, 2, 5, 10) if step >= value / scale * (1 - 1e-9)))
 
 
 def _by_position(series: Sequence[np.ndarray], longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,11 +128,24 @@ def _by_position(series: Sequence[np.ndarray], longest: int) -> tuple[np.ndarray
     return x, y
 
 
-def _svg(figure: Any) -> str:
+def _picture(name: str, label: str, draw: Callable[[Axes], None]) -> str:
+    """What `draw` puts on the axes; `name` is the page's only one, `label` is for those who cannot see it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", dpi=110, metadata={"Date": None})
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        draw(figure.subplots())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", dpi=110, transparent=True, metadata=nothing)
     picture = buffer.getvalue()
     # An element of a page has neither an XML declaration nor a document type, and its ids must be its own.
     picture = picture[picture.index("<svg") :]
-    tag = "p" + hashlib.blake2s(picture.encode(), digest_size=4).hexdigest()
-    return re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{tag}-", picture)
+    picture = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", picture)
+    picture = re.sub(
+        r'<svg(.*?) width="\S+" height="\S+"', rf'<svg role="img" aria-label="{label}"\1', picture, count=1
+    )
+    for drawn, shown in _COLOURS.items():
+        picture = picture.replace(drawn, shown)
+    return picture

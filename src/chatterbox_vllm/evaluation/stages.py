@@ -51,7 +51,9 @@ def speak(
         facts.finish_reason = result.finish_reason
         facts.speech_tokens = list(result.speech_tokens)
         facts.error = None if result.error is None else str(result.error)
-        if result.audio is not None:
+        if result.audio is not None and not bool(result.audio.isfinite().all()):
+            facts.error = "the audio is not finite"
+        elif result.audio is not None:
             facts.seconds = len(result.audio) / tts.sr
             into.save("speech", result.index, result.audio.numpy())
     return found, elapsed
