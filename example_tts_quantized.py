@@ -128,7 +128,7 @@ def speak(name: str, load: Load, output: Path | None, number: int) -> str:
         info = tts.get_quantization_info()
     t3, s3gen = info["t3"], info["s3gen"]
     methods = ", ".join(f"{part} {info[part]['method'] or '-'}" for part in ("t3", "s3gen"))
-    steps = f"; gave up: {', '.join(info['steps_down'])}" if info["steps_down"] else ""
+    steps = f"; stepped down: {', then '.join(info['steps_down'])}" if info["steps_down"] else ""
     # vLLM keeps unquantized linear layers on a CPU in a form of its own, whose bytes nobody can count.
     least = ">" if t3["unseen_layers"] else ""
     size = f"{least}{t3['total_bytes'] / MIB:.1f}"

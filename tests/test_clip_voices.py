@@ -41,7 +41,7 @@ def test_a_file_is_enrolled_once_until_it_changes(tmp_path: Path) -> None:
     path.unlink()
     write_audio(path.with_suffix(".flac"), np.full(RATE, 0.2, np.float32), RATE)
     path.with_suffix(".flac").rename(path)
-    assert voices.voice(path) is not first and len(voices) == 2
+    assert voices.voice(path) is not first and len(voices.kept) == 2
 
 
 def test_the_ones_used_last_stay_within_the_bound(tmp_path: Path) -> None:
@@ -49,13 +49,13 @@ def test_the_ones_used_last_stay_within_the_bound(tmp_path: Path) -> None:
     voices = ClipVoices(enroller)
     paths = [clip(tmp_path / f"{i}.wav") for i in range(4)]
     first = voices.voice(paths[0])
-    voices.most_bytes = 2 * voices.bytes
+    voices.kept.most_bytes = 2 * voices.kept.bytes
     voices.voice(paths[1])
     voices.voice(paths[0])
     voices.voice(paths[2])  # 1 goes
-    assert len(voices) == 2 and voices.voice(paths[0]) is first and enroller.count == 3
-    voices.most_bytes = 1
-    assert voices.voice(paths[3]) is voices.voice(paths[3]) and len(voices) == 1
+    assert len(voices.kept) == 2 and voices.voice(paths[0]) is first and enroller.count == 3
+    voices.kept.most_bytes = 1
+    assert voices.voice(paths[3]) is voices.voice(paths[3]) and len(voices.kept) == 1
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

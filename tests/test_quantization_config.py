@@ -112,15 +112,21 @@ def test_steps_down_are_ordered_and_end_unquantized() -> None:
         "double quantization off",
         "voice encoder not quantized",
         "S3Gen not quantized",
+        "T3 from 4 to 8 bits",
         "T3 not quantized",
     ]
     assert [config for _, config in steps] == [
         QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-4bit", False),
         QuantizationConfig("bnb-4bit", "bnb-8bit", None, False),
         QuantizationConfig("bnb-4bit", None, None, False),
+        QuantizationConfig("bnb-8bit", None, None, False),
         QuantizationConfig(None, None, None, False),
     ]
-    assert [name for name, _ in QuantizationConfig("awq").steps_down()] == ["T3 not quantized"]
+    # T3's own methods give way to another of their size before anything else is given up.
+    for method, beside, instead in (("awq", "bnb-8bit", "bnb-4bit"), ("fp8", "bnb-4bit", "bnb-8bit")):
+        (name, first), *others = QuantizationConfig(method, beside, beside).steps_down()
+        assert (name, first) == (f"T3 in {instead}", QuantizationConfig(instead, beside, beside))
+        assert others == list(first.steps_down())
     assert list(QuantizationConfig().steps_down()) == []
     assert str(QuantizationConfig()) == "nothing quantized"
     assert str(steps[1][1]) == "t3 bnb-4bit, s3gen bnb-8bit, single quantization of scales"

@@ -25,7 +25,8 @@ from chatterbox_vllm.families import ENGLISH
 from chatterbox_vllm.layout import check_module_file, check_t3
 from chatterbox_vllm.quantization import files
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.files import fingerprint, stored_quantization
+from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
 from chatterbox_vllm.quantization.make import quantize_model
 from chatterbox_vllm.tiers import Plan
 
@@ -210,6 +211,41 @@ def test_damaged_files_are_refused_by_name(part: str, demo: Path, nf4: Path, int
     check_t3(config, Weights(copy / FILE))
     check_module_file(config, "s3gen", Weights(copy / FILES["s3gen"]))
     check_module_file(config, "voice_encoder", Weights(copy / FILES["voice_encoder"]))
+
+
+@pytest.mark.parametrize("part", FILES)
+@pytest.mark.parametrize("made", ["nf4", "int8"])
+def test_other_contents_are_refused_by_name(
+    part: str, made: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    copy, file = damage(request.getfixturevalue(made), tmp_path), FILES[part]
+    path, weights = copy / file, Weights(copy / file)
+    whole = bytearray(path.read_bytes())
+    # One bit of the last byte, whatever tensor that is, and of one in the middle.
+    for at in (len(whole) - 1, len(whole) // 2):
+        whole[at] ^= 1
+        path.write_bytes(whole)
+        message = refused(copy, file)
+        assert "fingerprint" in message and "damaged" in message and "chatterbox-vllm quantize" in message
+        whole[at] ^= 1
+    # Tensors of the right shapes and dtypes under the old header.
+    tensors = read(path)
+    key = next(key for key in sorted(tensors) if key.endswith(("packed", "codes")))
+    save_file(tensors | {key: tensors[key].flip(0)}, path, metadata=weights.metadata)
+    assert "fingerprint" in refused(copy, file)
+
+
+def test_a_fingerprint_is_the_same_in_memory_and_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {str(i): torch.arange(24).reshape(4, 6).to(dtype) for i, dtype in enumerate(DTYPE_NAMES)}
+    tensors |= {"scalar": torch.tensor(0.5), "empty": torch.empty(0, 3), "view": torch.arange(12.0).reshape(3, 4).t()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"any": "header"})
+    monkeypatch.setattr("chatterbox_vllm.quantization.fingerprint._BLOCK", 7)
+    assert file_fingerprint(path) == fingerprint(tensors)
+    assert fingerprint(tensors | {"view": tensors["view"].contiguous().reshape(3, 4)}) != fingerprint(tensors)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(OSError, match="too early"):
+        file_fingerprint(path)
 
 
 def test_a_quantized_file_in_a_plain_directory_is_refused(demo: Path, nf4: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig, QuantizedPart, T3Config
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
-from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.layout import check_t3
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.models.t3.plain import PlainT3
 from chatterbox_vllm.models.t3.sampler import SpeechSampler
@@ -133,10 +135,16 @@ def test_plain_torch_is_what_vllm_computes(
     assert error(forced(PlainT3(config, weights), builder, prompt, tokens), logits) < 1e-5
 
 
+def compilation_key(stage: T3Stage) -> str:
+    """What vLLM looks compiled code up by; nothing is compiled here."""
+    return str(stage._engine.vllm_config.compute_hash())
+
+
 @dataclass
 class Run:
     """What one start of the engine in bfloat16 showed."""
 
+    key: str
     layers: dict[str, int]  # bytes of each quantized layer
     state: dict[str, torch.Tensor]
     tokens: tuple[int, ...]
@@ -158,7 +166,7 @@ def run(made: dict[str, Path], demo: Path, prompt: torch.Tensor) -> Callable[[st
             tables = {buffer.data_ptr() for layer in quantized_layers(stage).values() for buffer in layer.buffers()}
             assert len(tables) == (method == "bnb-4bit")  # one table of scales for all layers
             state = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-            return Run(layers, state, *speak(stage, prompt, patch))
+            return Run(compilation_key(stage), layers, state, *speak(stage, prompt, patch))
 
     return start
 
@@ -210,6 +218,25 @@ def test_from_disk_is_what_quantizing_while_loading_gives(run: Callable[[str, bo
     assert loading.state.keys() == disk.state.keys()
     assert [name for name in disk.state if not torch.equal(loading.state[name], disk.state[name])] == []
     assert loading.tokens == disk.tokens and torch.equal(loading.logits, disk.logits)
+
+
+def test_a_second_start_finds_what_the_first_compiled(run: Callable[[str, bool], Run], demo: Path) -> None:
+    first, other = run("bnb-4bit", False), run("bnb-8bit", False)
+    with talker(demo, torch.bfloat16, "bnb-4bit") as stage:
+        assert first.key == compilation_key(stage) != other.key
+
+
+def test_other_contents_are_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    """As `test_quantized_files` has it for the other methods."""
+    copy = tmp_path / "awq"
+    shutil.copytree(made["awq"], copy)
+    config = ModelConfig.from_directory(copy)
+    check_t3(config, Weights(copy / FILE))
+    contents = bytearray((copy / FILE).read_bytes())
+    contents[-1] ^= 1
+    (copy / FILE).write_bytes(contents)
+    with pytest.raises(CheckpointError, match=f"{FILE}: its tensors have the fingerprint"):
+        check_t3(config, Weights(copy / FILE))
 
 
 def test_never_more_than_a_layer_in_full(

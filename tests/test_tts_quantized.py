@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
+from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.loading import Settings, in_force, load
 from chatterbox_vllm.quantization.storage import NF4
-from chatterbox_vllm.tiers import tier_named
+from chatterbox_vllm.tiers import Plan, tier_named
 
 SMALL: dict[str, Any] = {"max_model_len": 384, "max_batch_size": 1, "watermark": False}
 TEXT = "Hello there."
@@ -101,3 +104,18 @@ def test_the_impossible_raises_and_fallback_steps_down(
         "stepping down from s3gen bnb-8bit, voice_encoder bnb-4bit, single quantization of scales "
         "to voice encoder not quantized",
     ]
+
+
+def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(settings: Any, plan: Any) -> Any:
+        asked.append(plan.quantization)
+        in_force(plan.quantization, settings.directory, ModelConfig.from_directory(settings.directory))
+        return SimpleNamespace(plan=plan)
+
+    asked: list[QuantizationConfig] = []
+    monkeypatch.setattr("chatterbox_vllm.loading.assemble", note)
+    config = QuantizationConfig("awq", "bnb-8bit", "bnb-8bit")
+    settings = Settings(demo, torch.device("cpu"), torch.bfloat16, torch.float32, False, False, False)
+    parts, steps = load(settings, Plan(quantization=config), fallback=True)
+    assert parts.plan.quantization == QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-8bit")
+    assert asked == [config, parts.plan.quantization] and steps == ("T3 in bnb-4bit",)

@@ -163,7 +163,7 @@ class QuantizedPart:
     Attributes:
         method: "bnb-4bit", "bnb-8bit" or "awq".
         double_quant: NF4's scales are quantized too.
-        fingerprint: SHA-256 over the file's tensors, written by whoever made it.
+        fingerprint: SHA-256 over the file's tensors, written by whoever made it and checked at every load.
     """
 
     method: str

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,7 @@ from chatterbox_vllm.config import (
     T3Config,
     XVectorConfig,
 )
+from chatterbox_vllm.disk_cache import built_once, cache_directory
 from chatterbox_vllm.errors import OutputError
 from chatterbox_vllm.families import ENGLISH
 from chatterbox_vllm.layout import checkpoint_shapes
@@ -62,38 +60,21 @@ DEMO_CONFIG = ModelConfig(
 )
 
 
-def cache_directory() -> Path:
-    """Where this package keeps what it builds: CHATTERBOX_VLLM_CACHE, or its place in the user's cache."""
-    if own := os.environ.get("CHATTERBOX_VLLM_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatterbox-vllm"
-
-
 def demo_directory() -> Path:
     """The demo checkpoint, built at the first call; a directory appears whole or not at all.
 
     Raises:
         OutputError: the cache cannot be written.
     """
-    directory = cache_directory() / f"demo-v{_VERSION}"
-    if directory.is_dir():
-        return directory
-    logger.info("building the demo model in %s", directory)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.partial-", dir=directory.parent))
-        try:
-            build_demo(partial)
-            partial.chmod(0o755)
-            partial.rename(directory)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not directory.is_dir():  # else another process was faster, which serves as well
-                raise
+        directory = cache_directory() / f"demo-v{_VERSION}"
+        if not directory.is_dir():
+            logger.info("building the demo model in %s", directory)
+        built_once(directory, build_demo)
     except OSError as error:
         raise OutputError(
-            f"the demo model cannot be built in {directory.parent} ({error.strerror or error}); "
-            "make room there, or set CHATTERBOX_VLLM_CACHE to a writable directory"
+            f"the demo model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a writable "
+            "directory"
         ) from error
     return directory
 

@@ -11,7 +11,7 @@ from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
 from chatterbox_vllm.models.t3.conditioning import published_t3_shapes
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
-from chatterbox_vllm.quantization.files import check_part
+from chatterbox_vllm.quantization.files import check_contents, check_part
 from chatterbox_vllm.quantization.module_file import published_keys_replaced, quantized_file_layout
 from chatterbox_vllm.quantization.storage import scheme_of
 from chatterbox_vllm.quantization.t3_file import quantized_t3_layout, unquantized_keys
@@ -47,7 +47,7 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, Shapes]:
 
 
 def check_t3(config: ModelConfig, weights: Weights) -> None:
-    """Refuse a T3 file, plain or quantized, that is not what `config` describes; reads its header only.
+    """Refuse a T3 file that is not what `config` describes; reads the header of a plain one, a quantized one whole.
 
     Raises:
         CheckpointError: naming the file and the tensor or the mismatch.
@@ -59,6 +59,7 @@ def check_t3(config: ModelConfig, weights: Weights) -> None:
     else:
         check_part(weights, part, quantized_t3_layout(config.t3, part))
         weights.check({key: published[key] for key in unquantized_keys(config.t3)})
+        check_contents(weights, part)
 
 
 def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
@@ -78,3 +79,4 @@ def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
     check_part(weights, stored, quantized_file_layout(dimensions, scheme))
     replaced = published_keys_replaced(dimensions, scheme)
     weights.check({key: shape for key, shape in published.items() if key not in replaced})
+    check_contents(weights, stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,12 +14,12 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.engine.prompts import PromptMaker
-from chatterbox_vllm.engine.runtime import spare_device_memory
+from chatterbox_vllm.engine.runtime import resolve_device, spare_device_memory
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.engine.voicing import Voicing, make_voicing
-from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
+from chatterbox_vllm.errors import ChatterboxError, CheckpointError, ConfigError, DeviceError
 from chatterbox_vllm.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.layout import check_module_file, check_t3
@@ -34,12 +35,15 @@ from chatterbox_vllm.quantization.environment import (
 )
 from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.support import require_support
-from chatterbox_vllm.quantization.t3 import method_in_force
+from chatterbox_vllm.quantization.t3 import automatic_dtype, method_in_force
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.tiers import GIB, Plan, Tier, tier_for, tier_named
 from chatterbox_vllm.voices import Voice, VoiceEnroller
 
 logger = logging.getLogger(__name__)
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,50 @@ class Parts:
     voicing: Voicing
     enroller: VoiceEnroller
     voice: Voice | None
+
+
+def make_settings(
+    directory: Path,
+    device: str,
+    *,
+    dtype: DType,
+    s3gen_dtype: DType,
+    cuda_graphs: bool | None,
+    deterministic: bool,
+    watermark: bool,
+    t3_method: str | None,
+) -> Settings:
+    """What the keywords of `ChatterboxTTS.from_local` mean on this machine; `t3_method` is the one asked for.
+
+    Raises:
+        ConfigError: a value that cannot be used, or not here.
+        CheckpointError: there is no such directory.
+        DeviceError: there is no such device.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory of model files")
+    where = resolve_device(device)
+    on_cuda = where.type == "cuda"
+    if cuda_graphs and not on_cuda:
+        raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
+    stored = ModelConfig.from_directory(directory).quantized.t3
+    return Settings(
+        directory=directory,
+        device=where,
+        t3_dtype=_dtype("dtype", dtype, automatic_dtype(stored.method if stored else t3_method, where)),
+        flow_dtype=_dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32),
+        cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
+        deterministic=deterministic,
+        watermark=watermark,
+    )
+
+
+def _dtype(name: str, value: str, automatic: torch.dtype) -> torch.dtype:
+    if value == "auto":
+        return automatic
+    if value not in _DTYPES:
+        raise ConfigError(f"{name} must be 'auto' or one of {', '.join(map(repr, _DTYPES))}, not {value!r}")
+    return _DTYPES[value]
 
 
 def strategy_for(strategy: str, device: torch.device) -> QuantizationConfig:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from typing_extensions import Self
@@ -22,17 +22,14 @@ from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Stage
 from chatterbox_vllm.engine.voicing import Voicing
-from chatterbox_vllm.errors import BatchError, CheckpointError, ConfigError
+from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.loading import Settings, in_force, load, make_plan, strategy_for
+from chatterbox_vllm.loading import DType, in_force, load, make_plan, make_settings, strategy_for
 from chatterbox_vllm.progress import with_progress
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info
-from chatterbox_vllm.quantization.t3 import automatic_dtype
 from chatterbox_vllm.voices import Voice, VoiceEnroller
 
-DType = Literal["auto", "float32", "float16", "bfloat16"]
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -173,29 +170,21 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, DeviceError
         """
-        directory = Path(ckpt_dir)
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory}: no such directory of model files")
-        where = resolve_device(device)
-        on_cuda = where.type == "cuda"
-        if cuda_graphs and not on_cuda:
-            raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
         asked = QuantizationConfig.from_options(
             use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization
         )
         if quantization is not None and (use_quantization is not None or use_bnb_quantization):
             raise ConfigError("give either quantization or use_quantization and the keywords that go with it")
         wanted = quantization or asked
-        stored = ModelConfig.from_directory(directory).quantized.t3
-        method = stored.method if stored else wanted.t3 if wanted else None
-        settings = Settings(
-            directory=directory,
-            device=where,
-            t3_dtype=_dtype("dtype", dtype, automatic_dtype(method, where)),
-            flow_dtype=_dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32),
-            cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
+        settings = make_settings(
+            Path(ckpt_dir),
+            device,
+            dtype=dtype,
+            s3gen_dtype=s3gen_dtype,
+            cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
+            t3_method=wanted.t3 if wanted else None,
         )
         plan = make_plan(
             settings,
@@ -207,7 +196,8 @@ class ChatterboxTTS:
             gpu_memory_utilization=gpu_memory_utilization,
         )
         parts, steps = load(settings, plan, fallback)
-        tts = cls(directory, where, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
+        directory = settings.directory
+        tts = cls(directory, settings.device, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
         tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
         return tts
@@ -407,11 +397,3 @@ class ChatterboxTTS:
 def _nth(parameters: SpeechParameters, i: int) -> SpeechParameters:
     """The parameters of text i of a list: its seed is i more than the first's."""
     return parameters if parameters.seed is None else replace(parameters, seed=(parameters.seed + i) % (MAX_SEED + 1))
-
-
-def _dtype(name: str, value: str, automatic: torch.dtype) -> torch.dtype:
-    if value == "auto":
-        return automatic
-    if value not in _DTYPES:
-        raise ConfigError(f"{name} must be 'auto' or one of {', '.join(map(repr, _DTYPES))}, not {value!r}")
-    return _DTYPES[value]

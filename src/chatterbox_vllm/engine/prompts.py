@@ -6,13 +6,14 @@ import torch
 
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
+from chatterbox_vllm.memory_cache import MemoryCache
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import LONGEST, Segment, split_text
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices import Voice
 
-_CACHED_CONDITIONINGS = 256  # of 136 KiB each at the published size
+_CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
 
 
 class PromptMaker:
@@ -22,7 +23,9 @@ class PromptMaker:
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len
-        self._conditionings: dict[tuple[str, float], torch.Tensor] = {}
+        self._conditionings: MemoryCache[tuple[str, float], torch.Tensor] = MemoryCache(
+            lambda rows: rows.nbytes, _CONDITIONINGS_BYTES
+        )
 
     def segments(self, request: SpeechRequest) -> list[Segment]:
         """The pieces that a request's text is spoken in, at least one.
@@ -67,11 +70,7 @@ class PromptMaker:
         return self.builder.prompt(self._conditioning(voice, parameters.exaggeration), tokens)
 
     def _conditioning(self, voice: Voice, exaggeration: float) -> torch.Tensor:
-        key = (voice.key, float(exaggeration))
-        found = self._conditionings.pop(key, None)
-        if found is None:
-            found = self.builder.conditioning(voice.speaker_embedding, voice.speech_prompt, exaggeration)
-        self._conditionings[key] = found  # last in: least likely to go next
-        if len(self._conditionings) > _CACHED_CONDITIONINGS:
-            del self._conditionings[next(iter(self._conditionings))]
-        return found
+        return self._conditionings.get(
+            (voice.key, float(exaggeration)),
+            lambda: self.builder.conditioning(voice.speaker_embedding, voice.speech_prompt, exaggeration),
+        )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import nn
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import T3Config
 from chatterbox_vllm.engine.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.engine.model_directory import ModelDirectory
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.engine.runtime import (
     prepare_environment,
@@ -31,8 +29,6 @@ from chatterbox_vllm.quantization.t3 import check_t3_quantization, engine_quanti
 
 if TYPE_CHECKING:
     from chatterbox_vllm.models.t3.forcing import ForcedTokens  # imports vllm
-
-logger = logging.getLogger(__name__)
 
 # In this order: what is forced leaves the sampler one token to choose from.
 _PROCESSORS = ("chatterbox_vllm.models.t3.forcing:TeacherForcing", "chatterbox_vllm.models.t3.sampler:SpeechSampler")
@@ -111,18 +107,14 @@ class T3Stage:
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
-        # A directory of the form vLLM loads: our config.json beside a link to the published file.
-        self._directory = tempfile.TemporaryDirectory(prefix="chatterbox-t3-")
-        root = Path(self._directory.name)
         described = hf_config(config, GUIDANCE_STREAMS, options.max_model_len, options.max_model_len)
         if quantization.hf_config is not None:
             described["quantization_config"] = quantization.hf_config
-        (root / "config.json").write_text(json.dumps(described))
-        (root / "model.safetensors").symlink_to(weights.path.resolve())
+        self._directory = ModelDirectory(described, weights.path)
         try:
-            self._engine = self._start(root, quantization.argument)
+            self._engine = self._start(self._directory.path, quantization.argument)
         except BaseException as error:
-            self._directory.cleanup()
+            self._directory.close()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
                 raise DeviceError(f"the T3 engine cannot start: {error}") from error
             raise
@@ -289,4 +281,4 @@ class T3Stage:
         """Stop the engine and free its memory."""
         self._engine.engine_core.shutdown()
         del self._engine
-        self._directory.cleanup()
+        self._directory.close()

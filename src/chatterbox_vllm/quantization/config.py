@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "fp8": "8-bit floats, a scale for each output row; T3 on CUDA only",
 }
 MODULE_METHODS = ("bnb-4bit", "bnb-8bit")
+_AS_SMALL = {"awq": "bnb-4bit", "fp8": "bnb-8bit"}  # where T3's own method cannot be had
 # The ready-made choices of `from_pretrained_quantized`: T3, S3Gen, voice encoder.
 STRATEGIES: dict[str, tuple[str, str, str]] = {
     "conservative": ("bnb-8bit", "bnb-8bit", "bnb-8bit"),
@@ -138,19 +139,27 @@ class QuantizationConfig:
     def steps_down(self) -> Iterator[tuple[str, Self]]:
         """What to try in turn where this cannot be had, each with its name; the last is not quantized at all.
 
-        Double quantization goes first, then the voice encoder's method, S3Gen's, T3's.
+        A method that only T3 has gives way to the one of as many bits that runs anywhere, before anything else is given
+        up for it. Then go, in turn: double quantization, the voice encoder's method, S3Gen's, T3's from 4 to 8 bits,
+        T3's.
         """
         config: Self = self
-        if self.double_quant and "bnb-4bit" in self.methods.values():
+        if self.t3 in _AS_SMALL:
+            config = replace(config, t3=_AS_SMALL[self.t3])
+            yield f"T3 in {config.t3}", config
+        if config.double_quant and "bnb-4bit" in config.methods.values():
             config = replace(config, double_quant=False)
             yield "double quantization off", config
-        if self.voice_encoder is not None:
+        if config.voice_encoder is not None:
             config = replace(config, voice_encoder=None)
             yield "voice encoder not quantized", config
-        if self.s3gen is not None:
+        if config.s3gen is not None:
             config = replace(config, s3gen=None)
             yield "S3Gen not quantized", config
-        if self.t3 is not None:
+        if config.t3 == "bnb-4bit":
+            config = replace(config, t3="bnb-8bit")
+            yield "T3 from 4 to 8 bits", config
+        if config.t3 is not None:
             config = replace(config, t3=None)
             yield "T3 not quantized", config
 

@@ -1,54 +1,35 @@
 """Quantized checkpoints on disk: a directory like a published one, in which some parts' files are quantized.
 
 `config.json` says under "quantized" which part is in which form, and the header of the part's file says the same, with
-a fingerprint of its tensors: a file of another run, or a plain one, in its place is refused. Which tensors a part has
-belongs to the part (`t3_file.py`); this module writes, describes and checks.
+a fingerprint of its tensors: a file of another run, or a plain one, in its place is refused, and so is a file whose
+tensors are others than that. Which tensors a part has belongs to the part (`t3_file.py`); this module writes, describes
+and checks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import CONFIG_FILE, ModelConfig, QuantizedPart
+from chatterbox_vllm.disk_cache import appearing_whole
 from chatterbox_vllm.errors import CheckpointError, OutputError
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
 from chatterbox_vllm.quantization.storage import Layout, Scheme, Tensors, scheme_of
 
 Progress = Callable[[int, int], None]  # layers done, of how many
 
 _HEADER = "chatterbox_quantized"
 _AGAIN = "make the directory again with `chatterbox-vllm quantize`"
-# The safetensors format's names of dtypes.
-_STORED = {
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int32: "I32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-}
-
-
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and contents of CPU tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def stored_quantization(weights: Weights) -> QuantizedPart | None:
@@ -93,8 +74,25 @@ def check_part(weights: Weights, said: QuantizedPart | None, layout: Layout) -> 
         )
     weights.check({key: shape for key, (shape, _) in layout.items()})
     for key, (_, dtype) in layout.items():
-        if (stored := weights.storage_type(key)) != _STORED[dtype]:
-            raise CheckpointError(f"{weights.path}: tensor {key!r} is {stored}, not {_STORED[dtype]}; {_AGAIN}")
+        if (stored := weights.storage_type(key)) != DTYPE_NAMES[dtype]:
+            raise CheckpointError(f"{weights.path}: tensor {key!r} is {stored}, not {DTYPE_NAMES[dtype]}; {_AGAIN}")
+
+
+def check_contents(weights: Weights, said: QuantizedPart) -> None:
+    """Refuse a quantized file whose tensors are not those that its fingerprint was taken of; reads the whole file.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    try:
+        found = file_fingerprint(weights.path)
+    except OSError as error:
+        raise CheckpointError(f"{weights.path}: cannot be read to its end ({error}); {_AGAIN}") from error
+    if found != said.fingerprint:
+        raise CheckpointError(
+            f"{weights.path}: its tensors have the fingerprint {found[:12]} and were written with "
+            f"{said.fingerprint[:12]}: the file is damaged, or others were put in their place; {_AGAIN}"
+        )
 
 
 def _described(part: QuantizedPart | None) -> str:
@@ -134,8 +132,7 @@ def write_checkpoint(
     check_output(output)
     family = FAMILIES[config.family]
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f"{output.name}.partial-", dir=output.absolute().parent))
-        try:
+        with appearing_whole(output) as partial:
             done = {}
             for part, (how, tensors) in parts.items():
                 done[part] = dataclasses.replace(how, fingerprint=fingerprint(tensors))
@@ -148,11 +145,6 @@ def write_checkpoint(
                     _link_or_copy(source / file, partial / file)
             made = dataclasses.replace(config, quantized=dataclasses.replace(config.quantized, **done))
             (partial / CONFIG_FILE).write_text(made.to_json(), encoding="utf-8")
-            partial.chmod(0o755)
-            partial.rename(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); nothing was left there") from error
     return made
