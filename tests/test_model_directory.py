@@ -92,7 +92,7 @@ def test_a_temporary_one_where_it_must_be(
         for variable in ("CHATTERBOX_VLLM_CACHE", "XDG_CACHE_HOME"):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="chatterbox_vllm"):
         directory = ModelDirectory(DESCRIBED, weights)
     assert "at the next start" in caplog.text and "set CHATTERBOX_VLLM_CACHE" in caplog.text
     assert cache not in directory.path.parents
