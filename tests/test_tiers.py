@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.info import component_info
 from chatterbox_vllm.quantization.storage import Int8, scheme_of
-from chatterbox_vllm.tiers import GIB, TIERS, Plan, tier_for, tier_named
+from chatterbox_vllm.tiers import CPU_PLAN, GIB, TIERS, Plan, tier_for, tier_named
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[1]
@@ -139,7 +138,7 @@ def settings(directory: Path, device: str = "cpu") -> loading.Settings:
 
 def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, here = loading.make_plan, settings(demo)
-    assert make(here) == replace(Plan(), s3gen_batch=1)
+    assert make(here) == CPU_PLAN
     four = make(here, tier=4)
     assert (four.max_model_len, four.max_batch_size) == (1280, 1) and four.quantization.t3 == "bnb-4bit"
     monkeypatch.setenv("CHATTERBOX_MAX_MODEL_LEN", "700")

@@ -37,7 +37,7 @@ from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.support import require_support
 from chatterbox_vllm.quantization.t3 import automatic_dtype, method_in_force
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
-from chatterbox_vllm.tiers import GIB, Plan, Tier, tier_for, tier_named
+from chatterbox_vllm.tiers import CPU_PLAN, GIB, Plan, Tier, tier_for, tier_named
 from chatterbox_vllm.voices import Voice, VoiceEnroller
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,8 @@ def make_plan(
     """
     on_cuda = settings.device.type == "cuda"
     chosen = None if tier is None else automatic_tier(settings.device) if tier == AUTO else tier_named(tier)
-    base = Plan() if chosen is None else chosen.plan
+    default = Plan() if on_cuda else CPU_PLAN
+    base = default if chosen is None else chosen.plan
     if quantization is None:
         quantization = base.quantization.beside(ModelConfig.from_directory(settings.directory).quantized)
     plan = replace(
