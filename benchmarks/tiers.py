@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", metavar="PLAN", help=argparse.SUPPRESS)  # in the process of one plan
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this needs a CUDA device, and PyTorch finds none")
     if options.only is not None:
         print(json.dumps(measure(options.model, options.only, options.clip, options.repeats)))
         return
