@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 pytest.importorskip("vllm")
 
-from chatterbox_vllm import loading
+from chatterbox_vllm import planning
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.config import CONFIG_FILE, ModelConfig
@@ -130,14 +130,14 @@ def test_a_quantized_file_is_counted_as_stored(demo: Path, tmp_path: Path) -> No
     assert estimate["T3 embeddings and head"] == 4 * 2
 
 
-def settings(directory: Path, device: str = "cpu") -> loading.Settings:
+def settings(directory: Path, device: str = "cpu") -> planning.Settings:
     half = device == "cuda"
     dtype = torch.bfloat16 if half else torch.float32
-    return loading.Settings(directory, torch.device(device), dtype, dtype, half, False, False)
+    return planning.Settings(directory, torch.device(device), dtype, dtype, half, False, False)
 
 
 def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make, here = loading.make_plan, settings(demo)
+    make, here = planning.make_plan, settings(demo)
     assert make(here) == CPU_PLAN
     four = make(here, tier=4)
     assert (four.max_model_len, four.max_batch_size) == (1280, 1) and four.quantization.t3 == "bnb-4bit"
@@ -157,37 +157,37 @@ def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch:
 def test_what_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = settings(demo)
     with pytest.raises(ConfigError, match="tier='auto' goes by the free memory of a GPU"):
-        loading.make_plan(here, tier="auto")
+        planning.make_plan(here, tier="auto")
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.5 needs a CUDA device"):
-        loading.make_plan(here, gpu_memory_utilization=0.5)
+        planning.make_plan(here, gpu_memory_utilization=0.5)
     monkeypatch.setenv("CHATTERBOX_GPU_MEMORY_UTILIZATION", "0.5")
     with pytest.raises(ConfigError, match=r"CHATTERBOX_GPU_MEMORY_UTILIZATION=0\.5 needs a CUDA device"):
-        loading.make_plan(here)
+        planning.make_plan(here)
     # The narrower keyword goes before the variable.
-    assert loading.make_plan(here, kv_cache_bytes=1 << 30).kv_cache_bytes == 1 << 30
-    assert loading.strategy_for("auto", torch.device("cpu")) == QuantizationConfig.from_strategy("conservative")
+    assert planning.make_plan(here, kv_cache_bytes=1 << 30).kv_cache_bytes == 1 << 30
+    assert planning.strategy_for("auto", torch.device("cpu")) == QuantizationConfig.from_strategy("conservative")
 
 
 def test_plans_for_a_gpu(full_size: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = {"free": 3.5, "total": 24.0}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(card["free"] * GIB), int(card["total"] * GIB)))
     here = settings(full_size, "cuda")
-    assert loading.make_plan(here, tier="auto") == TIERS[0].plan
-    assert loading.strategy_for("auto", here.device) == TIERS[0].plan.quantization
-    assert loading.make_plan(here).s3gen_batch == 16
+    assert planning.make_plan(here, tier="auto") == TIERS[0].plan
+    assert planning.strategy_for("auto", here.device) == TIERS[0].plan.quantization
+    assert planning.make_plan(here).s3gen_batch == 16
     with pytest.raises(ConfigError, match=r"tier 4 promises to stay under 3\.00 GiB.*max_batch_size=16.*larger tier"):
-        loading.make_plan(here, tier=4, max_batch_size=16)
+        planning.make_plan(here, tier=4, max_batch_size=16)
     card["free"] = 23.0
-    assert loading.strategy_for("auto", here.device) == QuantizationConfig()
+    assert planning.strategy_for("auto", here.device) == QuantizationConfig()
 
-    half = loading.make_plan(here, gpu_memory_utilization=0.5, max_batch_size=4)
+    half = planning.make_plan(here, gpu_memory_utilization=0.5, max_batch_size=4)
     total = QuantizationMemoryEstimator(full_size).estimate(half).device_total
     assert total == pytest.approx(12 * GIB, abs=2)
     assert half.kv_cache_bytes > kv_cache_bytes(ModelConfig().t3, 2, 2048, 4, "cuda")
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.1 of 24\.00 GiB leaves 0\.00 GiB"):
-        loading.make_plan(here, gpu_memory_utilization=0.1)
+        planning.make_plan(here, gpu_memory_utilization=0.1)
     with pytest.raises(ConfigError, match="either kv_cache_bytes or gpu_memory_utilization"):
-        loading.make_plan(here, gpu_memory_utilization=0.5, kv_cache_bytes=1 << 30)
+        planning.make_plan(here, gpu_memory_utilization=0.5, kv_cache_bytes=1 << 30)
 
 
 def test_the_command(full_size: Path, capsys: pytest.CaptureFixture[str]) -> None:

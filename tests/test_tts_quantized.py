@@ -15,7 +15,8 @@ pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
 from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.loading import Settings, in_force, load
+from chatterbox_vllm.loading import in_force, load
+from chatterbox_vllm.planning import Settings
 from chatterbox_vllm.quantization.storage import NF4
 from chatterbox_vllm.tiers import Plan, tier_named
 

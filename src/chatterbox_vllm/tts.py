@@ -24,7 +24,8 @@ from chatterbox_vllm.engine.t3_stage import T3Stage
 from chatterbox_vllm.engine.voicing import Voicing
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.loading import DType, in_force, load, make_plan, make_settings, strategy_for
+from chatterbox_vllm.loading import in_force, load
+from chatterbox_vllm.planning import DType, make_plan, make_settings, strategy_for
 from chatterbox_vllm.progress import with_progress
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info

@@ -62,6 +62,6 @@ def _tier(name: str) -> Tier:
     if name != AUTO:
         return tier_named(name)
     from chatterbox_vllm.engine.runtime import resolve_device
-    from chatterbox_vllm.loading import automatic_tier
+    from chatterbox_vllm.planning import automatic_tier
 
     return automatic_tier(resolve_device(AUTO))

@@ -103,7 +103,7 @@ def check_clip(path: Path | None) -> None:
 def load(options: argparse.Namespace, max_batch_size: int | None) -> ChatterboxTTS:
     """The model that `add_model` and `add_engine` asked for; `max_batch_size` None leaves it to the tier."""
     from chatterbox_vllm.engine.runtime import resolve_device
-    from chatterbox_vllm.loading import strategy_for
+    from chatterbox_vllm.planning import strategy_for
     from chatterbox_vllm.tts import ChatterboxTTS
 
     strategy = options.quantization

@@ -73,7 +73,7 @@ class QuantizationConfig:
 
     @classmethod
     def from_strategy(cls, strategy: str) -> Self:
-        """One of `STRATEGIES`; "auto", which depends on the device, is `loading.strategy_for`'s.
+        """One of `STRATEGIES`; "auto", which depends on the device, is `planning.strategy_for`'s.
 
         Raises:
             ConfigError: no such strategy.
