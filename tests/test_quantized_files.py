@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS
+from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.config import ModelConfig, QuantizedPart, QuantizedParts
@@ -27,7 +29,7 @@ from chatterbox_vllm.quantization import files
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
-from chatterbox_vllm.quantization.make import quantize_model
+from chatterbox_vllm.quantization.make import calibration_voices, quantize_model
 from chatterbox_vllm.tiers import Plan
 
 FILES = {part: getattr(ENGLISH, part) for part in ("t3", "s3gen", "voice_encoder")}
@@ -97,6 +99,19 @@ def test_one_part_alone(demo: Path, tmp_path: Path) -> None:
     for part in ("t3", "voice_encoder"):
         assert (tmp_path / "out" / FILES[part]).samefile(demo / FILES[part])
     assert told == [("s3gen", i, 31) for i in range(1, 32)]
+
+
+def test_part_after_part(demo: Path, nf4: Path, tmp_path: Path) -> None:
+    quantize_model(demo, tmp_path / "one", QuantizationConfig(voice_encoder="bnb-4bit"))
+    # AWQ's calibration can still take its voices from clips.
+    write_audio(tmp_path / "clip.wav", np.sin(np.arange(24_000) / 20).astype(np.float32) / 2, 24_000)
+    one = ModelConfig.from_directory(tmp_path / "one")
+    (voice,) = calibration_voices(tmp_path / "one", one, [tmp_path / "clip.wav"], torch.device("cpu"))
+    assert bool(voice.speaker_embedding.isfinite().all())
+    two = quantize_model(tmp_path / "one", tmp_path / "two", QuantizationConfig("bnb-4bit", "bnb-4bit"))
+    assert two == ModelConfig.from_directory(tmp_path / "two") == ModelConfig.from_directory(nf4)
+    with pytest.raises(ConfigError, match="one: voice_encoder is quantized already, in bnb-4bit; leave it out"):
+        quantize_model(tmp_path / "one", tmp_path / "three", AGGRESSIVE)
 
 
 def test_speaks_from_the_directory(demo: Path, nf4: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, QuantizedPart, QuantizedParts
+from chatterbox_vllm.config import ModelConfig, QuantizedPart
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError
@@ -20,7 +20,7 @@ from chatterbox_vllm.layout import check_module_file, check_t3
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.awq import Utterance, quantize_t3_awq
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.files import Progress, check_output, write_checkpoint
+from chatterbox_vllm.quantization.files import Progress, check_output, scheme_in_force, write_checkpoint
 from chatterbox_vllm.quantization.module_file import quantized_file_tensors
 from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
 from chatterbox_vllm.quantization.t3 import automatic_dtype
@@ -64,7 +64,7 @@ def quantize_model(
     """Write the model in `directory` with some parts quantized to `output`, which appears whole or not at all.
 
     Args:
-        quantization: the parts and their methods; T3's is one of `STORED_T3_METHODS`.
+        quantization: the parts and their methods, none of them quantized yet; T3's is one of `STORED_T3_METHODS`.
         texts: what AWQ's calibration speaks.
         clips: reference clips to speak them with, in turn; the model's own voice without any.
         device: where AWQ speaks and searches: "auto", "cpu", "cuda" or "cuda:N". The others need none.
@@ -78,8 +78,12 @@ def quantize_model(
     """
     parts = _parts(quantization)
     config = ModelConfig.from_directory(directory)
-    if config.quantized != QuantizedParts():
-        raise ConfigError(f"{directory} is quantized already; give the model that it was made from")
+    for part in parts:
+        if (stored := getattr(config.quantized, part)) is not None:
+            raise ConfigError(
+                f"{directory}: {part} is quantized already, in {stored.method}; leave it out, or give the model that "
+                "it was made from"
+            )
     check_output(output)
     # Whatever can be refused is refused before any work is done.
     files = {part: Weights(directory / getattr(FAMILIES[config.family], part)) for part in parts}
@@ -155,7 +159,8 @@ def calibration_voices(
     from chatterbox_vllm.audio.decode import decode_audio
 
     nets = Weights(directory / family.s3gen), Weights(directory / family.voice_encoder)
-    enroller = VoiceEnroller(config, *nets, device=device)
+    scheme = scheme_in_force(QuantizationConfig(), "voice_encoder", config.quantized.voice_encoder)
+    enroller = VoiceEnroller(config, *nets, device=device, quantization=scheme)
     voices = [enroller.enrol(*decode_audio(clip, max_seconds=MAX_REFERENCE_SECONDS)) for clip in clips]
     enroller.release()
     return voices
