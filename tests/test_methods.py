@@ -37,5 +37,8 @@ def test_refused(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert main(["quantize", str(demo), "--voice-encoder", "bnb-8bit", "-o", str(tmp_path / "int8")]) == 0
     assert main(["methods", "--model", str(tmp_path / "int8")]) == 2
     assert main(["methods", "--model", "demo", "--repeats", "0"]) == 2
+    assert main(["methods", "--model", "demo", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
+    assert main(["methods", "--model", str(demo), "--awq", str(tmp_path / "int8")]) == 2
     errors = capsys.readouterr().err
     assert "is quantized already" in errors and "must be positive" in errors
+    assert "there is no directory" in errors and "holds no T3 in AWQ" in errors

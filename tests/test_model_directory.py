@@ -94,7 +94,7 @@ def test_a_temporary_one_where_it_must_be(
         monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     with caplog.at_level(logging.WARNING, logger="chatterbox_vllm"):
         directory = ModelDirectory(DESCRIBED, weights)
-    assert "at the next start" in caplog.text and "set CHATTERBOX_VLLM_CACHE" in caplog.text
+    assert "the next start" in caplog.text and "set CHATTERBOX_VLLM_CACHE" in caplog.text
     assert cache not in directory.path.parents
     assert (directory.path / "config.json").read_text() == '{\n "hidden_size": 8\n}'
     assert (directory.path / "model.safetensors").read_bytes() == b"weights"

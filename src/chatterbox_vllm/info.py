@@ -120,7 +120,8 @@ def _device(device: str) -> dict[str, Any]:
 def _quantization(device: str) -> dict[str, list[str]]:
     """The methods that can be had here, by component; `check_quantization_support` says why not for the others."""
     try:
-        from chatterbox_vllm.quantization.support import COMPONENTS, check_quantization_support
+        from chatterbox_vllm.quantization.config import COMPONENTS
+        from chatterbox_vllm.quantization.support import check_quantization_support
 
         methods = check_quantization_support(device)["methods"]
     except ChatterboxError:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from chatterbox_vllm.bench.methods import Row, Workload, best_speed, bytes_of, relative_error
+from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.bench.methods import Row, Workload, best_speed, bytes_of, relative_error
+from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.prompts import PromptMaker
@@ -19,7 +19,9 @@ from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Output, T3Stage
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.estimate import QuantizationMemoryEstimator
+from chatterbox_vllm.evaluation.metrics import divergence
 from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.layout import check_t3
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.models.t3.forcing import ForcedTokens
 from chatterbox_vllm.models.t3.plain import PlainT3
@@ -69,6 +71,7 @@ class T3Methods:
         """
         directory = self._quantized_directory(method)
         weights = Weights(directory / self._file)
+        check_t3(ModelConfig.from_directory(directory), weights)
         options = T3Options(
             dtype=self.workload.dtype or automatic_dtype(method, self.device),
             max_model_len=max(map(len, self._prompts)) + self._tokens,
@@ -94,7 +97,7 @@ class T3Methods:
             "dtype": str(options.dtype).removeprefix("torch."),
             **bytes_of(info, theory if method else None),
             "error": relative_error(logits, exact),
-            "KL": _divergence(logits, exact),
+            "KL": float(divergence(exact.numpy(), logits.numpy()).mean()),
             "of the kernels": self._kernel_error(directory, weights, logits),
             **speeds,
         }
@@ -165,9 +168,3 @@ def _run(talker: T3Stage) -> list[T3Output]:
     while talker.unfinished:
         outputs += talker.step()
     return outputs
-
-
-def _divergence(got: torch.Tensor, exact: torch.Tensor) -> float:
-    """Mean Kullback-Leibler divergence of next-token distributions [n, V] from the exact ones, in nats."""
-    a, b = exact.double().log_softmax(-1), got.double().log_softmax(-1)
-    return float((a.exp() * (a - b)).sum(-1).mean())

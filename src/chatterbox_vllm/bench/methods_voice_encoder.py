@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.bench.methods import Row, Workload, best_speed, bytes_of, relative_error
+from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
 from chatterbox_vllm.checkpoint import Weights, load_module
 from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.families import FAMILIES

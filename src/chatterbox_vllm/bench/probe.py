@@ -61,11 +61,16 @@ class Usage:
 
 def device_bytes_in_use(device: torch.device) -> int:
     """Of a CUDA device, by all processes and with their contexts, as the driver sees it. Makes no context."""
+    driver, handle = _driver(device)
+    return int(driver.nvmlDeviceGetMemoryInfo(handle).used)
+
+
+def _driver(device: torch.device) -> tuple[Any, Any]:
+    """NVML, and what it calls the device."""
     from vllm.third_party import pynvml
 
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(_physical_index(device.index or 0))
-    return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(_physical_index(device.index or 0))
 
 
 class Probe:
@@ -92,14 +97,11 @@ class Probe:
         self.usage.peak_host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _sample(self) -> None:
-        from vllm.third_party import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(_physical_index(self.device.index or 0))
+        driver, handle = _driver(self.device)
         peak = 0
         while not self._stop.wait(self.interval):
-            self._busy.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
-            peak = max(peak, pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+            self._busy.append(driver.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+            peak = max(peak, driver.nvmlDeviceGetMemoryInfo(handle).used)
         self.usage.peak_device_bytes = int(peak)
 
 

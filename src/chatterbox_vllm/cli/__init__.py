@@ -58,6 +58,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # What our own warnings say, the line that ends a command says too.
     logging.getLogger("chatterbox_vllm").setLevel(logging.ERROR)
+    # But not that the next start will take as long as this one.
+    logging.getLogger("chatterbox_vllm.engine.model_directory").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -50,7 +50,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_speech(parser)
     engine = add_engine(parser)
     engine.add_argument(
-        "--max-batch-size", type=int, metavar="N", help="texts spoken at once (default: the tier's, or 16)"
+        "--max-batch-size",
+        type=int,
+        metavar="N",
+        help="texts at once (default: the tier's, else 16, on a CPU 4)",
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.options import add_engine, add_model, check_clip, load
-from chatterbox_vllm.errors import ConfigError, OutputError
+from chatterbox_vllm.cli.outputs import check_writable, write_json
+from chatterbox_vllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from chatterbox_vllm.bench.upstream import UpstreamRun, Workload
@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     if min(options.batch) < 1 or options.repeats < 1 or min(options.lengths) <= 0:
         raise ConfigError("--batch, --repeats and --lengths must be positive")
     text = "" if options.text is None else _read(options.text)
+    if options.json is not None:
+        check_writable(options.json)
 
     from chatterbox_vllm.bench.end_to_end import end_to_end_row
     from chatterbox_vllm.bench.probe import machine
@@ -108,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
             rows += found
             print((side_by_side_table if part == UPSTREAM else table)(found), end="\n\n", flush=True)
     if options.json is not None:
-        _write(options.json, {**facts, "results": rows})
+        write_json(options.json, {**facts, "results": rows})
     return 0
 
 
@@ -139,10 +141,3 @@ def _read(path: Path) -> str:
     if not text.strip():
         raise ConfigError(f"{path} holds no text; give at least one word")
     return text
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file") from error

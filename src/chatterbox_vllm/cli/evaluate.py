@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import sys
 import tempfile
 import traceback
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_vllm.cli.outputs import check_writable, write_json, write_text
 from chatterbox_vllm.errors import ChatterboxError, ConfigError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from chatterbox_vllm.evaluation.compare import VoiceJudge, compare
     from chatterbox_vllm.evaluation.gates import judge, load_thresholds
     from chatterbox_vllm.evaluation.page import as_html
-    from chatterbox_vllm.evaluation.report import as_json, write
+    from chatterbox_vllm.evaluation.report import as_json
     from chatterbox_vllm.hub import resolve_model
 
     # Whatever can be refused is refused before a model loads.
@@ -118,17 +118,15 @@ def _evaluate(options: argparse.Namespace) -> int:
         verdict = judge(comparison.measurements, thresholds)
         try:
             if options.json is not None:
-                write(options.json, json.dumps(as_json(plan, comparison, verdict), indent=1, allow_nan=False) + "\n")
+                write_json(options.json, as_json(plan, comparison, verdict))
             if options.report is not None:
-                write(options.report, as_html(plan, comparison, verdict, baseline, candidate, options.listen))
+                write_text(options.report, as_html(plan, comparison, verdict, baseline, candidate, options.listen))
         finally:  # a full disk shall not take the figures along
             _print(comparison, verdict)
     return verdict.exit_status
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    from chatterbox_vllm.evaluation.report import check_writable
-
     files = [path for path in (options.json, options.report) if path is not None]
     for path in files:
         check_writable(path)

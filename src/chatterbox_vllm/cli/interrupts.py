@@ -1,4 +1,4 @@
-"""Ctrl-C that is never lost.
+"""Ctrl-C that no finaliser swallows.
 
 Python raises KeyboardInterrupt wherever the main thread happens to stand. In a finaliser, or in a callback of the
 garbage collector, an exception has nobody to rise to: Python hands it to `sys.unraisablehook`, which prints it, and the

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-from chatterbox_vllm.cli.options import add_model
-from chatterbox_vllm.errors import ConfigError, OutputError
-from chatterbox_vllm.quantization.config import METHODS
+from chatterbox_vllm.cli.options import DTYPES, add_model
+from chatterbox_vllm.cli.outputs import check_writable, write_json
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.quantization.config import COMPONENTS, METHODS
 
-_DTYPES = ("float32", "float16", "bfloat16")
 _DESCRIPTION = """\
 Quantize each component of a model by each method and print what that does: the layers quantized, bytes of a weight on
 the live modules and in theory, the error of the output against float32 on the published weights, and the speed. T3's
@@ -24,14 +23,13 @@ quantized weights in plain float32. S3Gen's output is the mel, the voice encoder
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    components = ("t3", "s3gen", "voice_encoder")
     parser.set_defaults(command=_methods)
     parser.description = _DESCRIPTION
     add_model(parser, "english")
-    parser.add_argument("--components", nargs="+", choices=components, default=list(components))
+    parser.add_argument("--components", nargs="+", choices=tuple(COMPONENTS), default=list(COMPONENTS))
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--awq", type=Path, metavar="DIR", help="the model with T3 in AWQ, from the command quantize")
-    parser.add_argument("--dtype", choices=("auto", *_DTYPES), default="auto", help="T3's (default: as it is served)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="T3's (default: as it is served)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of speech at each measurement")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="requests at once, T3's speed")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs after the first; the best counts")
@@ -41,10 +39,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _methods(options: argparse.Namespace) -> int:
     if options.seconds <= 0 or options.repeats < 1 or min(options.batch) < 1:
         raise ConfigError("--seconds, --repeats and --batch must be positive")
+    if options.json is not None:
+        check_writable(options.json)
 
     import torch
 
-    from chatterbox_vllm.bench.methods import NOT_HERE, Row, Workload, method_rows
+    from chatterbox_vllm.bench.measure import Row, Workload
+    from chatterbox_vllm.bench.methods import NOT_HERE, method_rows
     from chatterbox_vllm.bench.probe import machine
     from chatterbox_vllm.bench.table import table
     from chatterbox_vllm.engine.runtime import resolve_device
@@ -70,8 +71,5 @@ def _methods(options: argparse.Namespace) -> int:
         rows += found
     if options.json is not None:
         facts = {**machine(device), "model": str(options.model), "seconds": options.seconds}
-        try:
-            options.json.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{options.json}: cannot be written ({error.strerror}); name another file") from error
+        write_json(options.json, {**facts, "results": rows})
     return 0

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechParameters
     from chatterbox_vllm.tts import ChatterboxTTS
 
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
 
 def add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Which model, and where."""
@@ -43,9 +45,8 @@ def add_speech(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """How the engine runs."""
     engine = parser.add_argument_group("how to run")
-    dtypes = ("auto", "float32", "float16", "bfloat16")
-    engine.add_argument("--dtype", choices=dtypes, default="auto", help="T3's precision")
-    engine.add_argument("--s3gen-dtype", choices=dtypes, default="auto", help="the flow's precision")
+    engine.add_argument("--dtype", choices=DTYPES, default="auto", help="T3's precision")
+    engine.add_argument("--s3gen-dtype", choices=DTYPES, default="auto", help="the flow's precision")
     engine.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and speech (default: 2048)")
     engine.add_argument(
         "--tier",

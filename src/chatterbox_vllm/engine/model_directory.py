@@ -51,8 +51,8 @@ class ModelDirectory:
                 raise OSError(f"{self.path} holds something else")
         except OSError as error:
             logger.warning(
-                "the directory that T3 starts from cannot be kept (%s), so code that vLLM compiles will not be found "
-                "at the next start: remove what is in the way, or set CHATTERBOX_VLLM_CACHE to a writable directory",
+                "the directory that T3 starts from cannot be kept (%s): on a GPU the next start will compile T3 again; "
+                "remove what is in the way, or set CHATTERBOX_VLLM_CACHE to a writable directory",
                 error,
             )
             self._temporary = tempfile.TemporaryDirectory(prefix="chatterbox-t3-")

@@ -19,6 +19,12 @@ METHODS: dict[str, str] = {
     "fp8": "8-bit floats, a scale for each output row; T3 on CUDA only",
 }
 MODULE_METHODS = ("bnb-4bit", "bnb-8bit")
+# The methods of each component.
+COMPONENTS: dict[str, tuple[str, ...]] = {
+    "t3": tuple(METHODS),
+    "s3gen": MODULE_METHODS,
+    "voice_encoder": MODULE_METHODS,
+}
 _AS_SMALL = {"awq": "bnb-4bit", "fp8": "bnb-8bit"}  # where T3's own method cannot be had
 # The ready-made choices of `from_pretrained_quantized`: T3, S3Gen, voice encoder.
 STRATEGIES: dict[str, tuple[str, str, str]] = {

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.quantization.config import METHODS, MODULE_METHODS, QuantizationConfig
+from chatterbox_vllm.quantization.config import COMPONENTS, METHODS, MODULE_METHODS, QuantizationConfig
 from chatterbox_vllm.quantization.storage import require_bitsandbytes
 from chatterbox_vllm.quantization.t3 import automatic_dtype
 
-COMPONENTS = ("t3", "s3gen", "voice_encoder")
 _HALF = (torch.float16, torch.bfloat16)
 # Compute capabilities: bitsandbytes' and vLLM's 4-bit kernels need Turing, 8-bit floats Ada.
 _LEAST_CAPABILITY = {"bnb-4bit": (7, 5), "bnb-8bit": (7, 5), "awq": (7, 5), "fp8": (8, 9)}

@@ -1,0 +1,39 @@
+"""Files that commands write their findings to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from chatterbox_vllm.errors import OutputError
+
+
+def check_writable(path: Path) -> None:
+    """Costs nothing, so ask before the long work.
+
+    Raises:
+        OutputError: `write_text` could not write there.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory; name a file")
+    if not path.resolve().parent.is_dir():
+        raise OutputError(f"{path}: there is no directory {path.parent}; make it first")
+    # Not by opening it: whoever reads a pipe would take that for its end.
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise OutputError(f"{path}: no permission to write there; name another file")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises OutputError if the file cannot be written."""
+    try:
+        # A path that is not UTF-8 may stand among a model's options.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Raises OutputError if the file cannot be written."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
