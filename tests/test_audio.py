@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import resource
+import struct
 import subprocess
 import sys
 import textwrap
@@ -137,6 +138,19 @@ def test_the_name_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     soundfile.write(tmp_path / name, tone(16000), 16000, format="WAV")
     wave, rate = decode_audio(name)
+    assert (len(wave), rate) == (8000, 16000)
+
+
+def test_tags_need_not_be_utf8(tmp_path: Path):
+    """As old programs wrote them; PyAV stops at such a tag unless told."""
+    path = tmp_path / "latin1.wav"
+    soundfile.write(path, tone(16000), 16000)
+    whole = path.read_bytes()
+    artist = "Björk!".encode("latin-1")
+    info = b"INFO" + b"IART" + struct.pack("<I", len(artist)) + artist
+    tagged = whole[8:] + b"LIST" + struct.pack("<I", len(info)) + info
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(tagged)) + tagged)
+    wave, rate = decode_audio(path)
     assert (len(wave), rate) == (8000, 16000)
 
 

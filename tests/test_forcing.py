@@ -144,6 +144,8 @@ def test_prompts_taken_in_piece_by_piece_give_the_same_logits(talk: Talk, demo: 
     tokens = list(range(100, 112))
     whole = talk.forced(tokens)
     talk.say(whole=(SpeechParameters(max_tokens=12), whole))
+    # On a GPU the last piece is small enough for a graph, the others and the whole are not.
+    assert 0 < len(talk.prompt) % 16 <= 4
     chunked = Talk(demo, talk.stage.device.type, max_batched_tokens=16)
     try:
         pieces = chunked.forced(tokens)

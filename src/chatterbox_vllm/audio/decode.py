@@ -14,7 +14,10 @@ from chatterbox_vllm.errors import AudioError
 
 REMEDY = "give a speech recording such as WAV, FLAC, MP3, M4A or Ogg"
 # Playlists and concat scripts name other files and addresses; a clip must not make us open those.
-OPEN_OPTIONS = {"protocol_whitelist": "data"}
+_OPEN: dict[str, Any] = {"mode": "r", "options": {"protocol_whitelist": "data"}}
+if int(av.__version__.partition(".")[0]) < 19:
+    # Tags are read at once, and those that are not UTF-8 would be an error; later versions do not mind them.
+    _OPEN["metadata_errors"] = "replace"
 
 
 def decode_audio(path: str | os.PathLike[str], max_seconds: float | None = None) -> tuple[np.ndarray, int]:
@@ -44,7 +47,7 @@ def decode_audio(path: str | os.PathLike[str], max_seconds: float | None = None)
             if not file.read(1):
                 raise AudioError(f"{path}: the file is empty; {REMEDY}")
             file.seek(0)
-            with av.open(file, mode="r", options=OPEN_OPTIONS, metadata_errors="replace") as container:
+            with av.open(file, **_OPEN) as container:
                 wave, rate = _collect(container, path, max_seconds)
     except (av.FFmpegError, OSError) as error:
         raise AudioError(f"{path}: cannot be decoded as audio ({_reason(error)}); {REMEDY}") from error

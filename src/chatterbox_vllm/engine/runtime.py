@@ -17,6 +17,10 @@ _REQUIRED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The V2 runner applies custom logits processors after the penalties; guidance must come before them.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # In its batch-invariant mode vLLM switches these graphs on by itself where a model's width is among those it has
+    # tuned, T3's two streams of 1024 among them, but attention looks at the switch when it is imported, which in one
+    # process has happened: graphs recorded then leave attention out.
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": "0",
 }
 _DEFAULTS = {
     # Its warnings at every start are about choices made here on purpose.
@@ -59,7 +63,7 @@ def spare_device_memory() -> None:
     Segments that grow leave no gaps between blocks in use. cuBLAS keeps a workspace for each thread and stream, by
     default of 32 MiB on new cards.
     """
-    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:1")  # one of 4096 KiB
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")  # KiB
 

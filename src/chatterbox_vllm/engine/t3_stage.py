@@ -120,6 +120,7 @@ class T3Stage:
             raise
 
     def _start(self, directory: Path, quantization: str | None) -> Any:
+        from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -130,6 +131,10 @@ class T3Stage:
         if self.options.dtype == torch.float32:
             require_ieee_float32()
         options = self.options
+        compilation = CompilationConfig()
+        if options.deterministic and options.cuda_graphs:
+            # vLLM's own kernels for everything: Inductor picks by timing how it sums a norm.
+            compilation = CompilationConfig(mode=CompilationMode.NONE, cudagraph_mode=CUDAGraphMode.FULL_DECODE_ONLY)
         arguments = EngineArgs(
             model=str(directory),
             dtype=str(options.dtype).removeprefix("torch."),
@@ -143,6 +148,7 @@ class T3Stage:
             kv_cache_memory_bytes=self.kv_cache_bytes,
             gpu_memory_utilization=self._memory_share(),
             enforce_eager=not options.cuda_graphs,
+            compilation_config=compilation,
             cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
             logits_processors=list(_PROCESSORS),
             disable_log_stats=True,
