@@ -1,7 +1,8 @@
 """How much memory a checkpoint will take, before anything is loaded: from its files' headers and a plan.
 
 Weights and KV cache are computed to the byte. Working memory is an estimate: bytes a frame or a row, measured on the
-CPU at full size (peak of live tensors, float32), halved in half precision; CUDA's own share was measured on an H200.
+CPU at full size (peak of live tensors, float32), halved in half precision. CUDA's own share was measured on an H200,
+and what the allocator holds beside live tensors is fitted to what tiers 4, 6 and 8 took there.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from chatterbox_vllm.tiers import TIERS, Plan, Tier
 _MIB = 1 << 20
 # Per process on an H200 (torch 2.11, CUDA 13); other cards take less.
 _CUDA_CONTEXT = 621 * _MIB
-# Not measured: workspaces of cuBLAS for two streams, and what a captured size of T3 keeps.
-_CUDA_LIBRARIES = 96 * _MIB
+# Not measured by themselves: loaded code; workspaces of cuBLAS for two streams and their recording, of 4 and of 32 MiB;
+# what a captured size of T3 keeps.
+_CUDA_LIBRARIES, _FRUGAL_WORKSPACES, _WORKSPACES = 80 * _MIB, 16 * _MIB, 128 * _MIB
 _T3_GRAPH = 8 * _MIB
+_ALLOCATOR_SHARE = 0.25  # beside live tensors, for each byte of them; the KV cache is one block
 _DEFAULT_GRAPHS = 35  # sizes that vLLM captures unless told
 
 # Peak bytes of live tensors in float32: a frame of the batch, and a pair of frames of one row.
@@ -103,7 +106,7 @@ class QuantizationMemoryEstimator:
             or kv_cache_bytes(
                 self.config.t3, element, plan.max_model_len, plan.max_batch_size, "cuda" if self._cuda else "cpu"
             ),
-            "T3 working memory": _t3_working(self.config.t3, plan, element),
+            "T3 working memory": _t3_working(self.config.t3, plan, element, self._t3_method(quantization)),
             "S3Gen flow, quantizable layers": flow,
             "S3Gen, the rest": rest,
             "S3Gen working memory": s3gen_working(plan, element),
@@ -114,10 +117,16 @@ class QuantizationMemoryEstimator:
             on_device |= {
                 "S3Gen, convolutions as kernels read them": copies,
                 "CUDA graphs of T3": graphs * _T3_GRAPH,
+                "workspaces of CUDA's libraries": _FRUGAL_WORKSPACES if plan.frugal else _WORKSPACES,
+            }
+        (on_host if plan.enrolment == "cpu" else on_device)["enrolment nets"] = enrolment
+        if self._cuda:
+            gaps = int(_ALLOCATOR_SHARE * (sum(on_device.values()) - on_device["T3 KV cache"]))
+            on_device |= {
+                "allocator, beside live tensors": gaps,
                 "CUDA context": _CUDA_CONTEXT,
                 "CUDA libraries": _CUDA_LIBRARIES,
             }
-        (on_host if plan.enrolment == "cpu" else on_device)["enrolment nets"] = enrolment
         return MemoryEstimate(on_device, on_host)
 
     def compare_strategies(self, plan: Plan | None = None) -> dict[str, MemoryEstimate]:
@@ -150,6 +159,10 @@ class QuantizationMemoryEstimator:
                 host += math.prod(shape) * 4
         linear += sum(_t3_linear_bytes(s, quantization.t3, quantization, self._dtype) for s in fused.values())
         return linear, rest, host
+
+    def _t3_method(self, quantization: QuantizationConfig) -> str | None:
+        stored = stored_quantization(self._t3)
+        return quantization.t3 if stored is None else stored.method
 
     def _s3gen_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
         """Quantizable layers' weights, everything else, and convolutions kept twice where kernels of our own run."""
@@ -207,11 +220,16 @@ def _t3_linear_bytes(
     return rows * columns + rows * 4  # a byte each, and a float32 scale for each row
 
 
-def _t3_working(config: T3Config, plan: Plan, element: int) -> int:
+def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
     """The widest moment of a step: a layer's gate, up and their product for every row; logits of every request."""
     rows = max(plan.max_batched_tokens, plan.max_batch_size) * GUIDANCE_STREAMS
     layer = rows * (3 * config.intermediate_size + 3 * config.hidden_size) * element
     logits = plan.max_batch_size * config.speech_vocab_size * (GUIDANCE_STREAMS * element + 4 * 4)
+    widest = 2 * config.intermediate_size  # of a product's output
+    if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
+        layer += 2 * rows * widest * 4
+    elif method == "bnb-4bit":  # for many rows a layer is dequantized and multiplied with
+        layer += widest * config.hidden_size * element
     return layer + logits
 
 
