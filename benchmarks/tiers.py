@@ -5,7 +5,8 @@
 Every plan has a process of its own, which loads the model, enrols the clip, and speaks as many requests of 10 s at once
 as the plan holds; "none" is the model unquantized and without a tier, one request at a time. Peaks are what the card
 has in use beyond what others held before, CUDA's context included: let nobody else begin or end on it meanwhile. The
-tokens/s are T3's alone with one request. Compare speeds within one run only: hosts differ.
+estimate beside them is for requests of just that length. The tokens/s are T3's alone with one request. Compare speeds
+within one run only: hosts differ.
 """
 
 from __future__ import annotations
@@ -16,18 +17,27 @@ import logging
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from chatterbox_vllm import ChatterboxError, ChatterboxTTS, SpeechParameters, SpeechRequest
+from chatterbox_vllm import (
+    ChatterboxError,
+    ChatterboxTTS,
+    QuantizationMemoryEstimator,
+    SpeechParameters,
+    SpeechRequest,
+    Voice,
+)
 from chatterbox_vllm.bench.probe import Probe, device_bytes_in_use, machine
 from chatterbox_vllm.bench.stages import SENTENCE, t3_rows
 from chatterbox_vllm.bench.table import table
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.tiers import GIB, tier_named
+from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
+from chatterbox_vllm.tiers import GIB, Plan, tier_named
 
 DEVICE = torch.device("cuda", 0)
 NONE = "none"
@@ -85,11 +95,21 @@ def measure(model: str, plan: str, clip: Path, repeats: int) -> dict[str, Any]:
         "plan": plan,
         "start s": round(started, 1),
         **{f"{name}, GiB": gib(probe, held_by_others) for name, probe in peaks.items()},
+        "estimate, GiB": round(expected(directory, plan, requests, tts.voice) / GIB, 3),
         "budget, GiB": None if plan == NONE else tier_named(plan).budget / GIB,
         "requests": requests,
         "x real time": round(max(speeds), 1),
         "T3 tokens/s": t3["median"],
     }
+
+
+def expected(directory: Path, plan: str, requests: int, voice: Voice) -> int:
+    """Bytes on the card by `estimate`, for what `speak` asks for."""
+    laid_out = Plan(max_batch_size=1) if plan == NONE else tier_named(plan).plan
+    at_once = min(requests, laid_out.s3gen_batch)
+    frames = at_once * (len(voice.prompt_mel) + UPSAMPLING * SECONDS * TOKENS_PER_SECOND)
+    spoken = replace(laid_out, s3gen_batch=at_once, s3gen_frames=min(frames, laid_out.s3gen_frames))
+    return QuantizationMemoryEstimator(directory).estimate(spoken).device_total
 
 
 def speak(tts: ChatterboxTTS, requests: int) -> float:
