@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chatterbox_vllm.config import QuantizedPart, QuantizedParts
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
 from chatterbox_vllm.quantization.environment import (
@@ -62,6 +63,31 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked() is None
 
 
+def test_beside_a_tier_each_setting_changes_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = QuantizationConfig("bnb-4bit", "bnb-4bit")
+    assert asked(base=tier) == asked(True, base=tier) == tier
+    assert asked(quantize_s3gen=False, base=tier) == QuantizationConfig("bnb-4bit")
+    assert asked(quantization_method="bnb-8bit", base=tier) == QuantizationConfig("bnb-8bit", "bnb-4bit")
+    assert asked(quantize_voice_encoder=True, base=tier) == QuantizationConfig("bnb-4bit", "bnb-4bit", "bnb-4bit")
+    assert asked(False, base=tier) == QuantizationConfig()
+    assert asked(quantize_s3gen=True, base=QuantizationConfig()) == QuantizationConfig(None, "bnb-8bit")
+    assert asked(True, base=QuantizationConfig()) == QuantizationConfig("bnb-4bit")
+    monkeypatch.setenv("CHATTERBOX_QUANTIZE_S3GEN", "bnb-8bit")
+    assert asked(base=tier) == QuantizationConfig("bnb-4bit", "bnb-8bit")
+    monkeypatch.setenv("CHATTERBOX_QUANTIZATION_METHOD", "garbage")
+    with pytest.raises(ConfigError, match="CHATTERBOX_QUANTIZATION_METHOD must be"):
+        asked(base=tier)
+
+
+def test_no_default_falls_on_what_is_quantized_already() -> None:
+    stored = QuantizedParts(t3=QuantizedPart("awq"), s3gen=QuantizedPart("bnb-8bit"))
+    assert asked(True, stored=stored) == QuantizationConfig()
+    assert asked(True, None, True, True, stored=stored) == QuantizationConfig(None, None, "bnb-8bit")
+    assert asked(True, "bnb-4bit", stored=stored) == QuantizationConfig("bnb-4bit")  # which loading then refuses
+    nf4 = QuantizedParts(t3=QuantizedPart("bnb-4bit"))
+    assert asked(True, None, True, stored=nf4) == QuantizationConfig(None, "bnb-4bit")
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
@@ -89,6 +115,8 @@ def test_bad_variables_are_named(monkeypatch: pytest.MonkeyPatch, variable: str,
         ({"use_quantization": False, "quantize_s3gen": "bnb-8bit"}, "quantize_s3gen"),
         ({"use_bnb_quantization": True, "quantization_method": "awq"}, "contradicts"),
         ({"use_bnb_quantization": True, "use_quantization": False}, "contradicts"),
+        ({"use_bnb_quantization": True, "use_quantization": "no"}, "contradicts"),
+        ({"use_bnb_quantization": "no"}, "use_bnb_quantization must be True or False"),
     ],
 )
 def test_bad_keywords_are_named(options: dict[str, Any], named: str) -> None:

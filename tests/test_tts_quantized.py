@@ -15,8 +15,10 @@ pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
 from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.errors import DeviceError
 from chatterbox_vllm.loading import in_force, load
 from chatterbox_vllm.planning import Settings
+from chatterbox_vllm.quantization.make import quantize_model
 from chatterbox_vllm.quantization.storage import NF4
 from chatterbox_vllm.tiers import Plan, tier_named
 
@@ -82,8 +84,43 @@ def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match="far enough"):
         ChatterboxTTS.from_pretrained_quantized(demo, "cpu")
     assert asked[-1] == QuantizationConfig.from_strategy("conservative")
-    with pytest.raises(ConfigError, match="either quantization or use_quantization"):
-        ChatterboxTTS.from_local(demo, "cpu", quantization=nf4, use_quantization=True)
+    for options, named in (
+        ({"quantization": nf4, "use_quantization": True}, "either quantization or use_quantization"),
+        ({"quantization": nf4, "quantize_s3gen": False}, "either quantization or quantize_s3gen"),
+        ({"quantization": "nf4"}, "must be a QuantizationConfig, not 'nf4'.*quantization_strategy"),
+        ({"use_bnb_quantization": True, "fallback": "no"}, "fallback must be True or False"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            ChatterboxTTS.from_local(demo, "cpu", **options)
+    with pytest.raises(ConfigError, match="either quantization or quantize_s3gen"):
+        ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy="mixed", quantize_s3gen=False)
+    with pytest.raises(ConfigError, match="quantization_strategy must be one of"):
+        ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy=["mixed"])
+
+
+def test_doors_to_a_quantized_directory(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(settings: Any, plan: Any) -> Any:
+        raise ConfigError(str(in_force(plan.quantization, settings.directory, config)))
+
+    config = quantize_model(demo, tmp_path / "nf4", QuantizationConfig("bnb-4bit"))
+    monkeypatch.setattr("chatterbox_vllm.loading.assemble", note)
+    for options, found in (
+        ({}, "t3 bnb-4bit"),
+        ({"use_quantization": True}, "t3 bnb-4bit"),
+        ({"use_quantization": True, "quantize_s3gen": True}, "t3 bnb-4bit, s3gen bnb-4bit"),
+        ({"tier": 6}, "t3 bnb-4bit, s3gen bnb-8bit"),
+        (
+            {"quantization": QuantizationConfig("bnb-8bit", "bnb-4bit"), "fallback": True},
+            "cannot be loaded as bnb-8bit",
+        ),
+        ({"quantization": QuantizationConfig("bnb-4bit", double_quant=False)}, "double quantization already"),
+    ):
+        with pytest.raises(ConfigError, match=found):
+            ChatterboxTTS.from_local(tmp_path / "nf4", "cpu", **options)
+    with pytest.raises(ConfigError, match="^t3 bnb-4bit, s3gen bnb-8bit, voice_encoder bnb-8bit$"):
+        ChatterboxTTS.from_pretrained_quantized(tmp_path / "nf4", "cpu")
+    single = quantize_model(demo, tmp_path / "single", QuantizationConfig("bnb-4bit", double_quant=False))
+    assert not in_force(QuantizationConfig(), tmp_path / "single", single).double_quant
 
 
 def test_the_impossible_raises_and_fallback_steps_down(
@@ -97,14 +134,11 @@ def test_the_impossible_raises_and_fallback_steps_down(
         ChatterboxTTS.from_local(demo, "cpu", quantization=config, fallback=True, **SMALL) as tts,
     ):
         info = tts.get_quantization_info()
-        assert tts.quantization == QuantizationConfig(s3gen="bnb-8bit", double_quant=False)
-    assert info["steps_down"] == ["double quantization off", "voice encoder not quantized"]
+        assert tts.quantization == QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-8bit")
+    assert info["steps_down"] == ["voice encoder in bnb-8bit"]
     assert info["asked"] == str(config) and info["s3gen"]["method"] == "bnb-8bit"
-    assert [r.message.partition(":")[0] for r in caplog.records if "stepping down" in r.message] == [
-        "stepping down from s3gen bnb-8bit, voice_encoder bnb-4bit to double quantization off",
-        "stepping down from s3gen bnb-8bit, voice_encoder bnb-4bit, single quantization of scales "
-        "to voice encoder not quantized",
-    ]
+    (said,) = [r.message for r in caplog.records if "stepping down" in r.message]
+    assert said.startswith(f"stepping down from {config} to voice encoder in bnb-8bit: ") and "pip install" in said
 
 
 def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +150,36 @@ def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(demo: Path, monk
     asked: list[QuantizationConfig] = []
     monkeypatch.setattr("chatterbox_vllm.loading.assemble", note)
     config = QuantizationConfig("awq", "bnb-8bit", "bnb-8bit")
-    settings = Settings(demo, torch.device("cpu"), torch.bfloat16, torch.float32, False, False, False)
+    settings = Settings(demo, torch.device("cpu"), None, torch.float32, False, False, False)
     parts, steps = load(settings, Plan(quantization=config), fallback=True)
-    assert parts.plan.quantization == QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-8bit")
-    assert asked == [config, parts.plan.quantization] and steps == ("T3 in bnb-4bit",)
+    assert asked == [parts.plan.quantization] == [QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-8bit")]
+    assert steps == ("T3 in bnb-4bit",)
+    assert (settings.t3_dtype("awq"), settings.t3_dtype("bnb-4bit")) == (torch.bfloat16, torch.float32)
+
+
+def test_fallback_takes_from_each_component_only_what_it_cannot_have(demo: Path, no_bitsandbytes: None) -> None:
+    config = QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-4bit")
+    with ChatterboxTTS.from_local(demo, "cpu", quantization=config, fallback=True, **SMALL) as tts:
+        assert tts.quantization == QuantizationConfig(None, "bnb-8bit", "bnb-8bit")
+        assert tts.get_quantization_info()["steps_down"] == [
+            "T3 in bnb-8bit",
+            "T3 not quantized",
+            "voice encoder in bnb-8bit",
+        ]
+
+
+def test_fallback_where_the_card_has_no_room_goes_down_in_order(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(settings: Any, plan: Any) -> Any:
+        tried.append(plan.quantization)
+        if plan.quantization.double_quant:
+            raise DeviceError("out of memory")
+        return SimpleNamespace(plan=plan)
+
+    tried: list[QuantizationConfig] = []
+    monkeypatch.setattr("chatterbox_vllm.loading.assemble", full)
+    settings = Settings(demo, torch.device("cpu"), None, torch.float32, False, False, False)
+    config = QuantizationConfig("bnb-4bit")
+    assert load(settings, Plan(quantization=config), fallback=True)[1] == ("double quantization off",)
+    assert tried == [config, QuantizationConfig("bnb-4bit", double_quant=False)]
+    with pytest.raises(DeviceError, match="out of memory"):
+        load(settings, Plan(quantization=config), fallback=False)

@@ -179,6 +179,12 @@ class QuantizedParts:
     s3gen: QuantizedPart | None = None
     voice_encoder: QuantizedPart | None = None
 
+    @property
+    def parts(self) -> dict[str, QuantizedPart]:
+        """Those that are."""
+        every = {"t3": self.t3, "s3gen": self.s3gen, "voice_encoder": self.voice_encoder}
+        return {name: part for name, part in every.items() if part is not None}
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.planning import Settings
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import scheme_in_force
-from chatterbox_vllm.quantization.support import require_support
+from chatterbox_vllm.quantization.storage import NF4
+from chatterbox_vllm.quantization.support import require_support, support
 from chatterbox_vllm.quantization.t3 import method_in_force
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.tiers import Plan
@@ -50,25 +52,45 @@ def load(settings: Settings, plan: Plan, fallback: bool) -> tuple[Parts, tuple[s
     """The model, and the steps that it took to get there.
 
     Args:
-        fallback: where a quantization cannot be had, try `QuantizationConfig.steps_down` in turn.
+        fallback: take what cannot be had here from the plan, component by component; where the rest cannot be loaded,
+            try `QuantizationConfig.steps_down` in turn.
 
     Raises:
         ConfigError, CheckpointError, DeviceError: of the last attempt.
     """
     steps: list[str] = []
-    # A quantized file stays what it is.
-    left = plan.quantization.beside(ModelConfig.from_directory(settings.directory).quantized)
+
+    def step_down(name: str, config: QuantizationConfig, reason: object) -> Plan:
+        logger.warning("stepping down from %s to %s: %s", plan.quantization, name, reason)
+        steps.append(name)
+        return replace(plan, quantization=config)
+
+    # A quantized file stays what it is, and what contradicts it is no matter of what can be had.
+    for part, stored in settings.stored.parts.items():
+        method_in_force(plan.quantization.methods[part], stored, f"{settings.directory}: {part}")
+    left = plan.quantization.beside(settings.stored)
+    if fallback:
+        for name, config, reason in left.steps_to_what_can_be_had(partial(_why_not, settings)):
+            plan, left = step_down(name, config, reason), config
     weaker = left.steps_down() if fallback else iter(())
     while True:
         try:
             return assemble(settings, plan), tuple(steps)
-        except (ConfigError, DeviceError) as error:
-            step, config = next(weaker, (None, None))
-            if step is None or config is None:
+        except DeviceError as error:
+            step = next(weaker, None)
+            if step is None:
                 raise
-            logger.warning("stepping down from %s to %s: %s", plan.quantization, step, error)
-            steps.append(step)
-            plan = replace(plan, quantization=config)
+            plan = step_down(*step, error)
+
+
+def _why_not(settings: Settings, component: str, method: str) -> str | None:
+    """Why a component that is not quantized on disk cannot be quantized here."""
+    try:
+        if component == "t3":
+            method_in_force(method, None, f"T3's file in {settings.directory}")  # AWQ has to be on disk
+    except ConfigError as error:
+        return str(error)
+    return support(component, method, settings.device, settings.t3_dtype(method)).why_not
 
 
 def assemble(settings: Settings, plan: Plan) -> Parts:
@@ -81,7 +103,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     if plan.frugal and device.type == "cuda":
         spare_device_memory()
     config = ModelConfig.from_directory(directory)
-    require_support(in_force(quantization, directory, config), device, settings.t3_dtype)
+    require_support(in_force(quantization, directory, config), device, settings.t3_dtype(quantization.t3))
     options = _t3_options(settings, plan)
     family = FAMILIES[config.family]
     # Everything cheap is read and checked before the engine starts.
@@ -139,7 +161,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
 
 def _t3_options(settings: Settings, plan: Plan) -> T3Options:
     return T3Options(
-        dtype=settings.t3_dtype,
+        dtype=settings.t3_dtype(plan.quantization.t3),
         max_model_len=plan.max_model_len,
         max_batch_size=plan.max_batch_size,
         kv_cache_bytes=plan.kv_cache_bytes,
@@ -165,4 +187,13 @@ def in_force(wanted: QuantizationConfig, directory: Path, config: ModelConfig) -
         part: method_in_force(method, getattr(config.quantized, part), files[part])
         for part, method in wanted.methods.items()
     }
-    return QuantizationConfig(**methods, double_quant=wanted.double_quant)
+    doubled = {part: how.double_quant for part, how in config.quantized.parts.items() if how.method == NF4.method}
+    for part, is_doubled in doubled.items():
+        if wanted.methods[part] is not None and is_doubled and not wanted.double_quant:
+            raise ConfigError(
+                f"{files[part]} is quantized with double quantization already: leave double_quant=False out, or load "
+                "the model that it was made from"
+            )
+    if NF4.method in wanted.beside(config.quantized).methods.values():
+        doubled["loaded"] = wanted.double_quant
+    return QuantizationConfig(**methods, double_quant=all(doubled.values()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.config import ModelConfig, QuantizedParts
 from chatterbox_vllm.engine.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.engine.runtime import resolve_device
 from chatterbox_vllm.errors import CheckpointError, ConfigError
@@ -25,6 +27,7 @@ from chatterbox_vllm.quantization.t3 import automatic_dtype
 from chatterbox_vllm.tiers import CPU_PLAN, GIB, Plan, Tier, tier_for, tier_named
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
+D = TypeVar("D")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -34,11 +37,20 @@ class Settings:
 
     directory: Path
     device: torch.device
-    t3_dtype: torch.dtype
+    dtype: torch.dtype | None  # T3's; None goes by device and method
     flow_dtype: torch.dtype
     cuda_graphs: bool
     deterministic: bool
     watermark: bool
+
+    @cached_property
+    def stored(self) -> QuantizedParts:
+        """Which parts' files are quantized."""
+        return ModelConfig.from_directory(self.directory).quantized
+
+    def t3_dtype(self, method: str | None) -> torch.dtype:
+        """What T3 computes in, quantized by `method` where its file is not quantized already."""
+        return self.dtype or automatic_dtype(self.stored.t3.method if self.stored.t3 else method, self.device)
 
     @property
     def vocoder_dtype(self) -> torch.dtype:
@@ -55,9 +67,8 @@ def make_settings(
     cuda_graphs: bool | None,
     deterministic: bool,
     watermark: bool,
-    t3_method: str | None,
 ) -> Settings:
-    """What the keywords of `ChatterboxTTS.from_local` mean on this machine; `t3_method` is the one asked for.
+    """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
 
     Raises:
         ConfigError: a value that cannot be used, or not here.
@@ -70,11 +81,10 @@ def make_settings(
     on_cuda = where.type == "cuda"
     if cuda_graphs and not on_cuda:
         raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
-    stored = ModelConfig.from_directory(directory).quantized.t3
     return Settings(
         directory=directory,
         device=where,
-        t3_dtype=_dtype("dtype", dtype, automatic_dtype(stored.method if stored else t3_method, where)),
+        dtype=_dtype("dtype", dtype, None),
         flow_dtype=_dtype("s3gen_dtype", s3gen_dtype, torch.float16 if on_cuda else torch.float32),
         cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
         deterministic=deterministic,
@@ -82,7 +92,7 @@ def make_settings(
     )
 
 
-def _dtype(name: str, value: str, automatic: torch.dtype) -> torch.dtype:
+def _dtype(name: str, value: str, automatic: D) -> torch.dtype | D:
     if value == "auto":
         return automatic
     if value not in _DTYPES:
@@ -106,6 +116,34 @@ def strategy_for(strategy: str, device: torch.device) -> QuantizationConfig:
     return tier_for(torch.cuda.mem_get_info(device)[0]).plan.quantization
 
 
+def wanted_quantization(
+    settings: Settings, tier: str | int | None, quantization: QuantizationConfig | None, options: Mapping[str, Any]
+) -> QuantizationConfig:
+    """What to quantize: the configuration itself, or what keywords, environment and tier make part by part.
+
+    Args:
+        options: the keywords of `QuantizationConfig.from_options`.
+
+    Raises:
+        ConfigError: they contradict each other, or one cannot be used.
+        DeviceError: `tier="auto"` and too little is free.
+    """
+    if quantization is not None:
+        if not isinstance(quantization, QuantizationConfig):
+            raise ConfigError(
+                f"quantization must be a QuantizationConfig, not {quantization!r}; methods and strategies by name are "
+                "for quantization_method, and from_pretrained_quantized's quantization_strategy"
+            )
+        switch = "use_bnb_quantization"  # False where nobody touches it
+        if named := [name for name, value in options.items() if value is not None and (name != switch or value)]:
+            raise ConfigError(f"give either quantization or {', '.join(named)}: the one says all that the others do")
+        return quantization
+    chosen = _tier(tier, settings.device)
+    base = None if chosen is None else chosen.plan.quantization.beside(settings.stored)
+    asked = QuantizationConfig.from_options(**options, base=base, stored=settings.stored)
+    return asked or QuantizationConfig()
+
+
 def make_plan(
     settings: Settings,
     *,
@@ -126,11 +164,11 @@ def make_plan(
         DeviceError: `tier="auto"` and too little is free.
     """
     on_cuda = settings.device.type == "cuda"
-    chosen = None if tier is None else automatic_tier(settings.device) if tier == AUTO else tier_named(tier)
+    chosen = _tier(tier, settings.device)
     default = Plan() if on_cuda else CPU_PLAN
     base = default if chosen is None else chosen.plan
     if quantization is None:
-        quantization = base.quantization.beside(ModelConfig.from_directory(settings.directory).quantized)
+        quantization = base.quantization.beside(settings.stored)
     plan = replace(
         base,
         quantization=quantization,
@@ -147,7 +185,7 @@ def make_plan(
     if used is not None:
         plan = _with_share(plan, settings, used, kv_cache_bytes, gpu_memory_utilization is not None)
     if chosen is not None and on_cuda:
-        needed = _estimator(settings).estimate(plan).device_total
+        needed = _estimator(settings, plan).estimate(plan).device_total
         if needed > chosen.budget:
             raise ConfigError(
                 f"tier {chosen.gb} promises to stay under {chosen.budget / GIB:.2f} GiB, and with "
@@ -155,6 +193,10 @@ def make_plan(
                 f"{needed / GIB:.2f} GiB are to be expected; lower them or name a larger tier"
             )
     return plan
+
+
+def _tier(tier: str | int | None, device: torch.device) -> Tier | None:
+    return None if tier is None else automatic_tier(device) if tier == AUTO else tier_named(tier)
 
 
 def automatic_tier(device: torch.device) -> Tier:
@@ -178,11 +220,11 @@ def _with_share(plan: Plan, settings: Settings, used: float, kv_cache_bytes: int
     if settings.device.type != "cuda":
         where = "gpu_memory_utilization" if by_keyword else GPU_MEMORY_UTILIZATION.variable
         raise ConfigError(f"{where}={used} needs a CUDA device; leave it out on a CPU")
-    estimator = _estimator(settings)
+    estimator = _estimator(settings, plan)
     total = torch.cuda.mem_get_info(settings.device)[1]
     left = int(used * total) - estimator.estimate(replace(plan, kv_cache_bytes=1)).device_total
     least = least_kv_cache_bytes(
-        estimator.config.t3, settings.t3_dtype.itemsize, plan.max_model_len, settings.device.type
+        estimator.config.t3, settings.t3_dtype(plan.quantization.t3).itemsize, plan.max_model_len, settings.device.type
     )
     if left < least:
         raise ConfigError(
@@ -192,6 +234,6 @@ def _with_share(plan: Plan, settings: Settings, used: float, kv_cache_bytes: int
     return replace(plan, kv_cache_bytes=left)
 
 
-def _estimator(settings: Settings) -> QuantizationMemoryEstimator:
-    half = settings.t3_dtype != torch.float32
+def _estimator(settings: Settings, plan: Plan) -> QuantizationMemoryEstimator:
+    half = settings.t3_dtype(plan.quantization.t3) != torch.float32
     return QuantizationMemoryEstimator(settings.directory, half, settings.device.type == "cuda")

@@ -25,7 +25,7 @@ from chatterbox_vllm.engine.voicing import Voicing
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.hub import resolve_model
 from chatterbox_vllm.loading import in_force, load
-from chatterbox_vllm.planning import DType, make_plan, make_settings, strategy_for
+from chatterbox_vllm.planning import DType, make_plan, make_settings, strategy_for, wanted_quantization
 from chatterbox_vllm.progress import with_progress
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.info import quantization_info
@@ -115,8 +115,13 @@ class ChatterboxTTS:
         """
         if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
             model, device = "english", model
+        if options.get("quantization") is not None:
+            raise ConfigError("give either quantization_strategy or quantization: the one stands for the other")
         config = strategy_for(quantization_strategy, resolve_device(device))
-        return cls.from_pretrained(model, device, quantization=config, **options)
+        directory = resolve_model(model, options.pop("revision", None))
+        if quantization_strategy == AUTO:  # leaves to itself what is quantized already
+            config = config.beside(ModelConfig.from_directory(directory).quantized)
+        return cls.from_local(directory, device, **options | {"quantization": config})
 
     @classmethod
     def from_local(
@@ -163,20 +168,17 @@ class ChatterboxTTS:
                 kernels): CUDA only, slower, and for the first model of a process.
             watermark: mark the audio with PerTh, as the published class always does.
             use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization: see
-                `QuantizationConfig.from_options`.
+                `QuantizationConfig.from_options`; beside a tier each changes the tier's method of its part.
             quantization: the configuration itself, instead of these.
-            fallback: where the quantization asked for cannot be had, try what `QuantizationConfig.steps_down` lists,
-                each step logged and shown by `get_quantization_info`. Without, that is an error.
+            fallback: where a component's method cannot be had on this machine, take the next that can; where the card
+                has no room, try what `QuantizationConfig.steps_down` lists. Each step is logged and shown by
+                `get_quantization_info`. Without, that is an error.
 
         Raises:
             ConfigError, CheckpointError, DeviceError
         """
-        asked = QuantizationConfig.from_options(
-            use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization
-        )
-        if quantization is not None and (use_quantization is not None or use_bnb_quantization):
-            raise ConfigError("give either quantization or use_quantization and the keywords that go with it")
-        wanted = quantization or asked
+        if not isinstance(fallback, bool):
+            raise ConfigError(f"fallback must be True or False, not {fallback!r}")
         settings = make_settings(
             Path(ckpt_dir),
             device,
@@ -185,12 +187,18 @@ class ChatterboxTTS:
             cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
-            t3_method=wanted.t3 if wanted else None,
         )
+        options = {
+            "use_quantization": use_quantization,
+            "quantization_method": quantization_method,
+            "quantize_s3gen": quantize_s3gen,
+            "quantize_voice_encoder": quantize_voice_encoder,
+            "use_bnb_quantization": use_bnb_quantization,
+        }
         plan = make_plan(
             settings,
             tier=tier,
-            quantization=wanted,
+            quantization=wanted_quantization(settings, tier, quantization, options),
             max_model_len=max_model_len,
             max_batch_size=max_batch_size,
             kv_cache_bytes=kv_cache_bytes,

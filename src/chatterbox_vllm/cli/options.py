@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.quantization.config import AUTO, STRATEGIES
 
@@ -103,21 +103,20 @@ def check_clip(path: Path | None) -> None:
 
 def load(options: argparse.Namespace, max_batch_size: int | None) -> ChatterboxTTS:
     """The model that `add_model` and `add_engine` asked for; `max_batch_size` None leaves it to the tier."""
-    from chatterbox_vllm.engine.runtime import resolve_device
-    from chatterbox_vllm.planning import strategy_for
     from chatterbox_vllm.tts import ChatterboxTTS
 
-    strategy = options.quantization
-    return ChatterboxTTS.from_pretrained(
-        options.model,
-        options.device,
-        dtype=options.dtype,
-        s3gen_dtype=options.s3gen_dtype,
-        max_model_len=options.max_model_len,
-        max_batch_size=max_batch_size,
-        cuda_graphs=False if options.no_cuda_graphs else None,
-        watermark=not options.no_watermark,
-        deterministic=options.deterministic,
-        tier=options.tier,
-        quantization=None if strategy is None else strategy_for(strategy, resolve_device(options.device)),
+    given: dict[str, Any] = {
+        "dtype": options.dtype,
+        "s3gen_dtype": options.s3gen_dtype,
+        "max_model_len": options.max_model_len,
+        "max_batch_size": max_batch_size,
+        "cuda_graphs": False if options.no_cuda_graphs else None,
+        "watermark": not options.no_watermark,
+        "deterministic": options.deterministic,
+        "tier": options.tier,
+    }
+    if options.quantization is None:
+        return ChatterboxTTS.from_pretrained(options.model, options.device, **given)
+    return ChatterboxTTS.from_pretrained_quantized(
+        options.model, options.device, quantization_strategy=options.quantization, **given
     )

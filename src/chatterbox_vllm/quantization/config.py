@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import Self
 
-from chatterbox_vllm.config import QuantizedParts
+from chatterbox_vllm.config import QuantizedPart, QuantizedParts
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.environment import Setting, flag
 
@@ -26,6 +26,8 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
     "voice_encoder": MODULE_METHODS,
 }
 _AS_SMALL = {"awq": "bnb-4bit", "fp8": "bnb-8bit"}  # where T3's own method cannot be had
+_WEAKER = {**_AS_SMALL, "bnb-4bit": "bnb-8bit", "bnb-8bit": None}
+_NAMES = {"t3": "T3", "s3gen": "S3Gen", "voice_encoder": "voice encoder"}
 # The ready-made choices of `from_pretrained_quantized`: T3, S3Gen, voice encoder.
 STRATEGIES: dict[str, tuple[str, str, str]] = {
     "conservative": ("bnb-8bit", "bnb-8bit", "bnb-8bit"),
@@ -84,7 +86,7 @@ class QuantizationConfig:
         Raises:
             ConfigError: no such strategy.
         """
-        if strategy not in STRATEGIES:
+        if not isinstance(strategy, str) or strategy not in STRATEGIES:
             known = ", ".join(map(repr, (*STRATEGIES, AUTO)))
             raise ConfigError(f"quantization_strategy must be one of {known}, not {strategy!r}")
         return cls(*STRATEGIES[strategy])
@@ -97,53 +99,85 @@ class QuantizationConfig:
         quantize_s3gen: bool | str | None = None,
         quantize_voice_encoder: bool | str | None = None,
         use_bnb_quantization: bool = False,
+        *,
+        base: Self | None = None,
+        stored: QuantizedParts | None = None,
     ) -> Self | None:
         """What keywords and environment variables ask for together; a keyword goes before its variable.
 
-        The variables are CHATTERBOX_USE_QUANTIZATION, without which the others mean nothing,
-        CHATTERBOX_QUANTIZATION_METHOD, CHATTERBOX_QUANTIZE_S3GEN and CHATTERBOX_QUANTIZE_VOICE_ENCODER.
+        The variables are CHATTERBOX_USE_QUANTIZATION, the switch without which, and without a tier, the others are not
+        looked at, CHATTERBOX_QUANTIZATION_METHOD, CHATTERBOX_QUANTIZE_S3GEN and CHATTERBOX_QUANTIZE_VOICE_ENCODER.
 
         Args:
-            use_quantization: whether at all.
-            quantization_method: T3's; "bnb-4bit" by default.
+            use_quantization: whether at all; False takes a tier's methods back, too.
+            quantization_method: T3's; the tier's by default, or "bnb-4bit".
             quantize_s3gen: a method of its own, or True for T3's, or for "bnb-8bit" where T3's is made for T3 only.
-                False by default.
+                The tier's by default, or False.
             quantize_voice_encoder: likewise.
             use_bnb_quantization: short for `use_quantization=True, quantization_method="bnb-4bit"`.
+            base: what a tier quantizes where nobody says otherwise.
+            stored: parts whose files are quantized already; they are what they are, and no default falls on them.
 
         Returns:
-            None where neither keyword nor variable says whether to quantize.
+            None where neither keyword nor variable says whether to quantize, and there is no tier.
 
         Raises:
             ConfigError: an unknown method, keywords that contradict each other, a variable with another value than it
                 may have; the message names the keyword or the variable.
         """
+        if not isinstance(use_bnb_quantization, bool):
+            raise ConfigError(f"use_bnb_quantization must be True or False, not {use_bnb_quantization!r}")
+        use = USE.resolve(use_quantization, flag, None)
         if use_bnb_quantization:
-            if use_quantization is False or quantization_method not in (None, "bnb-4bit"):
+            if (use_quantization is not None and not use) or quantization_method not in (None, "bnb-4bit"):
                 raise ConfigError(
                     "use_bnb_quantization=True means use_quantization=True, quantization_method='bnb-4bit'; it "
                     f"contradicts use_quantization={use_quantization}, quantization_method={quantization_method!r}"
                 )
-            use_quantization, quantization_method = True, "bnb-4bit"
-        use = USE.resolve(use_quantization, flag, None)
-        if not use:
+            use, quantization_method = True, "bnb-4bit"
+        if not use and (use is not None or base is None):
             given = {METHOD: quantization_method, S3GEN: quantize_s3gen, VOICE_ENCODER: quantize_voice_encoder}
             for setting, value in given.items():
                 if value not in (None, False):
                     raise ConfigError(f"{setting.keyword}={value!r} means nothing without use_quantization=True")
             return None if use is None else cls()
-        method = METHOD.resolve(quantization_method, _one_of(tuple(METHODS)), "bnb-4bit")
-        s3gen = S3GEN.resolve(quantize_s3gen, _module_method_beside(method), None)
-        voice_encoder = VOICE_ENCODER.resolve(quantize_voice_encoder, _module_method_beside(method), None)
-        return cls(method, s3gen, voice_encoder)
+        stored, default = stored or QuantizedParts(), base or cls()
+        t3 = METHOD.resolve(quantization_method, _one_of(tuple(METHODS)), default.t3)
+        if use and t3 is None and stored.t3 is None:
+            t3 = "bnb-4bit"
+        beside = t3 or (stored.t3.method if stored.t3 else None)
+        return cls(
+            t3,
+            S3GEN.resolve(quantize_s3gen, _module_method(beside, stored.s3gen), default.s3gen),
+            VOICE_ENCODER.resolve(
+                quantize_voice_encoder, _module_method(beside, stored.voice_encoder), default.voice_encoder
+            ),
+            default.double_quant,
+        )
 
     def beside(self, stored: QuantizedParts) -> Self:
         """What of this is left to ask for where some parts' files are quantized already."""
         left = {part: None if getattr(stored, part) else method for part, method in self.methods.items()}
         return type(self)(**left, double_quant=self.double_quant)
 
+    def steps_to_what_can_be_had(self, why_not: Callable[[str, str], str | None]) -> Iterator[tuple[str, Self, str]]:
+        """The way down where some components' methods cannot be had: theirs alone, each to the next that can.
+
+        Args:
+            why_not: of a component and a method, the reason why it cannot be had; None where it can.
+
+        Yields:
+            Each step's name, the configuration after it, and the reason.
+        """
+        config: Self = self
+        for component in COMPONENTS:
+            while (method := config.methods[component]) is not None and (reason := why_not(component, method)):
+                weaker = _WEAKER[method]
+                config = type(self)(**{**config.methods, component: weaker}, double_quant=self.double_quant)
+                yield f"{_NAMES[component]} {f'in {weaker}' if weaker else 'not quantized'}", config, reason
+
     def steps_down(self) -> Iterator[tuple[str, Self]]:
-        """What to try in turn where this cannot be had, each with its name; the last is not quantized at all.
+        """What to try in turn where this cannot be loaded, each with its name; the last is not quantized at all.
 
         A method that only T3 has gives way to the one of as many bits that runs anywhere, before anything else is given
         up for it. Then go, in turn: double quantization, the voice encoder's method, S3Gen's, T3's from 4 to 8 bits,
@@ -190,15 +224,21 @@ def _one_of(known: tuple[str, ...]) -> Callable[[object], str]:
     return parse
 
 
-def _module_method_beside(t3: str) -> Callable[[object], str | None]:
-    """Reads a method, or yes for the one that goes with T3's: the same, or "bnb-8bit" where that is for T3 only."""
+def _module_method(t3: str | None, stored: QuantizedPart | None) -> Callable[[object], str | None]:
+    """Reads a method, or yes for the one that goes with T3's: the same, or "bnb-8bit" where that is for T3 only.
+
+    A yes to a part that is `stored` quantized asks for nothing more.
+    """
 
     def parse(value: object) -> str | None:
         if value in MODULE_METHODS:
             return str(value)
         try:
-            return (t3 if t3 in MODULE_METHODS else "bnb-8bit") if flag(value) else None
+            wanted = flag(value)
         except ValueError as error:
             raise ValueError(f"{error}, or {' or '.join(MODULE_METHODS)}") from None
+        if not wanted or stored is not None:
+            return None
+        return t3 if t3 in MODULE_METHODS else "bnb-8bit"
 
     return parse
