@@ -42,7 +42,7 @@ def main() -> None:
     estimate = QuantizationMemoryEstimator(directory, half=on_card, cuda=on_card).estimate(tier.plan)
 
     # The probe asks the driver every 50 ms, so that the peak while loading counts as well.
-    with Probe(device) as probe, load(directory, options.device, on_card) as tts:
+    with Probe(device) as probe, ChatterboxTTS.from_pretrained(directory, options.device, tier=4) as tts:
         wave = tts.generate(options.text, audio_prompt_path=options.clip, seed=options.seed)
         write_audio(options.output, wave[0].numpy(), tts.sr)
         # Counted on the live modules, the voice encoder among them where a clip was enrolled.
@@ -61,21 +61,6 @@ def main() -> None:
             f"measured: {usage.peak_host_bytes / MIB:.0f} MiB resident at the peak, Python, PyTorch and vLLM included, "
             "which the estimate leaves out"
         )
-
-
-def load(directory: Path, device: str, on_card: bool) -> ChatterboxTTS:
-    if on_card:
-        return ChatterboxTTS.from_pretrained(directory, device, tier=4)
-    # A tier lays out a card and watches over its budget. A CPU has neither, so this takes over what else it holds.
-    plan = tier_named(4).plan
-    print("on a CPU there is no card to fit: quantized as in tier 4, without the tier")
-    return ChatterboxTTS.from_pretrained(
-        directory,
-        device,
-        quantization=plan.quantization,
-        max_model_len=plan.max_model_len,
-        max_batch_size=plan.max_batch_size,
-    )
 
 
 if __name__ == "__main__":

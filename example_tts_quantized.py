@@ -99,6 +99,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(DOORS), default=tuple(DOORS), metavar="DOOR")
     parser.add_argument("-d", "--directory", type=Path, help="write what each model says there")
     options = parser.parse_args()
+    if options.directory is not None:
+        try:
+            options.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"{options.directory} cannot be a directory to write to: {error.strerror}")
     model = resolve_model(options.model)
     show_support(options.device)
     rows = []
@@ -123,7 +128,6 @@ def speak(name: str, load: Load, output: Path | None, number: int) -> str:
     with load(max_batch_size=1, max_model_len=1280) as tts:
         wave = tts.generate(TEXT, seed=1)
         if output is not None:
-            output.mkdir(parents=True, exist_ok=True)
             write_audio(output / f"{number:02}.wav", wave[0].numpy(), tts.sr)
         info = tts.get_quantization_info()
     t3, s3gen = info["t3"], info["s3gen"]

@@ -21,7 +21,7 @@ unfinished=$venv/.chatterbox-vllm.unfinished
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf 'start.sh: %s\n' "$*" >&2; }
-die() { say "$*"; exit 1; }
+die() { say "$*"; exit 2; }
 
 # The extra for this machine: CUDA where the driver lists a GPU.
 choose_extra() {
@@ -142,15 +142,25 @@ while [[ ${1:-} == --* ]]; do
         --medium-vram) tier=(--tier 8) ;;
         --high-vram) tier=(--tier 24) ;;
         --tier)
-            [[ $# -ge 2 ]] || die "--tier needs the memory of the card in GB, or auto"
+            [[ ${2:-} =~ ^([0-9]+|auto|all)$ ]] || die "--tier needs the memory of the card in GB, or auto"
             tier=(--tier "$2")
             shift
             ;;
+        --tier=*) tier=("$1") ;;
         *) break ;; # the command line's own: --help, --version
     esac
     shift
 done
-[[ ${#tier[@]} -eq 0 || $# -gt 0 ]] || die "${tier[*]} needs a command: say, batch, bench or estimate"
+if ((${#tier[@]})); then
+    case ${1:-} in
+        say | batch | bench | estimate) ;;
+        *) die "${tier[*]} needs a command that it lays out: say, batch, bench or estimate" ;;
+    esac
+    for argument in "${@:2}"; do
+        [[ $argument == -- ]] && break
+        [[ $argument != --tier* ]] || die "${tier[*]} and $argument: give one of the two"
+    done
+fi
 [[ ${1:-} == test ]] && want_dev=yes
 [[ $(uname -s) == Linux ]] || die "this runs on Linux only (vLLM does); this is $(uname -s)"
 extra=$(choose_extra)
@@ -175,4 +185,4 @@ if [[ ${1:-} == test ]]; then
     exec "$python" -m pytest "$@"
 fi
 [[ $reinstall == yes && $# -eq 0 ]] && exit 0
-exec "$python" -m chatterbox_vllm "$@" "${tier[@]}"
+exec "$python" -m chatterbox_vllm "${@:1:1}" "${tier[@]}" "${@:2}"

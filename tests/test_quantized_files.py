@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm")
@@ -110,7 +111,9 @@ def test_part_after_part(demo: Path, nf4: Path, tmp_path: Path) -> None:
     assert bool(voice.speaker_embedding.isfinite().all())
     two = quantize_model(tmp_path / "one", tmp_path / "two", QuantizationConfig("bnb-4bit", "bnb-4bit"))
     assert two == ModelConfig.from_directory(tmp_path / "two") == ModelConfig.from_directory(nf4)
-    with pytest.raises(ConfigError, match="one: voice_encoder is quantized already, in bnb-4bit; leave it out"):
+    with pytest.raises(
+        ConfigError, match="one: voice_encoder is quantized already, in bnb-4bit; name the parts that are not"
+    ):
         quantize_model(tmp_path / "one", tmp_path / "three", AGGRESSIVE)
 
 
@@ -313,9 +316,26 @@ def test_what_cannot_be_written_is_refused_first(demo: Path, nf4: Path, tmp_path
         quantize_model(copy, tmp_path / "out", QuantizationConfig("awq"))
     (copy / "config.json").write_text(config.to_json())
     for part in ("s3gen", "voice_encoder"):
+        # Also where it is only taken along.
+        (copy / FILES[part]).unlink()
         shutil.copyfile(demo / FILE, copy / FILES[part])
-        with pytest.raises(CheckpointError, match=FILES[part]):
-            quantize_model(copy, tmp_path / "out", QuantizationConfig(**{part: "bnb-8bit"}))
+        for quantization in (QuantizationConfig(**{part: "bnb-8bit"}), QuantizationConfig("bnb-8bit")):
+            with pytest.raises(CheckpointError, match=FILES[part]):
+                quantize_model(copy, tmp_path / "out", quantization)
+        shutil.copyfile(demo / FILES[part], copy / FILES[part])
+
+
+def test_a_full_disk_leaves_nothing(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"the beginning")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("chatterbox_vllm.quantization.files.save_file", full)
+    with pytest.raises(OutputError, match="cannot be written .*No space left.*nothing was left"):
+        quantize_model(demo, tmp_path / "out", QuantizationConfig(voice_encoder="bnb-8bit"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match="too long"):
+        quantize_model(demo, tmp_path / ("x" * 300), QuantizationConfig(voice_encoder="bnb-8bit"))
 
 
 def test_the_command(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -237,11 +237,12 @@ def start(directory: Path, extras: str, *given: str) -> subprocess.CompletedProc
 @pytest.mark.parametrize(
     ("given", "passed"),
     [
-        (["--ultra-low-vram", "say", "Hi."], ["say", "Hi.", "--tier", "4"]),
+        (["--ultra-low-vram", "say", "Hi."], ["say", "--tier", "4", "Hi."]),
         (["--low-vram", "say"], ["say", "--tier", "6"]),
-        (["--medium-vram", "batch", "in.txt"], ["batch", "in.txt", "--tier", "8"]),
+        (["--medium-vram", "batch", "in.txt"], ["batch", "--tier", "8", "in.txt"]),
         (["--high-vram", "bench"], ["bench", "--tier", "24"]),
         (["--tier", "auto", "say"], ["say", "--tier", "auto"]),
+        (["--tier=12", "say", "--", "-Hi."], ["say", "--tier=12", "--", "-Hi."]),
         (["say", "--tier", "12"], ["say", "--tier", "12"]),
         (["--version"], ["--version"]),
     ],
@@ -256,4 +257,18 @@ def test_start_installs_what_small_tiers_need(tmp_path: Path) -> None:
     done = start(tmp_path, "cpu dev", "--ultra-low-vram", "say", "Hi.")
     assert f"{tmp_path.resolve()}[cpu,bnb,dev]" in done.stderr
     assert (tmp_path / ".venv" / ".chatterbox-vllm").read_text().splitlines()[1] == "cpu bnb dev"
-    assert done.stdout.splitlines()[-2:] == ["--tier", "4"]
+    assert done.stdout.splitlines()[-3:] == ["--tier", "4", "Hi."]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--low-vram", "test"], "--tier 6 needs a command that it lays out"),
+        (["--low-vram", "say", "Hi.", "--tier", "4"], "--tier 6 and --tier: give one of the two"),
+        (["--tier", "say", "Hi."], "--tier needs the memory"),
+        (["--low-vram"], "needs a command"),
+    ],
+)
+def test_start_refuses_tiers_that_would_get_lost(given: list[str], said: str, tmp_path: Path) -> None:
+    done = start(tmp_path, "cpu bnb", *given)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout

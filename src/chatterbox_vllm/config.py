@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -171,6 +172,14 @@ class QuantizedPart:
     fingerprint: str = ""
 
 
+_STORED = {
+    "t3": ("bnb-4bit", "bnb-8bit", "awq"),
+    "s3gen": ("bnb-4bit", "bnb-8bit"),
+    "voice_encoder": ("bnb-4bit", "bnb-8bit"),
+}
+_AGAIN = "mend it, or make the directory again"
+
+
 @dataclass(frozen=True)
 class QuantizedParts:
     """The parts, by their names in `Family`, whose files hold quantized tensors."""
@@ -208,14 +217,19 @@ class ModelConfig:
             return cls()
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON ({error}); mend or remove it") from error
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: cannot be read as JSON ({error}); {_AGAIN}") from error
         if not isinstance(data, dict) or data.pop("format", None) != CONFIG_FORMAT:
             raise ConfigError(
                 f'{path}: not a Chatterbox model configuration (it lacks "format": "{CONFIG_FORMAT}"); '
-                "remove it to use the published sizes"
+                f"{_AGAIN}, or remove it where the sizes are the published ones"
             )
-        return _from_dict(cls, data, str(path))
+        config: Self = _from_dict(cls, data, str(path))
+        for part, stored in config.quantized.parts.items():
+            if stored.method not in _STORED[part]:
+                known = ", ".join(_STORED[part])
+                raise ConfigError(f"{path}: quantized.{part}: expected {known}, found {stored.method!r}; {_AGAIN}")
+        return config
 
     def to_json(self) -> str:
         """The text of a `config.json` that `from_directory` reads back as this object."""
@@ -257,6 +271,8 @@ def _field_value(hint: Any, value: Any, where: str) -> Any:
         value = float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, found {value}")
     if hint is int and value < 0:
         raise ConfigError(f"{where}: must not be negative, found {value}")
     return value

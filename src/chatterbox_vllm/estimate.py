@@ -19,12 +19,13 @@ import torch
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig, T3Config
 from chatterbox_vllm.engine.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
 from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
-from chatterbox_vllm.quantization.files import scheme_in_force, stored_quantization
+from chatterbox_vllm.quantization.files import check_origin, scheme_in_force, stored_quantization
 from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers
 from chatterbox_vllm.quantization.storage import SCHEMES, scheme_of
 from chatterbox_vllm.tiers import TIERS, Plan, Tier
@@ -85,10 +86,14 @@ class QuantizationMemoryEstimator:
     def __init__(self, directory: Path | str, half: bool = True, cuda: bool = True):
         directory = Path(directory)
         self.config = ModelConfig.from_directory(directory)
+        if self.config.family not in FAMILIES:
+            raise ConfigError(f"{directory}: unknown model family {self.config.family!r}; known: {', '.join(FAMILIES)}")
         family = FAMILIES[self.config.family]
         self._t3 = Weights(directory / family.t3)
         self._s3gen = Weights(directory / family.s3gen)
         self._voice_encoder = Weights(directory / family.voice_encoder)
+        for part, weights in (("t3", self._t3), ("s3gen", self._s3gen), ("voice_encoder", self._voice_encoder)):
+            check_origin(weights, getattr(self.config.quantized, part))
         self._dtype = torch.float16 if half else torch.float32
         self._cuda = cuda
 

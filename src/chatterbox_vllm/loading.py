@@ -66,8 +66,9 @@ def load(settings: Settings, plan: Plan, fallback: bool) -> tuple[Parts, tuple[s
         return replace(plan, quantization=config)
 
     # A quantized file stays what it is, and what contradicts it is no matter of what can be had.
-    for part, stored in settings.stored.parts.items():
-        method_in_force(plan.quantization.methods[part], stored, f"{settings.directory}: {part}")
+    onto_stored = {part: plan.quantization.methods[part] for part in settings.stored.parts}
+    contradicting = QuantizationConfig(**onto_stored, double_quant=plan.quantization.double_quant)
+    in_force(contradicting, settings.directory, ModelConfig.from_directory(settings.directory))
     left = plan.quantization.beside(settings.stored)
     if fallback:
         for name, config, reason in left.steps_to_what_can_be_had(partial(_why_not, settings)):

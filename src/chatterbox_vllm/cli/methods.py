@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     add_model(parser, "english")
     parser.add_argument("--components", nargs="+", choices=tuple(COMPONENTS), default=list(COMPONENTS))
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="(default: all)")
     parser.add_argument("--awq", type=Path, metavar="DIR", help="the model with T3 in AWQ, from the command quantize")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="T3's (default: as it is served)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of speech at each measurement")
@@ -37,8 +38,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _methods(options: argparse.Namespace) -> int:
-    if options.seconds <= 0 or options.repeats < 1 or min(options.batch) < 1:
+    if not 0 < options.seconds < math.inf or options.repeats < 1 or min(options.batch) < 1:
         raise ConfigError("--seconds, --repeats and --batch must be positive")
+    if options.awq is not None and not options.awq.is_dir():
+        raise ConfigError(f"{options.awq}: no such directory; make one with `chatterbox-vllm quantize --method awq`")
     if options.json is not None:
         check_writable(options.json)
 
@@ -55,11 +58,12 @@ def _methods(options: argparse.Namespace) -> int:
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     workload = Workload(options.seconds, tuple(options.batch), options.repeats, options.awq, dtype)
     rows: list[Row] = []
-    for component in options.components:
+    methods = options.methods or list(METHODS)
+    for component in dict.fromkeys(options.components):
         found: list[Row] = []
         # Quantized files are as large as the model's; they go with each component.
         with tempfile.TemporaryDirectory(prefix="chatterbox-methods-") as work:
-            for row in method_rows(directory, device, component, options.methods, workload, Path(work)):
+            for row in method_rows(directory, device, component, methods, workload, Path(work)):
                 found.append(row)
                 if sys.stderr.isatty():
                     print(f"{component}: {row['method']} done", file=sys.stderr, flush=True)
@@ -67,6 +71,9 @@ def _methods(options: argparse.Namespace) -> int:
         for row in found:
             if NOT_HERE in row:
                 print(f"not here: {row['method']}: {row[NOT_HERE]}")
+        for method in options.methods or ():
+            if method not in COMPONENTS[component]:
+                print(f"not here: {method}: it is no method of {component}")
         print(flush=True)
         rows += found
     if options.json is not None:

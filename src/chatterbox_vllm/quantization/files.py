@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from chatterbox_vllm.checkpoint import Weights
@@ -24,7 +25,7 @@ from chatterbox_vllm.errors import CheckpointError, OutputError
 from chatterbox_vllm.families import FAMILIES
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
-from chatterbox_vllm.quantization.storage import Layout, Scheme, Tensors, scheme_of
+from chatterbox_vllm.quantization.storage import NF4, Layout, Scheme, Tensors, scheme_of
 
 Progress = Callable[[int, int], None]  # layers done, of how many
 
@@ -66,16 +67,25 @@ def check_part(weights: Weights, said: QuantizedPart | None, layout: Layout) -> 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
     """
+    check_origin(weights, said)
+    weights.check({key: shape for key, (shape, _) in layout.items()})
+    for key, (_, dtype) in layout.items():
+        if (stored := weights.storage_type(key)) != DTYPE_NAMES[dtype]:
+            raise CheckpointError(f"{weights.path}: tensor {key!r} is {stored}, not {DTYPE_NAMES[dtype]}; {_AGAIN}")
+
+
+def check_origin(weights: Weights, said: QuantizedPart | None) -> None:
+    """Refuse a file whose header says something else than `config.json`.
+
+    Raises:
+        CheckpointError: naming both.
+    """
     found = stored_quantization(weights)
     if found != said:
         raise CheckpointError(
             f"{weights.path}: {_described(found)}, but {CONFIG_FILE} beside it says {_described(said)}: the two were "
             f"not made together; {_AGAIN}"
         )
-    weights.check({key: shape for key, (shape, _) in layout.items()})
-    for key, (_, dtype) in layout.items():
-        if (stored := weights.storage_type(key)) != DTYPE_NAMES[dtype]:
-            raise CheckpointError(f"{weights.path}: tensor {key!r} is {stored}, not {DTYPE_NAMES[dtype]}; {_AGAIN}")
 
 
 def check_contents(weights: Weights, said: QuantizedPart) -> None:
@@ -96,7 +106,10 @@ def check_contents(weights: Weights, said: QuantizedPart) -> None:
 
 
 def _described(part: QuantizedPart | None) -> str:
-    return "not quantized" if part is None else f"{part.method} with fingerprint {part.fingerprint[:12]}"
+    if part is None:
+        return "not quantized"
+    single = " without double quantization" if part.method == NF4.method and not part.double_quant else ""
+    return f"{part.method}{single} with fingerprint {part.fingerprint[:12]}"
 
 
 def check_output(output: Path) -> None:
@@ -105,12 +118,14 @@ def check_output(output: Path) -> None:
     Raises:
         OutputError: `output` exists, or nothing can be written beside it.
     """
-    if output.exists() or output.is_symlink():
-        raise OutputError(f"{output} is there already: remove it, or give another directory")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise OutputError(
-            f"{output} cannot be written: {output.absolute().parent} is no directory that can be written to"
-        )
+    try:
+        if output.exists() or output.is_symlink():
+            raise OutputError(f"{output} is there already: remove it, or give another directory")
+    except OSError as error:  # a name that is too long
+        raise OutputError(f"{output} cannot be written ({error.strerror or error}); give another directory") from error
+    parent = output.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{output} cannot be written: {parent} is no directory that can be written to")
 
 
 def write_checkpoint(
@@ -147,6 +162,8 @@ def write_checkpoint(
             (partial / CONFIG_FILE).write_text(made.to_json(), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror or error}); nothing was left there") from error
+    except SafetensorError as error:  # the library's own for a full disk, among others
+        raise OutputError(f"{output} cannot be written ({error}); nothing was left there") from error
     return made
 
 

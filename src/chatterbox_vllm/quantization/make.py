@@ -81,18 +81,21 @@ def quantize_model(
     for part in parts:
         if (stored := getattr(config.quantized, part)) is not None:
             raise ConfigError(
-                f"{directory}: {part} is quantized already, in {stored.method}; leave it out, or give the model that "
-                "it was made from"
+                f"{directory}: {part} is quantized already, in {stored.method}; name the parts that are not, one by "
+                "one, or give the model that it was made from"
             )
     check_output(output)
-    # Whatever can be refused is refused before any work is done.
-    files = {part: Weights(directory / getattr(FAMILIES[config.family], part)) for part in parts}
-    for part, weights in files.items():
-        if part == "t3":
-            check_t3(config, weights)
-            quantized_t3_layout(config.t3, parts["t3"])
-        else:
-            check_module_file(config, part, weights)
+    # Whatever can be refused is refused before any work is done; what is only taken along is refused as well.
+    if config.family not in FAMILIES:
+        raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[config.family]
+    files = {part: Weights(directory / getattr(family, part)) for part in quantization.methods}
+    check_t3(config, files["t3"])
+    for part in ("s3gen", "voice_encoder"):
+        check_module_file(config, part, files[part])
+    EnglishTokenizer(directory / family.tokenizer)
+    if "t3" in parts:
+        quantized_t3_layout(config.t3, parts["t3"])
     made: dict[str, tuple[QuantizedPart, Tensors]] = {}
     for part, how in parts.items():
         report = None if progress is None else functools.partial(progress, part)

@@ -86,10 +86,10 @@ def _why_not(component: str, method: str, device: torch.device, t3_dtype: torch.
             require_bitsandbytes()
         except ConfigError as error:
             return str(error)
-    if component == "t3" and method in ("awq", "fp8") and t3_dtype not in _HALF:
-        return f"{method} computes in half precision, not in {_name(t3_dtype)}; use dtype='bfloat16' or 'float16'"
     if method == "fp8" and device.type != "cuda":
         return "fp8 needs a CUDA device of compute capability 8.9; use bnb-8bit on the CPU"
+    if component == "t3" and method in ("awq", "fp8") and t3_dtype not in _HALF:
+        return f"{method} computes in half precision, not in {_name(t3_dtype)}; use dtype='bfloat16' or 'float16'"
     if device.type == "cuda":
         found, least = torch.cuda.get_device_capability(device), _LEAST_CAPABILITY[method]
         if found < least and not (component != "t3" and method == "bnb-8bit"):
