@@ -135,7 +135,15 @@ class QuantizationMemoryEstimator:
         return MemoryEstimate(on_device, on_host)
 
     def compare_strategies(self, plan: Plan | None = None) -> dict[str, MemoryEstimate]:
-        """`estimate` of no quantization ("none") and of each strategy, all else as in `plan`."""
+        """`estimate` of no quantization ("none") and of each strategy, all else as in `plan`.
+
+        Raises:
+            ConfigError: the files are quantized already.
+        """
+        if self.config.quantized.parts:
+            raise ConfigError(
+                "what is quantized already fits one strategy at most: take the model that it was made from"
+            )
         plan = plan or Plan()
         configs = {"none": QuantizationConfig()} | {name: QuantizationConfig.from_strategy(name) for name in STRATEGIES}
         return {name: self.estimate(replace(plan, quantization=config)) for name, config in configs.items()}

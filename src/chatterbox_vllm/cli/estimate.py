@@ -26,7 +26,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from chatterbox_vllm.config import QuantizedParts
     from chatterbox_vllm.estimate import QuantizationMemoryEstimator, render
     from chatterbox_vllm.hub import resolve_model
     from chatterbox_vllm.loading import in_force
@@ -36,8 +35,10 @@ def _estimate(options: argparse.Namespace) -> int:
     directory = resolve_model(options.model)
     estimator = QuantizationMemoryEstimator(directory)
     stored = estimator.config.quantized
-    if options.strategies and stored != QuantizedParts():
+    if options.strategies and stored.parts:
         raise ConfigError(f"{directory} is quantized already and fits one strategy at most: leave --strategies out")
+    if options.strategies and options.quantization is not None:
+        raise ConfigError("--strategies compares them all and --quantization names one: leave one of the two out")
     found: dict[str, tuple[Any, int]] = {}
     for tier in chosen:
         wanted = tier.plan.quantization.beside(stored)

@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="reference clip; may be given several times (default: the model's own voice)",
     )
-    awq.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    awq.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
 def _quantize(options: argparse.Namespace) -> int:
@@ -72,7 +72,7 @@ def _quantize(options: argparse.Namespace) -> int:
             quantization,
             texts=texts,
             clips=options.voice,
-            device=options.device,
+            device=options.device or "auto",
             progress=progress,
         )
     for part, method in quantization.methods.items():
@@ -93,8 +93,10 @@ def _asked(options: argparse.Namespace) -> QuantizationConfig:
         raise ConfigError("there is nothing to quantize: give --method, --s3gen, --voice-encoder, or --strategy")
     if options.no_double_quant and "bnb-4bit" not in named.methods.values():
         raise ConfigError(f"--no-double-quant is for bnb-4bit, not for {named}: leave it out")
-    if named.t3 != "awq" and (options.texts is not None or options.voice):
-        raise ConfigError(f"--texts and --voice are for --method awq: {named} is not calibrated; leave them out")
+    if named.t3 != "awq" and (options.texts is not None or options.voice or options.device is not None):
+        raise ConfigError(
+            f"--texts, --voice and --device are for --method awq: {named} is not calibrated; leave them out"
+        )
     return replace(named, double_quant=not options.no_double_quant)
 
 

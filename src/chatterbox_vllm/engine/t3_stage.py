@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # In this order: what is forced leaves the sampler one token to choose from.
 _PROCESSORS = ("chatterbox_vllm.models.t3.forcing:TeacherForcing", "chatterbox_vllm.models.t3.sampler:SpeechSampler")
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
+_LESS_MEMORY = "; here it is max_model_len, max_batch_size, kv_cache_bytes and the tier that say how much it takes"
 _UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
 
 
@@ -116,7 +117,8 @@ class T3Stage:
         except BaseException as error:
             self._directory.close()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
-                raise DeviceError(f"the T3 engine cannot start: {error}") from error
+                remedy = _LESS_MEMORY if "memory" in f"{type(error).__name__} {error}".lower() else ""
+                raise DeviceError(f"the T3 engine cannot start: {error}{remedy}") from error
             raise
 
     def _start(self, directory: Path, quantization: str | None) -> Any:
