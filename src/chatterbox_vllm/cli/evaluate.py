@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.outputs import check_writable, write_json, write_text
-from chatterbox_vllm.errors import ChatterboxError, ConfigError
+from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 
 if TYPE_CHECKING:
     from chatterbox_vllm.evaluation.compare import Comparison
@@ -54,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", default=1, help="of the first utterance (default: 1)")
     parser.add_argument("--batch", type=int, metavar="N", default=4, help="utterances spoken at once (default: 4)")
-    parser.add_argument("--repeats", type=int, metavar="N", default=2, help="speed: runs, the fastest counts")
+    parser.add_argument("--repeats", type=int, metavar="N", default=2, help="runs: for speed the fastest counts, for failures all")
     parser.add_argument("--max-tokens", type=int, metavar="N", default=1000, help="most speech tokens an utterance")
     parser.add_argument("--steps", type=int, metavar="N", default=10, help="diffusion steps")
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="TOML with bounds in place of the package's")
@@ -77,6 +77,9 @@ def run(options: argparse.Namespace) -> int:
         return _evaluate(options)
     except (ChatterboxError, BrokenPipeError):
         raise
+    except SystemExit as error:
+        # Whoever raised it may have meant 0, which says that all is well.
+        raise GenerationError(f"a library ended the evaluation before its verdict (SystemExit: {error})") from error
     except Exception:
         # Python's own status would be 1, which says that a gate failed.
         traceback.print_exc()

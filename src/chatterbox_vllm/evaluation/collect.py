@@ -100,6 +100,7 @@ def collect(job: CollectionJob) -> RunFacts:
             config = ModelConfig.from_directory(tts.directory)
             count = max(1, len(plan.clips))
             voices = [Voice.load(baseline.voice_path(i), config) for i in range(count)]
+            facts.repeats = plan.repeats
             facts.cases, facts.speaking_seconds = speak(tts, plan, voices, into)
             said = facts.cases if job.baseline is None else baseline.facts().cases
             if job.baseline is None:

@@ -231,12 +231,10 @@ def _stored_likeness(a: dict, b: dict) -> tuple[float, float]:
 
 
 def _run_measurements(expected: RunFacts, found: RunFacts) -> dict[str, Measurement]:
-    speeds = [facts.real_time_factor for facts in (expected, found)]
-    speed = speeds[0] / speeds[1] if np.isfinite(speeds[0]) else None
     memory = expected.peak_device_bytes, found.peak_device_bytes
-    failed = [sum(case.failed for case in facts.cases) / len(facts.cases) for facts in (expected, found)]
+    failed = expected.failure_rate, found.failure_rate
     return {
-        "speed": Measurement(speed, f"real-time factor {speeds[1]:.3g}, the baseline's {speeds[0]:.3g}"),
+        "speed": _speed(expected.real_time_factor, found.real_time_factor),
         "device_memory": Measurement(None, "no device memory on a CPU")
         if memory[0] is None or memory[1] is None
         else Measurement(memory[1] / memory[0], f"{memory[1] / 2**20:.0f} MiB, the baseline {memory[0] / 2**20:.0f}"),
@@ -246,6 +244,16 @@ def _run_measurements(expected: RunFacts, found: RunFacts) -> dict[str, Measurem
         ),
         "failures": Measurement(max(0.0, failed[1] - failed[0]), f"{failed[1]:.1%}, the baseline {failed[0]:.1%}"),
     }
+
+
+def _speed(expected: float | None, found: float | None) -> Measurement:
+    """Of two real-time factors."""
+    for factor, name in ((expected, "baseline"), (found, "candidate")):
+        if factor is None:
+            return Measurement(None, f"the {name} never spoke all cases without a failure, and failures take no time")
+    assert expected is not None and found is not None
+    note = f"real-time factor {found:.3g}, the baseline's {expected:.3g}"
+    return Measurement(expected / found if np.isfinite(expected) else None, note)
 
 
 def _word_measurement(cases: Sequence[CaseFigures], asked: bool) -> Measurement:

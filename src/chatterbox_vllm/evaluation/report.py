@@ -31,11 +31,7 @@ def troubles(comparison: Comparison) -> list[Trouble]:
     found = []
     for name, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate)):
         for case in run.cases:
-            if case.error is not None:
-                found.append(Trouble(name, case.index, f"not spoken: {case.error}"))
-            elif case.failed:
-                what = f"cut off after {len(case.speech_tokens)} speech tokens ({case.finish_reason})"
-                found.append(Trouble(name, case.index, what))
+            found += [Trouble(name, case.index, what) for what in dict.fromkeys(case.troubles)]
             if case.s3gen_error is not None:
                 found.append(Trouble(name, case.index, f"the baseline's tokens not voiced: {case.s3gen_error}"))
         for clip, error in run.enrolments.items():
