@@ -275,10 +275,9 @@ def _run_measurements(expected: RunFacts, found: RunFacts) -> dict[str, Measurem
 
 def _speed(expected: float | None, found: float | None) -> Measurement:
     """Of two real-time factors."""
-    for factor, name in ((expected, "baseline"), (found, "candidate")):
-        if factor is None:
-            return Measurement(None, f"the {name} never spoke all cases without a failure, and failures take no time")
-    assert expected is not None and found is not None
+    if expected is None or found is None:
+        name = "baseline" if expected is None else "candidate"
+        return Measurement(None, f"the {name} left cases unspoken in every repeat, and failures take no time")
     note = f"real-time factor {found:.3g}, the baseline's {expected:.3g}"
     return Measurement(expected / found if np.isfinite(expected) else None, note)
 

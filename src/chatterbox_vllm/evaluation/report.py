@@ -77,14 +77,14 @@ def line(judgement: Judgement) -> str:
 def value_and_bound(judgement: Judgement) -> tuple[str | None, str]:
     """The gate's value, None without one, and its bound.
 
-    They have four and six digits, or as many as it takes to see on which side of the bound the value is.
+    Both have four digits, or as many as it takes to see on which side of the bound the value is.
     """
     value, bound = judgement.measurement.value, judgement.threshold.bound
     if value is None:
         return None, f"{bound:g}"
     if math.isnan(value):
         return "nan", f"{bound:g}"
-    pairs = ((f"{value:.{digits}g}", f"{bound:.{max(digits, 6)}g}") for digits in (4, 6, 9, 12, 17))
+    pairs = ((f"{value:.{digits}g}", f"{bound:.{digits}g}") for digits in (4, 6, 9, 12, 17))
     return next(pair for pair in pairs if _order(*map(float, pair)) == _order(value, bound))
 
 
