@@ -16,6 +16,7 @@ pytest.importorskip("pystoi")
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.evaluation.compare import VoiceJudge
+from chatterbox_vllm.evaluation.preflight import check_models
 
 
 @pytest.fixture
@@ -87,7 +88,16 @@ def change(directory: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_model_of_another_family_or_size_is_refused(
+def test_models_that_cannot_have_the_same_tokens_are_refused(demo: Path, copy: Path) -> None:
+    check_models((demo, copy), ({}, {"fallback": True, "max_model_len": 512, "tier": 4}))
+    sizes = json.loads((copy / "config.json").read_text())["t3"]
+    (copy / "conds.pt").unlink()
+    change(copy, t3={**sizes, "speech_prompt_tokens": 7})
+    with pytest.raises(ConfigError, match="speech prompt is 7"):
+        check_models((demo, copy), ({}, {}))
+
+
+def test_a_model_of_another_family_or_layout_is_refused(
     demo: Path, copy: Path, never: None, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copy(demo / "s3gen.safetensors", copy / "ve.safetensors")
