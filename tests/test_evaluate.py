@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,15 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.evaluate import model_options
-from chatterbox_vllm.engine.request import SpeechResult
 from chatterbox_vllm.errors import ConfigError, GenerationError
-from chatterbox_vllm.evaluation.asr import load_recogniser
 from chatterbox_vllm.evaluation.collect import CollectionJob, collect, collect_in_process
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.compare import Comparison, VoiceJudge, compare
 from chatterbox_vllm.evaluation.gates import Status, judge, load_thresholds
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
-from chatterbox_vllm.evaluation.stages import speak
 from tests.made_up_collections import POSITIONS, Ears, made_up, silence
 from tests.test_page import Page, assert_sound
 
@@ -190,6 +184,7 @@ class Command:
         monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", self._collect)
         monkeypatch.setattr("chatterbox_vllm.evaluation.compare.VoiceJudge", lambda directory: Ears())
         monkeypatch.setattr("chatterbox_vllm.hub.resolve_model", Path)
+        monkeypatch.setattr("chatterbox_vllm.evaluation.preflight.check_models", lambda directories, options: None)
 
     def damage(self, collection: Collection) -> None:
         pass
@@ -275,47 +270,6 @@ def test_outputs_are_refused_before_a_model_is_collected(
     assert Collection(tmp_path / "new" / "candidate").facts().name == "small"
 
 
-def test_audio_that_is_not_finite_is_a_failure_and_not_kept(tmp_path: Path) -> None:
-    audio = torch.zeros(2400)
-    audio[7] = torch.nan
-    result = SpeechResult("r", 0, 1, audio=audio, finish_reason="stop")
-    voice: Any = object()
-    tts: Any = SimpleNamespace(run=lambda requests: [result] if len(requests) else [], sr=24_000)
-    plan = EvaluationPlan(texts=("Good morning.",), repeats=1)
-    into = Collection.create(tmp_path / "out")
-    (facts,), _ = speak(tts, plan, [voice], into)
-    assert facts.failed and "not finite" in str(facts.error) and facts.seconds == 0
-    assert into.load("speech", 0) is None
-
-
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let a shell script be the Python of new processes."""
-    path = tmp_path / "python"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(path))
-
-
-def test_a_process_that_dies_unheard_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(tmp_path, monkeypatch, "echo no library >&2; exit 3")
-    plan = EvaluationPlan(texts=("word " * 50_000,))  # more than a pipe takes
-    with pytest.raises(GenerationError, match=r"status 3 \(no library\)"):
-        collect_in_process(CollectionJob("demo", plan, tmp_path / "out"))
-
-
-def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; cat > /dev/null; kill -ALRM $PPID; exec sleep 60")
-    # Not SIGINT, which is ignored where the tests run in the background.
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            collect_in_process(CollectionJob("demo", PLAN, tmp_path / "out"))
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
 def test_a_process_that_fails_says_why(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match=r"status 2 .*'tpu'"):
         collect_in_process(CollectionJob(str(demo), PLAN, tmp_path / "a", None, "tpu"))
@@ -347,58 +301,7 @@ def test_long_texts_are_evaluated_piece_by_piece() -> None:
     assert EvaluationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["--baseline-options", "dtype"], "KEY=VALUE"),
-        (["--candidate-options", "a=1", "a=2"], "twice"),
-        (["--text", "none.txt"], "none.txt"),
-        (["--voice", "none.wav"], "none.wav"),
-        (["--batch", "0"], "batch_size"),
-        (["--thresholds", "none.toml"], "none.toml"),
-        (["--asr", "no.such:thing"], "no.such"),
-        (["--asr", ""], "recogniser"),
-        (["--asr", "no-such-program --fast"], "no-such-program"),
-        (["--asr", "tests.test_evaluate:TEXTS"], "not a function"),
-        (["--report", "none/out.html"], "none"),
-    ],
-)
-def test_what_can_be_refused_is_refused_before_a_model_loads(
-    demo: Path, words: list[str], named: str, capsys: pytest.CaptureFixture
-) -> None:
-    assert main(["evaluate", "--baseline", str(demo), "--candidate", str(demo), *words]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and named in error
-
-
 def test_options_of_a_model() -> None:
     words = ["use_quantization=true", "quantization_method=bnb-4bit", "max_model_len=512", "x=0.5", "y=None"]
     expected = {"use_quantization": True, "quantization_method": "bnb-4bit", "max_model_len": 512, "x": 0.5, "y": None}
     assert model_options(words) == expected
-
-
-def test_recognisers(tmp_path: Path) -> None:
-    wave = np.sin(np.arange(16_000) / 20).astype(np.float32)
-    assert load_recogniser("tests.test_evaluate:parrot")(wave) == "good morning"
-    script = tmp_path / "hear.sh"
-    script.write_text('head -c 4 "$2"; echo " $1"\n')
-    assert load_recogniser(f"sh {script} last")(wave) == "RIFF last"
-    assert load_recogniser(f"sh {script} middle {{}} more")(wave) == "RIFF middle"
-    with pytest.raises(GenerationError, match="status 3: no such tongue"):
-        load_recogniser("sh -c 'echo no such tongue >&2; exit 3'")(wave)
-    with pytest.raises(GenerationError, match="not UTF-8"):
-        load_recogniser("printf '\\377'")(wave)
-    with pytest.raises(GenerationError, match=r"ZeroDivisionError"):
-        load_recogniser("tests.test_evaluate:broken")(wave)
-    with pytest.raises(GenerationError, match="int"):
-        load_recogniser("tests.test_evaluate:deaf")(wave)
-    with pytest.raises(ConfigError, match="command line"):
-        load_recogniser("sh 'unclosed")
-
-
-def deaf(wave: np.ndarray) -> int:
-    return 0
-
-
-def broken(wave: np.ndarray) -> str:
-    raise ZeroDivisionError

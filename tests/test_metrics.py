@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ def test_spectral_distortion_hears_level_and_not_polarity() -> None:
     assert metrics.spectral_distortion(wave, 0.9 * wave) == pytest.approx(10, rel=1e-3)
     assert metrics.spectral_distortion(wave, wave * np.nan) == np.inf
     assert metrics.spectral_distortion(wave[:100], np.zeros(100)) == pytest.approx(100)
+    assert metrics.spectral_distortion(0 * wave, wave) is None
 
 
 def test_pesq_falls_with_noise_and_takes_any_length() -> None:
@@ -78,7 +80,10 @@ def test_stoi_falls_with_noise() -> None:
     wave = voice(3.0)
     scores = [metrics.stoi(wave, noisy(wave, level)) for level in (0, 0.02, 0.2)]
     assert scores[0] == pytest.approx(1) and scores[0] > scores[1] > scores[2]
-    assert metrics.stoi(wave[:3000], wave[:3000]) is None
+    for length in (0, 100, 500, 3000):
+        assert metrics.stoi(wave[:length], wave[:length]) is None
+    assert metrics.stoi(0 * wave, wave) is None
+    assert metrics.stoi(wave, 0 * wave) == 0
 
 
 def test_cosine() -> None:
@@ -100,3 +105,23 @@ def test_cosine() -> None:
 )
 def test_word_errors(heard: str, wrong: int) -> None:
     assert metrics.word_errors("It's half past nine; don't wait.", heard) == (wrong, 6)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "found"),
+    [
+        ("Valparaíso, twice", unicodedata.normalize("NFD", "Valparaíso twice"), (0, 2)),
+        ("मैं हिन्दी बोलता हूँ", "मैं हिन्दी बोलता हूँ।", (0, 4)),
+        ("मैं हिन्दी बोलता हूँ", "मैं हिन्दू बोलता हूँ", (1, 4)),
+        ("نمی\u200cدانم", "نمیدانم", (0, 1)),
+        ("今天天气很好，我们去公园。", "今天天气很好我们去公圆", (1, 11)),
+        ("カタカナとひらがな", "カタカナと ひらがね", (1, 9)),
+        ("ภาษาไทย", "ภาษาไทย", (0, 7)),
+        ("วันนี้", "วันนี", (1, 3)),
+        ("用 GPU 说话", "用gpu说話", (1, 4)),
+        ("a ❤️ b", "a b", (0, 2)),
+        ("'tis rock 'n' roll", "tis rock n roll", (0, 4)),
+    ],
+)
+def test_words_of_other_scripts(said: str, heard: str, found: tuple[int, int]) -> None:
+    assert metrics.word_errors(said, heard) == found

@@ -25,7 +25,7 @@ from chatterbox_vllm.evaluation.compare import Comparison, compare
 from chatterbox_vllm.evaluation.gates import Judgement, Measurement, Status, Threshold, Verdict, judge, load_thresholds
 from chatterbox_vllm.evaluation.page import as_html
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
-from chatterbox_vllm.evaluation.report import as_json, figure, line, summary
+from chatterbox_vllm.evaluation.report import as_json, line, summary, value_and_bound
 from tests.made_up_collections import FRAMES, Ears, made_up, silence
 
 EVIL = """<script>alert('x')</script> & <img src="http://x/y">"""
@@ -209,7 +209,15 @@ def judged(value: float | None, bound: float = 0.85) -> Judgement:
     ],
 )
 def test_a_figure_is_never_rounded_onto_its_bound(value: float, shown: str) -> None:
-    assert figure(judged(value)) == shown
+    assert value_and_bound(judged(value)) == (shown, "0.85")
+    assert shown in line(judged(value))
+
+
+def test_a_bound_has_as_many_digits_as_tell_it_from_the_value() -> None:
+    assert value_and_bound(judged(0.12345695, bound=0.1234569)) == ("0.12345695", "0.1234569")
+    assert value_and_bound(judged(0.1234569, bound=0.12345695)) == ("0.1234569", "0.12345695")
+    assert value_and_bound(judged(0.1234569, bound=0.1234569)) == ("0.1235", "0.1235")
+    assert value_and_bound(judged(None, bound=0.1234569)) == (None, "0.123457")
 
 
 def test_lines_and_summary() -> None:

@@ -6,6 +6,9 @@ Only families whose way through the stages is implemented are listed; another on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from chatterbox_vllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,14 @@ ENGLISH = Family(
 )
 
 FAMILIES = {family.name: family for family in (ENGLISH,)}
+
+
+def family_of(name: str, directory: Path) -> Family:
+    """The family that the configuration in `directory` names.
+
+    Raises:
+        ConfigError: there is none such.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"{directory}: unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]

@@ -19,7 +19,7 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.engine.voicing import Voicing, make_voicing
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
-from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.families import family_of
 from chatterbox_vllm.layout import check_module_file, check_t3
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
@@ -106,7 +106,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     config = ModelConfig.from_directory(directory)
     require_support(in_force(quantization, directory, config), device, settings.t3_dtype(quantization.t3))
     options = _t3_options(settings, plan)
-    family = FAMILIES[config.family]
+    family = family_of(config.family, directory)
     # Everything cheap is read and checked before the engine starts.
     tokenizer = EnglishTokenizer(directory / family.tokenizer)
     t3_weights, s3gen_weights, encoder_weights = (
@@ -181,9 +181,8 @@ def in_force(wanted: QuantizationConfig, directory: Path, config: ModelConfig) -
     Raises:
         ConfigError: another method is asked for than a file holds, AWQ without a file of it, or the family is unknown.
     """
-    if config.family not in FAMILIES:
-        raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
-    files = {part: str(directory / getattr(FAMILIES[config.family], part)) for part in wanted.methods}
+    family = family_of(config.family, directory)
+    files = {part: str(directory / getattr(family, part)) for part in wanted.methods}
     methods = {
         part: method_in_force(method, getattr(config.quantized, part), files[part])
         for part, method in wanted.methods.items()

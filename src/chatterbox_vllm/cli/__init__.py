@@ -1,4 +1,7 @@
-"""The command line. Errors are one line on standard error and exit status 2; Ctrl-C exits with 130."""
+"""The command line. Errors are one line on standard error and exit status 2; Ctrl-C exits with 130.
+
+`evaluate` puts its things away after SIGTERM and SIGHUP, too, and exits with 143 and 129.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from chatterbox_vllm import __version__
 from chatterbox_vllm.cli import batch, bench, estimate, evaluate, info, methods, quantize, say
-from chatterbox_vllm.cli.interrupts import keep_interrupts
+from chatterbox_vllm.cli.interrupts import Ended, keep_interrupts
 from chatterbox_vllm.errors import ChatterboxError
 
 FAILED, INTERRUPTED = 2, 130
+_SIGNALLED = 128  # statuses above it name a signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except ChatterboxError as error:
         return _fail(str(error))
+    except Ended as end:
+        with suppress(OSError):  # the terminal may be gone
+            print(f"chatterbox-vllm: ended by {end.signal.name}", file=sys.stderr)
+        return end.status
     except KeyboardInterrupt:
         print("chatterbox-vllm: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -39,9 +48,10 @@ def entry() -> NoReturn:
     """The installed command. After an interrupt it ends at once: what has been torn from its work may hang at exit."""
     keep_interrupts()
     status = main()
-    if status == INTERRUPTED:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    if status > _SIGNALLED:
+        with suppress(OSError):  # the terminal may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatterbox_vllm.cli.interrupts import endings_raised
 from chatterbox_vllm.cli.outputs import check_writable, write_json, write_text
-from chatterbox_vllm.errors import ChatterboxError, ConfigError
+from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 
 if TYPE_CHECKING:
     from chatterbox_vllm.evaluation.compare import Comparison
@@ -54,7 +55,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", default=1, help="of the first utterance (default: 1)")
     parser.add_argument("--batch", type=int, metavar="N", default=4, help="utterances spoken at once (default: 4)")
-    parser.add_argument("--repeats", type=int, metavar="N", default=2, help="speed: runs, the fastest counts")
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", default=2, help="runs: for speed the fastest counts, for failures all"
+    )
     parser.add_argument("--max-tokens", type=int, metavar="N", default=1000, help="most speech tokens an utterance")
     parser.add_argument("--steps", type=int, metavar="N", default=10, help="diffusion steps")
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="TOML with bounds in place of the package's")
@@ -74,9 +77,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        return _evaluate(options)
+        with endings_raised():
+            return _evaluate(options)
     except (ChatterboxError, BrokenPipeError):
         raise
+    except SystemExit as error:
+        # Whoever raised it may have meant 0, which says that all is well.
+        raise GenerationError(f"a library ended the evaluation before its verdict (SystemExit: {error})") from error
     except Exception:
         # Python's own status would be 1, which says that a gate failed.
         traceback.print_exc()
@@ -94,6 +101,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from chatterbox_vllm.evaluation.compare import VoiceJudge, compare
     from chatterbox_vllm.evaluation.gates import judge, load_thresholds
     from chatterbox_vllm.evaluation.page import as_html
+    from chatterbox_vllm.evaluation.preflight import check_models
     from chatterbox_vllm.evaluation.report import as_json
     from chatterbox_vllm.hub import resolve_model
 
@@ -103,9 +111,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     recogniser = None if options.asr is None else load_recogniser(options.asr)
     _check_outputs(options)
     names = (options.baseline, options.candidate)
-    models = [str(resolve_model(name)) for name in names]
-    parameters = [model_options(words) for words in (options.baseline_options, options.candidate_options)]
-    ears = VoiceJudge(Path(models[0]) if options.judge is None else resolve_model(options.judge))
+    models = resolve_model(names[0]), resolve_model(names[1])
+    parameters = model_options(options.baseline_options), model_options(options.candidate_options)
+    check_models(models, parameters)
+    ears = VoiceJudge(models[0] if options.judge is None else resolve_model(options.judge))
 
     with ExitStack() as stack:
         root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatterbox-evaluate-")))
@@ -113,7 +122,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         for collection, model, given, name in zip((baseline, candidate), models, parameters, names, strict=True):
             home, other = collection.directory, None if collection is baseline else baseline.directory
             print(f"{home.name}: {model} {' '.join(f'{k}={v}' for k, v in given.items())}", file=sys.stderr, flush=True)
-            collect_in_process(CollectionJob(model, plan, home, other, options.device, given, name))
+            collect_in_process(CollectionJob(str(model), plan, home, other, options.device, given, name))
         comparison = compare(plan, baseline, candidate, ears, recogniser)
         verdict = judge(comparison.measurements, thresholds)
         try:

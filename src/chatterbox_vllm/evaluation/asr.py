@@ -8,12 +8,15 @@ the text on standard output and exits with 0.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +54,12 @@ def _function(name: str) -> Recogniser:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may raise anything while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything while it is imported, SystemExit too
         raise ConfigError(
-            f"the recogniser {name!r} cannot be imported ({error}); is its directory on PYTHONPATH?"
+            f"the recogniser {name!r} cannot be imported ({type(error).__name__}: {error}); is its directory on "
+            "PYTHONPATH?"
         ) from error
     if not callable(found):
         raise ConfigError(f"the recogniser {name!r} is {type(found).__name__}, not a function")
@@ -61,7 +67,9 @@ def _function(name: str) -> Recogniser:
     def ask(wave: np.ndarray) -> str:
         try:
             text = found(wave)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # one that ends with SystemExit must not end the evaluation
             raise GenerationError(f"the recogniser {name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):
             raise GenerationError(f"the recogniser {name} returned {type(text).__name__}, not a string")
@@ -77,7 +85,7 @@ def _ask_command(words: list[str], wave: np.ndarray) -> str:
         if command == words:
             command.append(path)
         try:
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=_MOST_SECONDS, check=True)
+            return _output(command).strip()
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or ["no message"])[-1]
             raise GenerationError(f"the recogniser {words[0]} failed with status {error.returncode}: {last}") from error
@@ -85,4 +93,28 @@ def _ask_command(words: list[str], wave: np.ndarray) -> str:
             raise GenerationError(f"the recogniser {words[0]} printed what is not UTF-8: {error}") from error
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             raise GenerationError(f"the recogniser {words[0]} cannot be run: {error}") from error
-    return done.stdout.strip()
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints. If it takes too long or is interrupted, whatever it has started ends with it.
+
+    Raises:
+        OSError, ValueError, subprocess.SubprocessError: as `subprocess.run` with check=True.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,  # a shell script's own children are in its group
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=_MOST_SECONDS)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command, output, errors)
+    return output

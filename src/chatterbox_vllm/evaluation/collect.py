@@ -1,6 +1,7 @@
 """Run one model over a plan and write down what it does.
 
-As a process, `python -m chatterbox_vllm.evaluation.collect`, with the job as JSON on standard input.
+As a process, `python -m chatterbox_vllm.evaluation.collect PARENT`, with the job as JSON on standard input; it ends
+when the process of the id PARENT, which started it, does.
 
 Every model runs in a process of its own: vLLM has settings that only the first model of a process chooses, peaks of
 memory are a process's, and a candidate that brings its process down must not take the evaluation with it.
@@ -9,6 +10,7 @@ memory are a process's, and a candidate that brings its process down must not ta
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +27,9 @@ from chatterbox_vllm.config import ModelConfig
 from chatterbox_vllm.engine.runtime import resolve_device
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
+from chatterbox_vllm.evaluation.lifetime import end_with
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
+from chatterbox_vllm.evaluation.preflight import check_options
 from chatterbox_vllm.evaluation.stages import enrol, force, speak, voice_tokens, write_clips
 from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices import Voice
@@ -100,6 +104,7 @@ def collect(job: CollectionJob) -> RunFacts:
             config = ModelConfig.from_directory(tts.directory)
             count = max(1, len(plan.clips))
             voices = [Voice.load(baseline.voice_path(i), config) for i in range(count)]
+            facts.repeats = plan.repeats
             facts.cases, facts.speaking_seconds = speak(tts, plan, voices, into)
             said = facts.cases if job.baseline is None else baseline.facts().cases
             if job.baseline is None:
@@ -114,13 +119,9 @@ def collect(job: CollectionJob) -> RunFacts:
 
 
 def _load(job: CollectionJob) -> ChatterboxTTS:
+    check_options(job.options or {})
     options = {"max_batch_size": job.plan.batch_size, "watermark": False, **(job.options or {})}
-    try:
-        return ChatterboxTTS.from_pretrained(job.model, job.device, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ConfigError(f"the options {job.options} of {job.model} are not understood: {error}") from error
+    return ChatterboxTTS.from_pretrained(job.model, job.device, **options)
 
 
 def _voices(tts: ChatterboxTTS, plan: EvaluationPlan) -> list[Voice]:
@@ -139,7 +140,7 @@ def collect_in_process(job: CollectionJob) -> RunFacts:
         GenerationError: the process failed; the message is its last line.
     """
     into = Collection.create(job.output)
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-m", __name__, str(os.getpid())]
     tail: deque[str] = deque(maxlen=20)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
@@ -151,6 +152,7 @@ def collect_in_process(job: CollectionJob) -> RunFacts:
                 process.stdin.write(job.to_json())
             for line in process.stderr:
                 tail.append(line.rstrip())
+            process.wait()
         except BaseException:
             _end(process)
             raise
@@ -172,10 +174,17 @@ def _end(process: subprocess.Popen[str]) -> None:
             process.kill()
 
 
-def _main() -> int:
-    # Ctrl-C goes to both processes; the one that waits for this one passes it on, once.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _interrupt_once(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _main(parent: int) -> int:
+    # Ctrl-C and a terminal that closes go to both processes; the one that waits for this one passes it on, once.
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt_once)
+    end_with(parent)
     try:
         collect(CollectionJob.from_json(sys.stdin.read()))
     except ChatterboxError as error:
@@ -185,4 +194,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(_main(int(sys.argv[1])))

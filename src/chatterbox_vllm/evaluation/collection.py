@@ -19,7 +19,7 @@ FACTS = "facts.json"
 
 @dataclass
 class CaseFacts:
-    """One case as a model spoke it.
+    """One case as a model spoke it, in the repeat that counts.
 
     Attributes:
         speech_tokens: what its own T3 said, codebook ids only.
@@ -27,6 +27,7 @@ class CaseFacts:
         seconds: of its own audio.
         error: why it was not spoken.
         s3gen_error: why the baseline's tokens could not be voiced.
+        other_troubles: `trouble` of each other repeat that had one.
     """
 
     index: int
@@ -35,11 +36,21 @@ class CaseFacts:
     seconds: float = 0.0
     error: str | None = None
     s3gen_error: str | None = None
+    other_troubles: list[str] = field(default_factory=list)
 
     @property
-    def failed(self) -> bool:
-        """No audio, or cut off before the model came to an end."""
-        return self.error is not None or self.finish_reason != "stop"
+    def trouble(self) -> str | None:
+        """What went wrong: no audio, or cut off before the model came to an end."""
+        if self.error is not None:
+            return f"not spoken: {self.error}"
+        if self.finish_reason != "stop":
+            return f"cut off after {len(self.speech_tokens)} speech tokens ({self.finish_reason})"
+        return None
+
+    @property
+    def troubles(self) -> list[str]:
+        """What went wrong in all repeats; one entry is one failed request."""
+        return ([] if self.trouble is None else [self.trouble]) + self.other_troubles
 
 
 @dataclass
@@ -51,7 +62,9 @@ class RunFacts:
         name: what its user called it.
         machine: as in `bench.probe.machine`.
         load_seconds: from nothing to a model that speaks.
-        speaking_seconds: of all cases together, after one to warm up.
+        speaking_seconds: of all cases together, after one to warm up, in the repeat that counts; None where every
+            repeat had a case that was not spoken, as what fails at once takes no time.
+        repeats: how often all cases were spoken.
         peak_device_bytes: in use on the card while loading and running, all processes; None on a CPU.
         peak_host_bytes: the process's largest resident size.
         enrolments: clips enrolled, by file; None, or the error.
@@ -62,19 +75,27 @@ class RunFacts:
     options: dict[str, Any]
     machine: dict[str, Any]
     load_seconds: float = 0.0
-    speaking_seconds: float = 0.0
+    speaking_seconds: float | None = 0.0
     peak_device_bytes: int | None = None
     peak_host_bytes: int = 0
     cases: list[CaseFacts] = field(default_factory=list)
     enrolments: dict[str, str | None] = field(default_factory=dict)
+    repeats: int = 1
+
+    @property
+    def failure_rate(self) -> float:
+        """The share of requests, of all repeats, that failed."""
+        return sum(len(case.troubles) for case in self.cases) / (len(self.cases) * self.repeats)
 
     @property
     def audio_seconds(self) -> float:
         return sum(case.seconds for case in self.cases)
 
     @property
-    def real_time_factor(self) -> float:
-        """Seconds of work for a second of audio; infinite where there is none."""
+    def real_time_factor(self) -> float | None:
+        """Seconds of work for a second of audio; infinite where there is none, None where no repeat can be timed."""
+        if self.speaking_seconds is None:
+            return None
         return self.speaking_seconds / self.audio_seconds if self.audio_seconds else float("inf")
 
 

@@ -12,13 +12,14 @@ import torch
 from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.errors import AudioError, CheckpointError
+from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation import metrics
 from chatterbox_vllm.evaluation.asr import Recogniser
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.gates import Measurement
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
-from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.families import family_of
+from chatterbox_vllm.layout import check_module_file
 from chatterbox_vllm.models.features import RATE_24K
 from chatterbox_vllm.voices import Voice, VoiceEnroller
 
@@ -61,12 +62,24 @@ class Comparison:
 
 
 class VoiceJudge:
-    """Says how alike two speakers are, with one model's enrolment nets in float32 on the CPU."""
+    """Says how alike two speakers are, with one model's enrolment nets in float32 on the CPU.
+
+    Raises:
+        ConfigError: the model's voice encoder is quantized, or its family is unknown.
+        CheckpointError: its files are not what its configuration says.
+    """
 
     def __init__(self, directory: Path):
         config = ModelConfig.from_directory(directory)
-        family = FAMILIES[config.family]
+        family = family_of(config.family, directory)
+        if config.quantized.voice_encoder is not None:
+            raise ConfigError(
+                f"{directory} cannot judge speakers, as its voice encoder is quantized "
+                f"({config.quantized.voice_encoder.method}); name an unquantized model with --judge MODEL"
+            )
         weights = Weights(directory / family.s3gen), Weights(directory / family.voice_encoder)
+        for part, file in zip(("s3gen", "voice_encoder"), weights, strict=True):
+            check_module_file(config, part, file)
         self._enroller = VoiceEnroller(config, *weights)
 
     def hear(self, wave: np.ndarray) -> Voice | None:
@@ -88,7 +101,6 @@ def compare(
 
     Raises:
         CheckpointError: a collection is not finished, or is not of this plan.
-        GenerationError: the recogniser failed.
     """
     facts = baseline.facts(), candidate.facts()
     for collection, run in zip((baseline, candidate), facts, strict=True):
@@ -99,15 +111,13 @@ def compare(
         figures = CaseFigures(case)
         _compare_thoughts(figures, baseline, candidate)
         _compare_sound(figures, baseline, candidate, judge)
-        if recogniser is not None:
-            figures.word_errors = _compare_words(case, baseline, candidate, recogniser)
         cases.append(figures)
     measurements = {
         **_t3_measurements(cases),
         **_s3gen_measurements(cases),
         **_enrolment_measurements(*facts, baseline, candidate),
         **_run_measurements(*facts),
-        "word_errors": _word_measurement(cases, recogniser is not None),
+        "word_errors": _compare_words(cases, baseline, candidate, recogniser),
     }
     return Comparison(*facts, tuple(cases), measurements)
 
@@ -156,15 +166,32 @@ def _likeness(a: Voice, b: Voice | None) -> tuple[float, float]:
 
 
 def _compare_words(
+    cases: Sequence[CaseFigures], baseline: Collection, candidate: Collection, recogniser: Recogniser | None
+) -> Measurement:
+    """Let the recogniser hear every case. One that fails is not asked again: it may take its ten minutes each time."""
+    if recogniser is None:
+        return Measurement(None, "no speech recogniser was named (--asr)")
+    try:
+        for figures in cases:
+            figures.word_errors = _word_errors(figures.case, baseline, candidate, recogniser)
+    except GenerationError as error:
+        return Measurement(None, " ".join(str(error).split()))
+    return _word_measurement([figures.word_errors for figures in cases if figures.word_errors is not None])
+
+
+def _word_errors(
     case: Case, baseline: Collection, candidate: Collection, recogniser: Recogniser
-) -> tuple[int, int, int]:
-    errors, words = [], 0
-    for collection in (baseline, candidate):
-        speech = collection.load("speech", case.index)
-        heard = "" if speech is None else recogniser(resample(speech, RATE_24K, metrics.RATE))
-        wrong, words = metrics.word_errors(case.text, heard)
-        errors.append(wrong)
-    return errors[0], errors[1], words
+) -> tuple[int, int, int] | None:
+    expected, found = baseline.load("speech", case.index), candidate.load("speech", case.index)
+    if expected is None:
+        return None
+    wrong, words = metrics.word_errors(case.text, _heard(recogniser, expected))
+    other, _ = metrics.word_errors(case.text, "" if found is None else _heard(recogniser, found))
+    return wrong, other, words
+
+
+def _heard(recogniser: Recogniser, speech: np.ndarray) -> str:
+    return recogniser(resample(speech, RATE_24K, metrics.RATE))
 
 
 def _t3_measurements(cases: Sequence[CaseFigures]) -> dict[str, Measurement]:
@@ -185,9 +212,9 @@ def _t3_measurements(cases: Sequence[CaseFigures]) -> dict[str, Measurement]:
 SOUND: dict[str, tuple[Callable[..., float], str]] = {
     "mel_distance": (max, "the baseline has no audio"),
     "pitch_error": (max, "the baseline has no audio"),
-    "spectral_distortion": (max, "the baseline has no audio"),
+    "spectral_distortion": (max, "the baseline has no audio, or only silence"),
     "pesq": (min, "PESQ finds no speech in the baseline's audio"),
-    "stoi": (min, "the baseline's audio is too short for STOI"),
+    "stoi": (min, "the baseline's audio is too short for STOI, or silent"),
     "speaker_similarity": (min, "the baseline's audio is too short or silent"),
     "xvector_similarity": (min, "the baseline's audio is too short or silent"),
 }
@@ -231,12 +258,10 @@ def _stored_likeness(a: dict, b: dict) -> tuple[float, float]:
 
 
 def _run_measurements(expected: RunFacts, found: RunFacts) -> dict[str, Measurement]:
-    speeds = [facts.real_time_factor for facts in (expected, found)]
-    speed = speeds[0] / speeds[1] if np.isfinite(speeds[0]) else None
     memory = expected.peak_device_bytes, found.peak_device_bytes
-    failed = [sum(case.failed for case in facts.cases) / len(facts.cases) for facts in (expected, found)]
+    failed = expected.failure_rate, found.failure_rate
     return {
-        "speed": Measurement(speed, f"real-time factor {speeds[1]:.3g}, the baseline's {speeds[0]:.3g}"),
+        "speed": _speed(expected.real_time_factor, found.real_time_factor),
         "device_memory": Measurement(None, "no device memory on a CPU")
         if memory[0] is None or memory[1] is None
         else Measurement(memory[1] / memory[0], f"{memory[1] / 2**20:.0f} MiB, the baseline {memory[0] / 2**20:.0f}"),
@@ -248,11 +273,20 @@ def _run_measurements(expected: RunFacts, found: RunFacts) -> dict[str, Measurem
     }
 
 
-def _word_measurement(cases: Sequence[CaseFigures], asked: bool) -> Measurement:
-    if not asked:
-        return Measurement(None, "no speech recogniser was named (--asr)")
-    counts = np.array([figures.word_errors for figures in cases if figures.word_errors is not None])
-    baseline, candidate, words = counts.sum(0)
+def _speed(expected: float | None, found: float | None) -> Measurement:
+    """Of two real-time factors."""
+    if expected is None or found is None:
+        name = "baseline" if expected is None else "candidate"
+        return Measurement(None, f"the {name} left cases unspoken in every repeat, and failures take no time")
+    note = f"real-time factor {found:.3g}, the baseline's {expected:.3g}"
+    return Measurement(expected / found if np.isfinite(expected) else None, note)
+
+
+def _word_measurement(counts: Sequence[tuple[int, int, int]]) -> Measurement:
+    """Of the cases that the baseline spoke."""
+    if not counts:
+        return Measurement(None, "the baseline said nothing")
+    baseline, candidate, words = np.array(counts).sum(0)
     if not words:
         return Measurement(None, "the texts hold no words")
     note = f"{candidate / words:.1%}, the baseline {baseline / words:.1%}"

@@ -151,7 +151,7 @@ def load_thresholds(path: Path | None = None) -> dict[str, Threshold]:
 def _parse(text: str, where: str, defaults: dict[str, Threshold]) -> dict[str, Threshold]:
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of integers with more digits than Python reads
         raise ConfigError(f"{where}: not TOML ({error})") from error
     thresholds = dict(defaults)
     for name, table in tables.items():
@@ -165,10 +165,21 @@ def _threshold(name: str, table: Any, where: str, default: Threshold | None) -> 
     side = KINDS[name].bound
     if not isinstance(table, dict) or set(table) - {side, "required"}:
         raise ConfigError(f"{where}: gate {name!r} takes a table of {side!r} and 'required', found {table!r}")
-    bound = table.get(side, None if default is None else default.bound)
+    given = table.get(side, None if default is None else default.bound)
+    bound = _number(given)
     required = table.get("required", True if default is None else default.required)
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or math.isnan(bound):
-        raise ConfigError(f"{where}: {name}.{side} must be a number, not {bound!r}")
+    if math.isnan(bound):
+        raise ConfigError(f"{where}: {name}.{side} must be a number that a float holds, not {given!r:.40}")
     if not isinstance(required, bool):
         raise ConfigError(f"{where}: {name}.required must be true or false, not {required!r}")
-    return Threshold(float(bound), required)
+    return Threshold(bound, required)
+
+
+def _number(value: object) -> float:
+    """NaN where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from typing import Any
 
@@ -15,7 +16,13 @@ LOWEST_PESQ, LOWEST_STOI = 1.0, 0.0
 VOICED = 10.0  # Hz
 # The reference implementation of PESQ keeps 50 utterances at most and is meant for 8 to 12 s.
 _PESQ_SECONDS = 10
+# STOI correlates 30 frames of 256 samples, at steps of 128, at 10 kHz.
+_STOI_SECONDS = (30 * 128 + 128) / 10_000
 _FFT, _HOP = 1024, 256
+_SILENT = 1e-6  # norm of a spectrogram in which there is nothing
+# Scripts written without spaces: Thai, Hiragana and Katakana, Han.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED += "\U00020000-\U0003ffff"
 
 
 def divergence(baseline: np.ndarray, candidate: np.ndarray) -> np.ndarray:
@@ -67,7 +74,7 @@ def pitch_error(baseline: np.ndarray, candidate: np.ndarray) -> float:
     return float(np.where(np.isnan(candidate), 1200, cents).mean())
 
 
-def spectral_distortion(baseline: np.ndarray, candidate: np.ndarray) -> float:
+def spectral_distortion(baseline: np.ndarray, candidate: np.ndarray) -> float | None:
     """How far the candidate's magnitude spectrogram is from the baseline's, in percent of the baseline's norm.
 
     Spectral convergence (Arik, Jun, Diamos: Fast spectrogram inversion using multi-head convolutional neural networks,
@@ -75,9 +82,13 @@ def spectral_distortion(baseline: np.ndarray, candidate: np.ndarray) -> float:
 
     Args:
         baseline, candidate: waves [samples] of one length and rate.
+
+    Returns:
+        infinite where the candidate is not finite, None where the baseline is silent.
     """
     b, c = (_magnitude(wave) for wave in (baseline, candidate))
-    return _finite(float(100 * (b - c).norm() / b.norm().clamp(min=1e-12)))
+    norm = b.norm()
+    return None if norm < _SILENT else _finite(float(100 * (b - c).norm() / norm))
 
 
 def pesq(baseline: np.ndarray, candidate: np.ndarray) -> float | None:
@@ -121,6 +132,9 @@ def stoi(baseline: np.ndarray, candidate: np.ndarray) -> float | None:
     """
     import pystoi
 
+    # The library does not expect a wave without a frame, nor digital silence.
+    if len(baseline) < _STOI_SECONDS * RATE or not baseline.any():
+        return None
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Not enough STFT frames")
         try:
@@ -138,7 +152,8 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 def word_errors(reference: str, transcript: str) -> tuple[int, int]:
     """Word substitutions, insertions and deletions between two texts, and the reference's words.
 
-    Case and punctuation do not count.
+    Case and punctuation do not count, nor how Unicode composes a letter. Where a script is written without spaces (Han,
+    Hiragana, Katakana, Thai), every character is a word.
     """
     said, heard = _words(reference), _words(transcript)
     row = list(range(len(heard) + 1))
@@ -149,8 +164,22 @@ def word_errors(reference: str, transcript: str) -> tuple[int, int]:
     return row[-1], len(said)
 
 
+# In a text of `_spelled`, whatever is neither a letter, a space nor an apostrophe is a combining mark.
+_MARK = r"[^\w\s']"
+_PART = rf"[^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|{_MARK})*"
+_WORD = re.compile(rf"[{_UNSPACED}]{_MARK}*|{_PART}(?:'{_PART})*")
+
+
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.casefold().replace("’", "'"))
+    return _WORD.findall(_spelled(text))
+
+
+def _spelled(text: str) -> str:
+    """Letters, digits and their combining marks, composed (NFC) and without case; the rest is spaces or apostrophes."""
+    composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    # Joiners and soft hyphens say how a word is drawn; they do not end it.
+    plain = composed.replace("’", "'").translate(dict.fromkeys(map(ord, "\u200c\u200d\xad")))
+    return "".join(c if c.isalnum() or c == "'" or unicodedata.category(c)[0] == "M" else " " for c in plain)
 
 
 def _magnitude(wave: np.ndarray) -> torch.Tensor:

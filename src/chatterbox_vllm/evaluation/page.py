@@ -15,7 +15,7 @@ from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.compare import SOUND, CaseFigures, Comparison
 from chatterbox_vllm.evaluation.gates import Judgement, Status, Verdict
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
-from chatterbox_vllm.evaluation.report import Trouble, figure, summary, troubles
+from chatterbox_vllm.evaluation.report import Trouble, summary, troubles, value_and_bound
 from chatterbox_vllm.models.features import RATE_24K
 
 # Even if something in a text slipped through, the browser would neither run nor fetch it.
@@ -123,12 +123,13 @@ def _gates(judgements: Sequence[Judgement]) -> str:
 
 
 def _measured(judgement: Judgement) -> str:
-    bound = f"{'at most' if judgement.kind.bound == 'maximum' else 'at least'} {judgement.threshold.bound:g}"
+    value, number = value_and_bound(judgement)
+    bound = f"{'at most' if judgement.kind.bound == 'maximum' else 'at least'} {number}"
     note = escape(judgement.measurement.note)
-    if judgement.measurement.value is None:
+    if value is None:
         return f"{note}<small>{bound}</small>"
     unit = f" {judgement.kind.unit}" if judgement.kind.unit else ""
-    return f"<b>{figure(judgement)}</b>{unit}, {bound}<small>{note}</small>"
+    return f"<b>{value}</b>{unit}, {bound}<small>{note}</small>"
 
 
 def _what_went_wrong(found: Sequence[Trouble], audible: Sequence[CaseFigures]) -> str:
@@ -258,7 +259,8 @@ def _run(run: RunFacts) -> dict[str, Any]:
         "model": run.model,
         **run.machine,
         "loading": f"{run.load_seconds:.1f} s",
-        "speaking": f"{run.audio_seconds:.1f} s of audio in {run.speaking_seconds:.1f} s",
+        "speaking": f"{run.audio_seconds:.1f} s of audio"
+        + ("" if run.speaking_seconds is None else f" in {run.speaking_seconds:.1f} s"),
         "peak host memory": f"{run.peak_host_bytes / 2**20:.0f} MiB",
         "peak device memory": "–" if device is None else f"{device / 2**20:.0f} MiB",
     }

@@ -55,7 +55,8 @@ class EvaluationPlan:
         seed: of the first case; each further case has one more.
         cfg_weight, max_tokens, diffusion_steps: as in `SpeechParameters`.
         batch_size: most cases spoken at once.
-        repeats: how often all cases are spoken; the fastest counts, as the first records graphs and compiles kernels.
+        repeats: how often all cases are spoken; the fastest counts for the speed, as the first records graphs and
+            compiles kernels; failures of all count.
 
     Raises:
         ConfigError: there is no text, or a value is out of range.

@@ -31,11 +31,7 @@ def troubles(comparison: Comparison) -> list[Trouble]:
     found = []
     for name, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate)):
         for case in run.cases:
-            if case.error is not None:
-                found.append(Trouble(name, case.index, f"not spoken: {case.error}"))
-            elif case.failed:
-                what = f"cut off after {len(case.speech_tokens)} speech tokens ({case.finish_reason})"
-                found.append(Trouble(name, case.index, what))
+            found += [Trouble(name, case.index, what) for what in dict.fromkeys(case.troubles)]
             if case.s3gen_error is not None:
                 found.append(Trouble(name, case.index, f"the baseline's tokens not voiced: {case.s3gen_error}"))
         for clip, error in run.enrolments.items():
@@ -75,30 +71,34 @@ def as_json(plan: EvaluationPlan, comparison: Comparison, verdict: Verdict) -> d
 
 def line(judgement: Judgement) -> str:
     """One gate for a terminal."""
-    return f"{judgement.status.value:<8} {judgement.name:<20} {_figures(judgement)}"
+    return f"{judgement.status.value:<8} {judgement.name:<20} {_measured(judgement)}"
 
 
-def figure(judgement: Judgement) -> str:
-    """The gate's value with four digits, or as many as it takes to see on which side of the bound it is.
+def value_and_bound(judgement: Judgement) -> tuple[str | None, str]:
+    """The gate's value, None without one, and its bound.
 
-    Raises:
-        ValueError: it has none.
+    Both have four digits, or as many as it takes to see on which side of the bound the value is.
     """
     value, bound = judgement.measurement.value, judgement.threshold.bound
     if value is None:
-        raise ValueError(f"{judgement.name} was not measured")
+        return None, f"{bound:g}"
     if math.isnan(value):
-        return "nan"
-    texts = (f"{value:.{digits}g}" for digits in (4, 6, 9, 12, 17))
-    return next(t for t in texts if (float(t) < bound, float(t) > bound) == (value < bound, value > bound))
+        return "nan", f"{bound:g}"
+    pairs = ((f"{value:.{digits}g}", f"{bound:.{digits}g}") for digits in (4, 6, 9, 12, 17))
+    return next(pair for pair in pairs if _order(*map(float, pair)) == _order(value, bound))
 
 
-def _figures(judgement: Judgement) -> str:
+def _order(a: float, b: float) -> tuple[bool, bool]:
+    return a < b, a > b
+
+
+def _measured(judgement: Judgement) -> str:
     kind = judgement.kind
-    if judgement.measurement.value is None:
+    value, bound = value_and_bound(judgement)
+    if value is None:
         return judgement.measurement.note
-    bound = f"{'<=' if kind.bound == 'maximum' else '>='} {judgement.threshold.bound:g} {kind.unit}".rstrip()
-    return f"{figure(judgement)} ({bound}; {judgement.measurement.note})"
+    limit = f"{'<=' if kind.bound == 'maximum' else '>='} {bound} {kind.unit}".rstrip()
+    return f"{value} ({limit}; {judgement.measurement.note})"
 
 
 def _gate(judgement: Judgement) -> dict[str, Any]:

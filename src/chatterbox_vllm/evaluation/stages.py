@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from chatterbox_vllm.audio.encode import write_audio
-from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.evaluation.collection import CaseFacts, Collection
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
@@ -26,28 +27,56 @@ _MOST_CLIPS = 3
 _WARM_UP_TOKENS = 25
 
 
+@dataclass
+class _Repeat:
+    """All cases spoken once.
+
+    Attributes:
+        seconds: that all took.
+        audio: [samples] of each case that was spoken, by its index.
+    """
+
+    seconds: float
+    cases: list[CaseFacts]
+    audio: dict[int, np.ndarray]
+
+    @property
+    def unspoken(self) -> int:
+        return sum(case.error is not None for case in self.cases)
+
+
 def speak(
     tts: ChatterboxTTS, plan: EvaluationPlan, voices: Sequence[Voice], into: Collection
-) -> tuple[list[CaseFacts], float]:
+) -> tuple[list[CaseFacts], float | None]:
     """Speak every case end to end, all submitted at once, `plan.repeats` times, and keep the audio.
 
+    The fastest repeat counts, of those with the fewest cases that were not spoken: failing is no way to be fast. What
+    failed in the others is kept with each case.
+
     Returns:
-        what became of each case, in the plan's order, and the seconds that all took when they took least.
+        what became of each case, in the plan's order, and the seconds that all took; None where no repeat spoke all.
     """
     cases = plan.cases
     requests = [SpeechRequest(case.text, voices[case.voice], plan.parameters(case.seed)) for case in cases]
     warm_up = [replace(r, parameters=replace(r.parameters, max_tokens=_WARM_UP_TOKENS)) for r in requests[:1]]
     for _ in tts.run(warm_up):
         pass
-    found = [CaseFacts(case.index) for case in cases]
-    results: list[SpeechResult] = []
-    elapsed = float("inf")
-    for _ in range(plan.repeats):
-        start = time.perf_counter()
-        results = list(tts.run(requests))
-        elapsed = min(elapsed, time.perf_counter() - start)
+    repeats = [_speak_once(tts, plan, requests) for _ in range(plan.repeats)]
+    best = min(repeats, key=lambda repeat: (repeat.unspoken, repeat.seconds))
+    others = [repeat for repeat in repeats if repeat is not best]
+    for facts in best.cases:
+        facts.other_troubles = [what for other in others if (what := other.cases[facts.index].trouble) is not None]
+    for index, audio in best.audio.items():
+        into.save("speech", index, audio)
+    return best.cases, None if best.unspoken else best.seconds
+
+
+def _speak_once(tts: ChatterboxTTS, plan: EvaluationPlan, requests: Sequence[SpeechRequest]) -> _Repeat:
+    start = time.perf_counter()
+    results = list(tts.run(requests))
+    repeat = _Repeat(time.perf_counter() - start, [CaseFacts(case.index) for case in plan.cases], {})
     for result in results:
-        facts = found[result.index]
+        facts = repeat.cases[result.index]
         facts.finish_reason = result.finish_reason
         facts.speech_tokens = list(result.speech_tokens)
         facts.error = None if result.error is None else str(result.error)
@@ -55,8 +84,8 @@ def speak(
             facts.error = "the audio is not finite"
         elif result.audio is not None:
             facts.seconds = len(result.audio) / tts.sr
-            into.save("speech", result.index, result.audio.numpy())
-    return found, elapsed
+            repeat.audio[result.index] = result.audio.numpy()
+    return repeat
 
 
 def force(

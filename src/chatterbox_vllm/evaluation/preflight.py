@@ -1,0 +1,145 @@
+"""What can be seen to be wrong with a model and its options before one is loaded; no device is touched."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.families import family_of
+from chatterbox_vllm.layout import check_module_file, check_t3
+from chatterbox_vllm.loading import in_force
+from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
+from chatterbox_vllm.quantization.environment import (
+    GPU_MEMORY_UTILIZATION,
+    MAX_BATCH_SIZE,
+    MAX_MODEL_LEN,
+    positive,
+    share,
+)
+from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.tiers import tier_named
+from chatterbox_vllm.tts import ChatterboxTTS
+from chatterbox_vllm.voices import Voice
+
+# What the evaluation sets itself, and what does.
+_TAKEN = {"model": "--baseline or --candidate", "ckpt_dir": "--baseline or --candidate", "device": "--device"}
+_QUANTIZATION = ("use_quantization", "quantization_method", "quantize_s3gen", "quantize_voice_encoder")
+
+
+def check_models(directories: tuple[Path, Path], options: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+    """Refuse what the baseline or the candidate would stumble over only once it is loaded.
+
+    Raises:
+        ConfigError: an option cannot be used, or the two models cannot be given the same tokens and voices.
+        CheckpointError: a directory lacks a file, or holds one that its configuration does not describe.
+    """
+    for given in options:
+        check_options(given)
+    configs = [check_directory(where, given) for where, given in zip(directories, options, strict=True)]
+    ours, others = map(_shared_sizes, configs)
+    for name, size in ours.items():
+        if others[name] != size:
+            raise ConfigError(
+                f"{directories[1]} cannot be compared with {directories[0]}: its {name} is {others[name]}, the "
+                f"baseline's {size}; compare models of one family and size"
+            )
+
+
+def _shared_sizes(config: ModelConfig) -> dict[str, Any]:
+    """What the baseline's tokens, voices and figures take for granted."""
+    return {
+        "family": config.family,
+        "number of speech tokens": config.t3.speech_vocab_size,
+        "speech prompt": config.t3.speech_prompt_tokens,
+        "speaker embedding": config.t3.speaker_embedding_size,
+        "flow's vocabulary": config.s3gen.flow.vocab_size,
+        "number of mel bins": config.s3gen.flow.num_mels,
+        "x-vector": config.s3gen.xvector.embedding_size,
+    }
+
+
+def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a model's directory, once all its files have been found to be what it says.
+
+    Raises:
+        ConfigError: the configuration cannot be read, or the options ask for another quantization than a file has.
+        CheckpointError: a file is missing, damaged or of another layout.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory of model files; name another model")
+    config = ModelConfig.from_directory(directory)
+    family = family_of(config.family, directory)
+    if not options.get("fallback"):  # which may give up what cannot be had
+        in_force(_quantization(options) or QuantizationConfig(), directory, config)
+    EnglishTokenizer(directory / family.tokenizer)
+    check_t3(config, Weights(directory / family.t3))
+    for part, file in (("s3gen", family.s3gen), ("voice_encoder", family.voice_encoder)):
+        check_module_file(config, part, Weights(directory / file))
+    voice = directory / family.builtin_voice
+    if voice.exists():
+        Voice.load(voice, config)
+    return config
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse keywords that `ChatterboxTTS.from_pretrained` does not take, or not from here, and values of no use to it.
+
+    Raises:
+        ConfigError: naming the option and what to give.
+    """
+    hints = _keywords()
+    for name, value in options.items():
+        if name in _TAKEN:
+            raise ConfigError(f"the model option {name!r} is set by {_TAKEN[name]}; name it there")
+        if name == "quantization":
+            raise ConfigError(
+                f"the model option 'quantization' takes no words such as {value!r}; name {', '.join(_QUANTIZATION)}"
+            )
+        if name not in hints:
+            raise ConfigError(f"the model option {name!r} is not understood; the options are {', '.join(hints)}")
+        if not _is_of(hints[name], value):
+            raise ConfigError(f"the model option {name}={value!r} must be {_described(hints[name])}")
+    _quantization(options)
+    if options.get("tier") not in (None, AUTO):
+        tier_named(options["tier"])
+    for setting, parse in ((MAX_MODEL_LEN, positive), (MAX_BATCH_SIZE, positive), (GPU_MEMORY_UTILIZATION, share)):
+        setting.resolve(options.get(setting.keyword), parse, None)
+
+
+def _quantization(options: Mapping[str, Any]) -> QuantizationConfig | None:
+    names = (*_QUANTIZATION, "use_bnb_quantization")
+    return QuantizationConfig.from_options(**{name: options[name] for name in names if name in options})
+
+
+def _keywords() -> dict[str, Any]:
+    """The keywords of `from_pretrained` that words can give, with their types."""
+    hints = typing.get_type_hints(ChatterboxTTS.from_local)
+    return {name: hint for name, hint in hints.items() if name not in (*_TAKEN, "quantization", "return")}
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, the values of a literal, or the type itself."""
+    whole = isinstance(hint, types.UnionType) or typing.get_origin(hint) in (typing.Union, typing.Literal)
+    return typing.get_args(hint) if whole else (hint,)
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    kinds = _choices(hint)
+    # A whole number serves where a fraction may stand.
+    return (
+        value in kinds
+        or type(value) in kinds
+        or (value is None and types.NoneType in kinds)
+        or (type(value) is int and float in kinds)
+    )
+
+
+def _described(hint: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "none"}
+    return " or ".join(words.get(choice, choice) for choice in _choices(hint))
