@@ -20,7 +20,7 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig, T3Config
 from chatterbox_vllm.engine.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.families import family_of
 from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.voice_encoder import VoiceEncoder
@@ -86,9 +86,7 @@ class QuantizationMemoryEstimator:
     def __init__(self, directory: Path | str, half: bool = True, cuda: bool = True):
         directory = Path(directory)
         self.config = ModelConfig.from_directory(directory)
-        if self.config.family not in FAMILIES:
-            raise ConfigError(f"{directory}: unknown model family {self.config.family!r}; known: {', '.join(FAMILIES)}")
-        family = FAMILIES[self.config.family]
+        family = family_of(self.config.family, directory)
         self._t3 = Weights(directory / family.t3)
         self._s3gen = Weights(directory / family.s3gen)
         self._voice_encoder = Weights(directory / family.voice_encoder)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from chatterbox_vllm import __version__
 from chatterbox_vllm.cli import batch, bench, estimate, evaluate, info, methods, quantize, say
-from chatterbox_vllm.cli.interrupts import Ended, keep_interrupts
+from chatterbox_vllm.cli.interrupts import Ended, endings_raised, keep_interrupts
 from chatterbox_vllm.errors import ChatterboxError
 
 FAILED, INTERRUPTED = 2, 130
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The installed command. After an interrupt it ends at once: what has been torn from its work may hang at exit."""
     keep_interrupts()
-    status = main()
+    with endings_raised():
+        status = main()
     if status > _SIGNALLED:
         with suppress(OSError):  # the terminal may be gone
             sys.stdout.flush()

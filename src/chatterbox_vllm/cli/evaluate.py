@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatterbox_vllm.cli.interrupts import endings_raised
 from chatterbox_vllm.cli.outputs import check_writable, write_json, write_text
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 
@@ -77,8 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        with endings_raised():
-            return _evaluate(options)
+        return _evaluate(options)
     except (ChatterboxError, BrokenPipeError):
         raise
     except SystemExit as error:

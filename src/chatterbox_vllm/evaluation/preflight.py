@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.config import ModelConfig, QuantizedParts
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families import family_of
 from chatterbox_vllm.layout import check_module_file, check_t3
@@ -76,7 +76,7 @@ def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
     config = ModelConfig.from_directory(directory)
     family = family_of(config.family, directory)
     if not options.get("fallback"):  # which may give up what cannot be had
-        in_force(_quantization(options) or QuantizationConfig(), directory, config)
+        in_force(_quantization(options, config.quantized) or QuantizationConfig(), directory, config)
     EnglishTokenizer(directory / family.tokenizer)
     check_t3(config, Weights(directory / family.t3))
     for part, file in (("s3gen", family.s3gen), ("voice_encoder", family.voice_encoder)):
@@ -105,16 +105,18 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"the model option {name!r} is not understood; the options are {', '.join(hints)}")
         if not _is_of(hints[name], value):
             raise ConfigError(f"the model option {name}={value!r} must be {_described(hints[name])}")
-    _quantization(options)
-    if options.get("tier") not in (None, AUTO):
-        tier_named(options["tier"])
+    _quantization(options, QuantizedParts())
     for setting, parse in ((MAX_MODEL_LEN, positive), (MAX_BATCH_SIZE, positive), (GPU_MEMORY_UTILIZATION, share)):
         setting.resolve(options.get(setting.keyword), parse, None)
 
 
-def _quantization(options: Mapping[str, Any]) -> QuantizationConfig | None:
-    names = (*_QUANTIZATION, "use_bnb_quantization")
-    return QuantizationConfig.from_options(**{name: options[name] for name in names if name in options})
+def _quantization(options: Mapping[str, Any], stored: QuantizedParts) -> QuantizationConfig | None:
+    names, tier = (*_QUANTIZATION, "use_bnb_quantization"), options.get("tier")
+    base = None
+    if tier is not None:  # what "auto" quantizes only the card can tell
+        base = QuantizationConfig() if tier == AUTO else tier_named(tier).plan.quantization.beside(stored)
+    given = {name: options[name] for name in names if name in options}
+    return QuantizationConfig.from_options(**given, base=base, stored=stored)
 
 
 def _keywords() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from chatterbox_vllm.config import ModelConfig, QuantizedPart
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.families import FAMILIES, family_of
 from chatterbox_vllm.layout import check_module_file, check_t3
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.awq import Utterance, quantize_t3_awq
@@ -86,9 +86,7 @@ def quantize_model(
             )
     check_output(output)
     # Whatever can be refused is refused before any work is done; what is only taken along is refused as well.
-    if config.family not in FAMILIES:
-        raise ConfigError(f"{directory}: unknown model family {config.family!r}; known: {', '.join(FAMILIES)}")
-    family = FAMILIES[config.family]
+    family = family_of(config.family, directory)
     files = {part: Weights(directory / getattr(family, part)) for part in quantization.methods}
     check_t3(config, files["t3"])
     for part in ("s3gen", "voice_encoder"):
