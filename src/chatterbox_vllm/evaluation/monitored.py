@@ -264,9 +264,7 @@ class MonitoredChatterbox:
             return
         work: Coroutine[None, None, None]
         if self._recovered:
-            self._failure = GenerationError(
-                f"the engine failed, and again before a request succeeded: {failure}"
-            )
+            self._failure = GenerationError(f"the engine failed, and again before a request succeeded: {failure}")
             self._enter(_State.FAILED)
             work = self._in_thread(self._free)
         else:
