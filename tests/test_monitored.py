@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,18 +247,17 @@ def test_opened_again_after_the_model_was_gone_it_steps_again(events: list[str])
 
 def test_a_step_waits_for_a_paused_stream_only_so_long(events: list[str], caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        limits = MonitorLimits(failure_rate=0.0, window=10, least=2)
-        async with MonitoredChatterbox(lambda c: Model(c, events), NF4, limits, patience=0.05) as engine:
+        limits = MonitorLimits(failure_rate=0.0, window=10, least=3)
+        async with MonitoredChatterbox(lambda c: Model(c, events), NF4, limits, patience=0.3) as engine:
             stream = engine.generate(request("chunks"))
             await stream.__anext__()
-            for _ in range(2):
+            for _ in range(3):
                 await engine.speak(request("bad"))
-            # A request from within the stream, while the step is due; and not every one after it waits again.
-            assert (await asyncio.wait_for(engine.speak(request("inner")), 2)).error is None
+            # Requests from within the stream while the step is due: the first waits for it, the second does not again.
+            assert (await asyncio.wait_for(engine.speak(request("inner")), 5)).error is None
             assert caplog.text.count("is put off") == 1 and engine.tts.config == engine.monitor.config == NF4
-            await engine.speak(request("bad"))
-            async for _ in stream:
-                pass
+            await asyncio.wait_for(engine.speak(request("inner")), 0.2)
+            assert [chunk async for chunk in stream]
             await engine.speak(request("later"))
             assert [step.step for step in engine.steps] == [Rollback.DOUBLE_QUANT]
 
@@ -296,10 +295,14 @@ def test_an_engine_that_fails_at_once_again_is_given_up(events: list[str]) -> No
                 await service.speak(request("good"))
             assert events.count(f"load {NF4}") == 2
         async with service:
+            with pytest.raises(GenerationError):
+                await service.speak(request("die"))
             assert (await service.speak(request("good"))).error is None
+        with pytest.raises(GenerationError, match="this was closed"):
+            await service.speak(request("late"))
 
     asyncio.run(main())
-    assert events.count("shutdown") == 3
+    assert events.count(f"load {NF4}") == events.count("shutdown") == 4
 
 
 def test_a_step_takes_an_engine_that_failed_along(events: list[str]) -> None:
@@ -318,54 +321,87 @@ def test_a_step_takes_an_engine_that_failed_along(events: list[str]) -> None:
 
 
 class Gate:
-    """A `load` that stops before a model is there, from the nth on."""
+    """Stops what comes to it until it is opened."""
 
-    def __init__(self, events: list[str], nth: int):
-        self.events, self.nth = events, nth
+    def __init__(self) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
-        self.calls = 0
 
-    def __call__(self, config: QuantizationConfig) -> Any:
-        self.calls += 1
-        if self.calls >= self.nth:
-            self.reached.set()
-            assert self.opened.wait(5)
-        return Model(config, self.events)
+    def stop(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(5)
+
+    async def until_reached(self) -> None:
+        while not self.reached.is_set():
+            await asyncio.sleep(0.005)
 
 
-def test_opening_that_is_cancelled_leaves_no_model(events: list[str]) -> None:
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_opening_that_is_cancelled_leaves_no_model(events: list[str], again: bool) -> None:
+    gate = Gate()
+
+    def load(config: QuantizationConfig) -> Any:
+        gate.stop()
+        return Model(config, events)
+
     async def main() -> None:
-        gate = Gate(events, 1)
-        service = MonitoredChatterbox(gate, NF4)
+        service = MonitoredChatterbox(load, NF4)
         opening = asyncio.create_task(service.__aenter__())
-        await asyncio.to_thread(gate.reached.wait, 5)
-        opening.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await opening
+        await gate.until_reached()
+        await cancelled(opening)
         gate.opened.set()
-        async with service:  # waits until the other is gone
-            assert events == [f"load {NF4}", "close", "shutdown", f"load {NF4}"]
+        if again:
+            async with service:  # one model at a time
+                assert events == [f"load {NF4}", "close", "shutdown", f"load {NF4}"]
 
     asyncio.run(main())
-    assert events.count("shutdown") == 2
+    assert events == [f"load {NF4}", "close", "shutdown"] * (1 + again)
 
 
 def test_closing_that_is_cancelled_frees_the_model(events: list[str]) -> None:
+    gate = Gate()
+
+    def load(config: QuantizationConfig) -> Any:
+        if config == SINGLE:
+            gate.stop()
+        return Model(config, events)
+
     async def main() -> None:
-        gate = Gate(events, 2)
-        service = await MonitoredChatterbox(gate, NF4, AT_ONCE).__aenter__()
+        # A single thread, so that closing has to queue for it.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        service = await MonitoredChatterbox(load, NF4, AT_ONCE).__aenter__()
         await service.speak(request("bad"))
-        await asyncio.to_thread(gate.reached.wait, 5)  # a step loads its model
+        await gate.until_reached()
         closing = asyncio.create_task(service.__aexit__(None, None, None))
-        await asyncio.sleep(0)
-        for _ in range(2):
-            closing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await closing
+        await asyncio.sleep(0.01)
+        await cancelled(closing)
         gate.opened.set()
 
     asyncio.run(main())
-    assert events.count("shutdown") == 2 and events[-1] == "shutdown"
+    assert events[-3:] == [f"load {SINGLE}", "close", "shutdown"]
+
+
+def test_closing_while_a_step_frees_the_old_model_loads_nothing(events: list[str]) -> None:
+    gate = Gate()
+
+    class Slow(Model):
+        def shutdown(self) -> None:
+            gate.stop()
+            super().shutdown()
+
+    async def main() -> None:
+        async with MonitoredChatterbox(lambda config: Slow(config, events), NF4, AT_ONCE) as engine:
+            await engine.speak(request("bad"))
+            await gate.until_reached()
+            asyncio.get_running_loop().call_later(0.05, gate.opened.set)
+
+    asyncio.run(main())
+    assert events == [f"load {NF4}", f"bad under {NF4}", "close", "shutdown"]
 
 
 def test_closing_while_a_step_is_due_loads_nothing(events: list[str]) -> None:

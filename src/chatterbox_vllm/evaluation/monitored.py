@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
@@ -109,7 +109,7 @@ class MonitoredChatterbox:
         self._failure: Exception | None = None
         self._change: asyncio.Task[None] | None = None
         self._recovered = False  # loaded anew after a failure, and no request has succeeded since
-        self._opening = 0  # counts openings and closings: a load for an earlier one is not wanted any more
+        self._opening = 0  # counts openings and closings: what a thread does for an earlier one is not wanted any more
         self._one_model = threading.Lock()
         self._model: _Model | None = None
         self._voice: Voice | None = None
@@ -218,7 +218,7 @@ class MonitoredChatterbox:
         self._enter(_State.CLOSED)
         if self._change is not None:
             self._change.cancel()
-        return self._loop.run_in_executor(None, self._free)
+        return self._freed()
 
     def _observe(self, result: SpeechResult) -> None:
         """Called in the engine's thread."""
@@ -262,17 +262,15 @@ class MonitoredChatterbox:
         failure = model.engine.failure
         if failure is None or model is not self._model or self._state is not _State.OPEN:
             return
-        work: Coroutine[None, None, None]
         if self._recovered:
             self._failure = GenerationError(f"the engine failed, and again before a request succeeded: {failure}")
             self._enter(_State.FAILED)
-            work = self._in_thread(self._free)
+            self._freed()
         else:
             logger.error("the engine failed, loading %s anew: %s", model.config, failure)
             self._recovered = True
             self._enter(_State.LOADING)
-            work = self._load_anew(model.config)
-        self._change = asyncio.create_task(work)
+            self._change = asyncio.create_task(self._load_anew(model.config))
 
     async def _load_anew(self, config: QuantizationConfig) -> None:
         try:
@@ -284,11 +282,11 @@ class MonitoredChatterbox:
             self._enter(_State.FAILED)
 
     async def _change_to(self, config: QuantizationConfig) -> None:
-        await self._in_thread(self._swap, config, self._opening)
+        """Where this is cancelled, the thread still goes on to its end; `_close` frees what comes of it."""
+        await self._loop.run_in_executor(None, self._swap, config, self._opening)
 
-    async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
-        """Where this is cancelled, the work still goes on to its end."""
-        await asyncio.shield(self._loop.run_in_executor(None, work, *arguments))
+    def _freed(self) -> asyncio.Future[None]:
+        return self._loop.run_in_executor(None, self._free, self._opening)
 
     def _swap(self, config: QuantizationConfig, opening: int) -> None:
         with self._one_model:
@@ -296,9 +294,10 @@ class MonitoredChatterbox:
             if opening == self._opening:  # else this was closed meanwhile
                 self._model = self._loaded(config)
 
-    def _free(self) -> None:
+    def _free(self, opening: int) -> None:
         with self._one_model:
-            self._shut_down()
+            if opening == self._opening:  # else this was opened again, which frees what was there
+                self._shut_down()
 
     def _shut_down(self) -> None:
         model, self._model = self._model, None
