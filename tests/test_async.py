@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,14 +125,45 @@ def test_closing_ends_everything_and_gives_the_model_back(tts: ChatterboxTTS) ->
 
 
 def test_a_broken_engine_is_heard_of(tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[SpeechResult] = []
+
     async def main() -> None:
-        async with AsyncChatterbox(tts) as engine:
+        async with AsyncChatterbox(tts, told.append) as engine:
+            assert engine.failure is None
             with monkeypatch.context() as patch:
                 patch.setattr(tts._talker, "step", lambda: 1 / 0)
                 with pytest.raises(GenerationError, match="ZeroDivisionError"):
-                    await engine.speak(request(tts))
+                    await engine.speak(request(tts), "broken")
+            assert isinstance(engine.failure, ZeroDivisionError) and engine.stats().failed == 1
+            engine.abort("broken")
             with pytest.raises(GenerationError, match="closed"):
                 await engine.speak(request(tts))
+
+    asyncio.run(main())
+    assert [(r.request_id, r.seed, type(r.error)) for r in told] == [("broken", 1, GenerationError)]
+
+
+def test_a_request_that_comes_as_the_engine_breaks_is_answered(
+    tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        reached.set()
+        go.wait(5)
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        async with AsyncChatterbox(tts) as engine:
+            with monkeypatch.context() as patch:
+                patch.setattr(tts._talker, "step", fail)
+                first = asyncio.create_task(engine.speak(request(tts)))
+                await asyncio.to_thread(reached.wait, 5)
+                second = asyncio.create_task(engine.speak(request(tts)))  # handed in, and never looked at
+                await asyncio.sleep(0.02)
+                go.set()
+                done = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 5)
+            assert [type(error) for error in done] == [GenerationError] * 2
 
     asyncio.run(main())
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from chatterbox_vllm.engine.request import SpeechResult, Timings
-from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError, GenerationError, TextTooLongError
+from chatterbox_vllm.errors import (
+    AudioError,
+    CancelledError,
+    CheckpointError,
+    ConfigError,
+    DeadlineError,
+    DeviceError,
+    GenerationError,
+    OutputError,
+    TextTooLongError,
+)
 from chatterbox_vllm.evaluation.monitor import (
     Decision,
     Monitor,
@@ -95,13 +106,30 @@ def test_speed_is_the_median_of_work_for_a_second_of_audio() -> None:
     assert decision is not None and decision.reasons == ("a second of audio takes 1.25 s",)
 
 
-def test_speech_cut_off_is_a_failure_and_what_says_nothing_of_the_model_is_not() -> None:
+def test_speed_is_taken_over_the_results_that_failures_are() -> None:
+    monitor = Monitor(MonitorLimits(failure_rate=1.0, window=5, least=5), Config())
+    for result in [good(0.5)] * 5 + [bad()] * 4 + [good(5.0)]:
+        monitor.observe(result)
+    assert monitor.figures.failure_rate == 0.8 and monitor.figures.real_time_factor == pytest.approx(5.0)
+
+
+def test_what_says_nothing_of_the_model_is_not_counted() -> None:
     monitor = Monitor(LIMITS, Config())
-    for error in (CancelledError("x"), DeadlineError("x"), TextTooLongError("x")):
-        monitor.observe(bad(error))
+    for kind in (CancelledError, DeadlineError, TextTooLongError, AudioError, CheckpointError, OutputError):
+        monitor.observe(bad(kind("x")))
     assert monitor.figures.results == 0 and monitor.figures.failure_rate is None
-    monitor.observe(SpeechResult("r", 0, 1, audio=torch.zeros(10), finish_reason="length"))
+    monitor.observe(bad(DeviceError("x")))
     assert monitor.figures.failure_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "segments", "failed"), [(1000, 1, 1.0), (300, 1, 0.0), (1500, 2, 0.0), (2000, 2, 1.0)]
+)
+def test_speech_cut_off_is_a_failure_where_it_had_all_the_room(tokens: int, segments: int, failed: float) -> None:
+    monitor = Monitor(LIMITS, Config())
+    cut = {"audio": torch.zeros(10), "finish_reason": "length", "speech_tokens": (1,) * tokens, "segments": segments}
+    monitor.observe(SpeechResult("r", 0, 1, **cut))
+    assert monitor.figures.failure_rate == failed
 
 
 def test_without_room_on_the_card_nothing_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +153,24 @@ def test_a_step_that_cannot_be_applied_is_not_taken() -> None:
     assert monitor.config == Config() and monitor.figures.results == 1
 
 
+def test_a_step_that_failed_is_tried_again_only_after_further_results() -> None:
+    tried: list[int] = []
+
+    def fail(decision: Decision) -> None:
+        tried.append(count)
+        raise GenerationError("no such luck")
+
+    monitor = Monitor(MonitorLimits(least=3, window=10), Config(), fail)
+    for count in range(1, 10):
+        if count % 3:
+            decision = monitor.observe(bad())
+            assert decision is None or decision.step is None
+        else:
+            with pytest.raises(GenerationError):
+                monitor.observe(bad())
+    assert tried == [3, 6, 9]
+
+
 def test_an_unquantized_model_has_no_step_left() -> None:
     monitor = Monitor(MonitorLimits(least=1), Config(None, None, None))
     decision = monitor.observe(bad())
@@ -132,9 +178,25 @@ def test_an_unquantized_model_has_no_step_left() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"failure_rate": 1.5}, {"real_time_factor": 0}, {"device_bytes": -1}, {"least": 0}, {"least": 201}]
+    "wrong",
+    [
+        {"failure_rate": 1.5},
+        {"failure_rate": "x"},
+        {"failure_rate": True},
+        {"failure_rate": float("nan")},
+        {"real_time_factor": 0},
+        {"real_time_factor": "x"},
+        {"device_bytes": -1},
+        {"device_bytes": 1.5},
+        {"window": 2.5},
+        {"window": True, "least": True},
+        {"least": 0},
+        {"least": 201},
+        {"least": 1.5},
+        {"least": "x"},
+    ],
 )
-def test_bad_limits(wrong: dict[str, float]) -> None:
+def test_bad_limits(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         MonitorLimits(**wrong)
 
@@ -145,3 +207,14 @@ def test_told_to_stay_it_only_watches() -> None:
     decision = monitor.observe(bad())
     assert decision is not None and decision.reasons and decision.step is None and decision.config is None
     assert monitor.config == Config("bnb-8bit", None, None) and monitor.figures.results == 1
+
+
+def test_who_acts_later_says_so() -> None:
+    monitor = Monitor(MonitorLimits(least=1), Config())
+    decision = monitor.assess(bad())
+    assert decision is not None and decision.step is Rollback.DOUBLE_QUANT and monitor.config == Config()
+    monitor.stay_at(Config())
+    monitor.moved_to(decision.config)
+    assert monitor.config == Config(double_quant=False) and monitor.figures.results == 0
+    again = monitor.assess(bad())
+    assert again is not None and again.step is Rollback.VOICE_ENCODER

@@ -10,13 +10,13 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from typing_extensions import Self
 
-from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.errors import ConfigError, GenerationError
 
 if TYPE_CHECKING:
@@ -54,6 +54,14 @@ class EngineStats:
     uptime: float
 
 
+@dataclass(frozen=True)
+class _Caller:
+    """Who waits for a request's events, and the seed that it is spoken with."""
+
+    sink: Callable[[Event | Exception], None]
+    seed: int
+
+
 class AsyncChatterbox:
     """Runs a loaded model's scheduler in a thread of its own; use it from one event loop or several.
 
@@ -61,8 +69,9 @@ class AsyncChatterbox:
     the model as it was.
 
     Args:
-        on_result: told every result, also of streamed, failed and aborted requests, in the engine's thread: it must be
-            quick. What it raises is logged and harms no request.
+        on_result: told every result, also of streamed, failed and aborted requests and of those that were on their way
+            when the engine failed, in the engine's thread: it must be quick. What it raises is logged and harms no
+            request.
     """
 
     def __init__(self, tts: ChatterboxTTS, on_result: Callable[[SpeechResult], object] | None = None):
@@ -70,7 +79,7 @@ class AsyncChatterbox:
         self._on_result = on_result
         self._scheduler, self._talker = tts.lend_scheduler()
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._sinks: dict[str, Callable[[Event | Exception], None]] = {}
+        self._callers: dict[str, _Caller] = {}
         self._completed = self._failed = 0
         self._audio_samples = 0
         self._started = time.monotonic()
@@ -105,9 +114,19 @@ class AsyncChatterbox:
                     return event
         raise GenerationError(f"request {request_id!r} ended without a result")
 
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the engine, so that the model must be loaded anew; None while all is well."""
+        return self._failure
+
     def abort(self, request_id: str) -> None:
         """Drop a request and free what it holds within one step; nothing happens if there is none of that name."""
-        self._commands.put(lambda: self._scheduler.abort(request_id))
+
+        def drop() -> None:
+            if self._failure is None:
+                self._scheduler.abort(request_id)
+
+        self._commands.put(drop)
 
     def stats(self) -> EngineStats:
         """Figures of this moment."""
@@ -141,8 +160,11 @@ class AsyncChatterbox:
         await asyncio.to_thread(self.close)
 
     async def _events(self, request: SpeechRequest, request_id: str) -> AsyncGenerator[Event, None]:
-        if self._closed or self._failure is not None:
-            raise GenerationError(f"the engine is closed ({self._failure or 'close() was called'})")
+        self._require_open()
+        seed = request.parameters.seed
+        if seed is None:
+            seed = draw_seed()
+            request = replace(request, parameters=replace(request.parameters, seed=seed))
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
@@ -151,13 +173,17 @@ class AsyncChatterbox:
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         def submit() -> None:
-            if request_id in self._sinks:
+            if self._failure is not None:
+                sink(self._closed_error())
+                return
+            if request_id in self._callers:
                 sink(ConfigError(f"a request named {request_id!r} is on its way; use another name"))
                 return
-            self._sinks[request_id] = sink
+            self._callers[request_id] = _Caller(sink, seed)
             self._scheduler.submit(request, request_id)
 
         self._commands.put(submit)
+        self._require_open()  # again: the thread may have ended before, and would never answer
         done = False
         try:
             while not done:
@@ -171,14 +197,32 @@ class AsyncChatterbox:
             if not done:
                 self.abort(request_id)
 
+    def _require_open(self) -> None:
+        if self._closed or self._failure is not None:
+            raise self._closed_error()
+
+    def _closed_error(self) -> GenerationError:
+        return GenerationError(f"the engine is closed ({self._failure or 'close() was called'})")
+
     def _work(self) -> None:
         try:
             self._loop()
         except Exception as error:  # the engine is broken; whoever waits must hear of it
-            self._failure = error
-            for sink in self._sinks.values():
-                sink(GenerationError(f"the engine failed ({type(error).__name__}: {error}); load the model anew"))
-            self._sinks.clear()
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        failure = GenerationError(f"the engine failed ({type(error).__name__}: {error}); load the model anew")
+        for request_id, caller in self._callers.items():
+            self._failed += 1
+            self._tell(SpeechResult(request_id, 0, caller.seed, error=failure))
+            caller.sink(failure)
+        self._callers.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:  # requests that came just before
+                command = self._commands.get_nowait()
+                if command is not None:
+                    command()
 
     def _loop(self) -> None:
         scheduler = self._scheduler
@@ -188,7 +232,7 @@ class AsyncChatterbox:
                     # Nothing to do: sleep until somebody wants something.
                     command = self._commands.get(block=not scheduler.unfinished)
                     if command is None:
-                        for request_id in list(self._sinks):
+                        for request_id in list(self._callers):
                             scheduler.abort(request_id)
                         self._publish(scheduler.step(0.0))
                         return
@@ -199,18 +243,18 @@ class AsyncChatterbox:
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:
-            sink = self._sinks.get(event.request_id)
+            caller = self._callers.get(event.request_id)
             if isinstance(event, SpeechResult):
-                self._sinks.pop(event.request_id, None)
+                self._callers.pop(event.request_id, None)
                 if event.audio is None:
                     self._failed += 1
                 else:
                     self._completed += 1
                     self._audio_samples += len(event.audio)
-                if sink is not None:  # an earlier engine's request is none of ours
+                if caller is not None:  # an earlier engine's request is none of ours
                     self._tell(event)
-            if sink is not None:
-                sink(event)
+            if caller is not None:
+                caller.sink(event)
 
     def _tell(self, result: SpeechResult) -> None:
         if self._on_result is not None:

@@ -20,12 +20,21 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.engine.request import SpeechResult
-from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError
+from chatterbox_vllm.engine.request import SpeechParameters, SpeechResult
+from chatterbox_vllm.errors import (
+    AudioError,
+    CancelledError,
+    CheckpointError,
+    ConfigError,
+    DeadlineError,
+    OutputError,
+)
 
 _SAMPLE_RATE = 24_000
 _FOUR_BITS = ("bnb-4bit", "awq")
 _EIGHT_BITS = "bnb-8bit"
+# A caller who withdrew, or whose text, clip, voice or disk cannot be used; and a busy machine.
+_NOT_THE_MODELS = (CancelledError, DeadlineError, ConfigError, AudioError, CheckpointError, OutputError)
 
 
 class Rollback(Enum):
@@ -71,10 +80,11 @@ class MonitorLimits:
         real_time_factor: largest median of seconds of work for a second of audio; None does not judge it.
         device_bytes: memory on the card above which nothing is taken back, as a step back needs more; None is no limit.
         window: results that the figures are taken over.
-        least: results after the start or a step before anything is decided.
+        least: results after the start or a step before anything is decided, and after a step that could not be taken
+            before the next is tried.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range or of the wrong type.
     """
 
     failure_rate: float = 0.05
@@ -84,14 +94,17 @@ class MonitorLimits:
     least: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 <= self.failure_rate <= 1:
-            raise ConfigError(f"failure_rate must be from 0 to 1, not {self.failure_rate!r}")
-        for name in ("real_time_factor", "device_bytes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive or None, not {value!r}")
-        if not 1 <= self.least <= self.window:
-            raise ConfigError(f"least must be from 1 to window={self.window}, not {self.least!r}")
+        if not _is_number(self.failure_rate) or not 0 <= self.failure_rate <= 1:
+            raise ConfigError(f"failure_rate must be a number from 0 to 1, not {self.failure_rate!r}")
+        factor, most = self.real_time_factor, self.device_bytes
+        if factor is not None and not (_is_number(factor) and factor > 0):
+            raise ConfigError(f"real_time_factor must be a positive number or None, not {factor!r}")
+        if most is not None and not (_is_integer(most) and most > 0):
+            raise ConfigError(f"device_bytes must be a positive integer or None, not {most!r}")
+        if not _is_integer(self.window) or self.window < 1:
+            raise ConfigError(f"window must be a positive integer, not {self.window!r}")
+        if not _is_integer(self.least) or not 1 <= self.least <= self.window:
+            raise ConfigError(f"least must be an integer from 1 to window={self.window}, not {self.least!r}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Figures:
     Attributes:
         results: how many they are taken over.
         failure_rate: None where there is no result.
-        real_time_factor: median over the results with audio; None where there is none.
+        real_time_factor: median over those of them with audio; None where there is none.
         device_bytes: in use on the card; None where nothing measures it.
     """
 
@@ -117,7 +130,7 @@ class Decision:
 
     Attributes:
         reasons: the limits that are exceeded.
-        step: the step back to take, or None where there is none left, or no memory for it.
+        step: the step back to take, or None where there is none left, no memory for it, or it was put off.
         config: the configuration after the step.
     """
 
@@ -149,10 +162,14 @@ def decide(figures: Figures, limits: MonitorLimits, config: Any) -> Decision | N
 class Monitor:
     """Observes results and decides; safe to use from several threads.
 
+    A result with an error counts as failed, unless its caller withdrew or asked for what cannot be, or it was late. So
+    does speech that was cut off ("length") at the default `max_tokens` or later; a caller's own lower limit is no
+    failure. A result does not tell its limit, so of a text in segments only the sum of tokens is judged.
+
     Args:
         config: the quantization in force, see `step_back`.
         apply: called with the decision wherever it holds a step; it loads the model anew with `decision.config`. Where
-            it raises, the step does not count as taken.
+            it raises, the step does not count as taken, and is tried again after `least` further results.
         device_bytes: asked for the memory in use on the card.
     """
 
@@ -168,30 +185,49 @@ class Monitor:
         self._apply = apply
         self._device_bytes = device_bytes
         self._may_step = True
-        self._failures: deque[bool] = deque(maxlen=limits.window)
-        self._factors: deque[float] = deque(maxlen=limits.window)
+        self._rest = 0  # results to come before a step that was put off
+        # Of each result whether it failed, and its real-time factor where it has audio.
+        self._seen: deque[tuple[bool, float | None]] = deque(maxlen=limits.window)
         self._lock = threading.RLock()  # `apply` may look at the figures
 
     def observe(self, result: SpeechResult) -> Decision | None:
         """Take a result in; returns what its figures call for, after `apply` has acted on it."""
         with self._lock:
-            if not _says_something(result):
-                return None
-            self._failures.append(result.error is not None or result.finish_reason == "length")
-            if result.audio is not None and len(result.audio):
-                work = result.timings.talking + result.timings.voicing
-                self._factors.append(work * _SAMPLE_RATE / len(result.audio))
-            decision = decide(self._figures(), self.limits, self.config)
-            if decision is not None and not self._may_step:
-                decision = Decision(decision.reasons)
+            decision = self.assess(result)
             if decision is not None and decision.step is not None:
-                if self._apply is not None:
-                    self._apply(decision)
-                self.config = decision.config
-                # What was seen belongs to the configuration before.
-                self._failures.clear()
-                self._factors.clear()
+                try:
+                    if self._apply is not None:
+                        self._apply(decision)
+                except BaseException:
+                    self.put_off()
+                    raise
+                self.moved_to(decision.config)
             return decision
+
+    def assess(self, result: SpeechResult) -> Decision | None:
+        """Take a result in and return what its figures call for; whoever acts on it later says so to `moved_to`."""
+        with self._lock:
+            if isinstance(result.error, _NOT_THE_MODELS):
+                return None
+            self._seen.append((result.error is not None or _lost_its_way(result), _factor(result)))
+            self._rest = max(0, self._rest - 1)
+            decision = decide(self._figures(), self.limits, self.config)
+            if decision is not None and (self._rest or not self._may_step):
+                return Decision(decision.reasons)
+            return decision
+
+    def moved_to(self, config: Any) -> None:
+        """A model runs with `config` from now on: what was seen belongs to the one before."""
+        with self._lock:
+            self.config = config
+            self._may_step = True
+            self._rest = 0
+            self._seen.clear()
+
+    def put_off(self) -> None:
+        """A step cannot be taken now: decisions hold none until `least` further results are in."""
+        with self._lock:
+            self._rest = self.limits.least
 
     def stay_at(self, config: Any) -> None:
         """Only watch from now on, a model that runs with `config`: decisions hold no further step."""
@@ -206,11 +242,12 @@ class Monitor:
             return self._figures()
 
     def _figures(self) -> Figures:
-        count = len(self._failures)
+        count = len(self._seen)
+        factors = [factor for _, factor in self._seen if factor is not None]
         return Figures(
             results=count,
-            failure_rate=sum(self._failures) / count if count else None,
-            real_time_factor=statistics.median(self._factors) if self._factors else None,
+            failure_rate=sum(failed for failed, _ in self._seen) / count if count else None,
+            real_time_factor=statistics.median(factors) if factors else None,
             device_bytes=None if self._device_bytes is None else self._device_bytes(),
         )
 
@@ -221,6 +258,22 @@ def device_bytes_in_use(device: torch.device) -> int:
     return total - free
 
 
-def _says_something(result: SpeechResult) -> bool:
-    """Whether a result tells of the model, and not of a caller who withdrew or asked wrongly, or of a busy machine."""
-    return not isinstance(result.error, (CancelledError, DeadlineError, ConfigError))
+def _lost_its_way(result: SpeechResult) -> bool:
+    """Whether the model spoke on to the end of the room that requests have by default, without end of speech."""
+    room = SpeechParameters().max_tokens * max(1, result.segments)
+    return result.finish_reason == "length" and len(result.speech_tokens) >= room
+
+
+def _factor(result: SpeechResult) -> float | None:
+    """Seconds of work for a second of audio; None without audio."""
+    if result.audio is None or not len(result.audio):
+        return None
+    return (result.timings.talking + result.timings.voicing) * _SAMPLE_RATE / len(result.audio)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
