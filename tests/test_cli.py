@@ -139,18 +139,22 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
+def test_interrupted(sent: signal.Signals, status: int, said: str, tmp_path: Path) -> None:
     text = "This takes a while to say. " * 300  # minutes, on any machine
     command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "-o", tmp_path / "o.wav", "--model", "demo"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible) as process:
         time.sleep(8)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         try:
             _, errors = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 130, errors
-    assert errors.strip().splitlines()[-1] == "chatterbox-vllm: interrupted"
+    assert process.returncode == status, errors
+    assert errors.strip().splitlines()[-1] == f"chatterbox-vllm: {said}"
     assert list(tmp_path.iterdir()) == []
 
 
