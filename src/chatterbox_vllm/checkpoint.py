@@ -13,7 +13,7 @@ from torch import nn
 
 from chatterbox_vllm.errors import CheckpointError
 
-_DOWNLOAD_AGAIN = "delete it and download it again, or give another directory"
+_AGAIN = "delete it and download it again, or make it again where it was quantized, or give another directory"
 
 
 class _TensorFile(Protocol):
@@ -29,7 +29,7 @@ class _PickledTensors:
     def __init__(self, path: Path):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-            raise CheckpointError(f"{path}: not a plain state dict of tensors; {_DOWNLOAD_AGAIN}")
+            raise CheckpointError(f"{path}: not a plain state dict of tensors; {_AGAIN}")
         self._state: dict[str, torch.Tensor] = state
 
     def keys(self) -> Iterable[str]:
@@ -71,11 +71,11 @@ class Weights:
                 _PickledTensors(path) if path.suffix == ".pt" else safe_open(path, framework="pt", device="cpu")
             )
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{path}: truncated or damaged ({error}); {_DOWNLOAD_AGAIN}") from error
+            raise CheckpointError(f"{path}: truncated or damaged ({error}); {_AGAIN}") from error
         except Exception as error:  # pickle raises many kinds for a file that is not a checkpoint
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_DOWNLOAD_AGAIN}") from error
+            raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_AGAIN}") from error
         self.keys = frozenset(self._file.keys())
         self.metadata: dict[str, str] = self._file.metadata() or {}
 
