@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,8 +189,10 @@ def test_an_abandoned_run_does_not_disturb_the_next(tts: ChatterboxTTS) -> None:
 
 def test_shut_down(demo: Path) -> None:
     model = ChatterboxTTS.from_local(demo, "cpu", max_model_len=256, max_batch_size=1, watermark=False)
+    s3gen = weakref.ref(model.s3gen_stage.model)
     model.shutdown()
     model.shutdown()
+    assert s3gen() is None and model.get_quantization_info()["s3gen"] is None
     with pytest.raises(ConfigError, match="shut down"):
         model.generate("Hello.")
 

@@ -219,9 +219,10 @@ class ChatterboxTTS:
             not in memory (the voice encoder is loaded at the first enrolment); under "asked" what was asked for, and
             under "steps_down" what `fallback` gave up of it, in order.
         """
+        there = self._scheduler is not None
         components = {
-            "t3": self._talker.model if self._scheduler is not None else None,
-            "s3gen": self._voicing.stage.model,
+            "t3": self._talker.model if there else None,
+            "s3gen": self._voicing.stage.model if there else None,
             "voice_encoder": self._enroller.loaded_voice_encoder,
         }
         return {
@@ -388,6 +389,7 @@ class ChatterboxTTS:
         if self._scheduler is not None:
             self._scheduler = None
             self._voicing.close()
+            self._voicing.stage.release()
             self._talker.close()
             self._enroller.release()
             gc.collect()

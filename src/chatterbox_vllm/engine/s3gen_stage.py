@@ -41,6 +41,10 @@ class S3GenStage:
         self.max_frames = max_frames
         self.max_batch_size = max_batch_size
 
+    def release(self) -> None:
+        """Let the model go; nothing runs here any more."""
+        del self.model
+
     def choose(self, waiting: Sequence[TokensToSpeak]) -> list[int]:
         """Indices of those to run next, in order: the first, which waits longest, and those nearest it in length.
 
