@@ -42,7 +42,6 @@ def test_ultra_low_vram(demo: Path, clip: Path, tmp_path: Path) -> None:
     output = tmp_path / "said.wav"
     done = run("example-tts-ultra-low-vram.py", "--model", demo, "--clip", clip, "--seed", 1, "-o", output, "Hello.")
     assert done.returncode == 0, done.stderr
-    assert "without the tier" in done.stdout
     # The voice encoder is in memory because a clip was enrolled.
     for component, method in (("t3", "bnb-4bit"), ("s3gen", "bnb-4bit"), ("voice_encoder", "-")):
         assert re.search(rf"^{component} +{method} +\d+ of \d+ ", done.stdout, re.MULTILINE), done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -246,6 +247,8 @@ def test_opened_again_after_the_model_was_gone_it_steps_again(events: list[str])
 
 
 def test_a_step_waits_for_a_paused_stream_only_so_long(events: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "chatterbox_vllm")  # which a command of another test may have raised
+
     async def main() -> None:
         limits = MonitorLimits(failure_rate=0.0, window=10, least=3)
         async with MonitoredChatterbox(lambda c: Model(c, events), NF4, limits, patience=0.3) as engine:
