@@ -172,7 +172,8 @@ class QuantizedPart:
     fingerprint: str = ""
 
 
-_STORED = {
+# What the files of each part can be quantized in.
+STORED_METHODS: dict[str, tuple[str, ...]] = {
     "t3": ("bnb-4bit", "bnb-8bit", "awq"),
     "s3gen": ("bnb-4bit", "bnb-8bit"),
     "voice_encoder": ("bnb-4bit", "bnb-8bit"),
@@ -226,8 +227,8 @@ class ModelConfig:
             )
         config: Self = _from_dict(cls, data, str(path))
         for part, stored in config.quantized.parts.items():
-            if stored.method not in _STORED[part]:
-                known = ", ".join(_STORED[part])
+            if stored.method not in STORED_METHODS[part]:
+                known = ", ".join(STORED_METHODS[part])
                 raise ConfigError(f"{path}: quantized.{part}: expected {known}, found {stored.method!r}; {_AGAIN}")
         return config
 

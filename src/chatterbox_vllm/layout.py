@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from chatterbox_vllm.checkpoint import Weights, published_shapes
@@ -44,6 +46,20 @@ def checkpoint_shapes(config: ModelConfig) -> dict[str, Shapes]:
         "s3gen": s3gen_shapes(config.s3gen),
         "voice_encoder": voice_encoder_shapes(config.voice_encoder),
     }
+
+
+def check_parts(config: ModelConfig, files: Mapping[str, Weights]) -> None:
+    """Refuse a checkpoint of which any part's file is not what `config` describes.
+
+    Args:
+        files: by the part's name in `Family`: "t3", "s3gen" and "voice_encoder".
+
+    Raises:
+        CheckpointError: naming the file and the tensor or the mismatch.
+    """
+    check_t3(config, files["t3"])
+    for part in ("s3gen", "voice_encoder"):
+        check_module_file(config, part, files[part])
 
 
 def check_t3(config: ModelConfig, weights: Weights) -> None:

@@ -20,11 +20,11 @@ from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.engine.voicing import Voicing, make_voicing
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.families import family_of
-from chatterbox_vllm.layout import check_module_file, check_t3
+from chatterbox_vllm.layout import check_parts
 from chatterbox_vllm.models.s3gen.model import S3Gen
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.planning import Settings
-from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.quantization.config import COMPONENTS, QuantizationConfig
 from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4
 from chatterbox_vllm.quantization.support import require_support, support
@@ -109,37 +109,33 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     family = family_of(config.family, directory)
     # Everything cheap is read and checked before the engine starts.
     tokenizer = EnglishTokenizer(directory / family.tokenizer)
-    t3_weights, s3gen_weights, encoder_weights = (
-        Weights(directory / file) for file in (family.t3, family.s3gen, family.voice_encoder)
-    )
-    check_t3(config, t3_weights)
+    files = {part: Weights(directory / getattr(family, part)) for part in COMPONENTS}
+    check_parts(config, files)
     s3gen_scheme = scheme_in_force(quantization, "s3gen", config.quantized.s3gen)
     encoder_scheme = scheme_in_force(quantization, "voice_encoder", config.quantized.voice_encoder)
-    check_module_file(config, "s3gen", s3gen_weights)
-    check_module_file(config, "voice_encoder", encoder_weights)
     builtin = directory / family.builtin_voice
     voice = Voice.load(builtin, config) if builtin.exists() else None
     aside = torch.device("cpu") if plan.enrolment == "cpu" else device
     enroller = VoiceEnroller(
         config,
-        s3gen_weights,
-        encoder_weights,
+        files["s3gen"],
+        files["voice_encoder"],
         device=aside,
         quantization=encoder_scheme,
         keep=plan.enrolment != "released",
     )
-    builder = PromptBuilder.from_weights(config.t3, t3_weights)
+    builder = PromptBuilder.from_weights(config.t3, files["t3"])
     watermarker = Watermarker(aside) if settings.watermark else None
     s3gen = S3Gen.from_weights(
         config.s3gen,
-        s3gen_weights,
+        files["s3gen"],
         device,
         settings.flow_dtype,
         settings.vocoder_dtype,
         cuda_graphs=settings.cuda_graphs,
         quantization=s3gen_scheme,
     )
-    talker = T3Stage(config.t3, t3_weights, options, device)
+    talker = T3Stage(config.t3, files["t3"], options, device)
     voicing = make_voicing(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
     if voice is not None:
         try:

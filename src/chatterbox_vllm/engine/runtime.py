@@ -18,8 +18,8 @@ _REQUIRED = {
     # The V2 runner applies custom logits processors after the penalties; guidance must come before them.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     # In its batch-invariant mode vLLM switches these graphs on by itself where a model's width is among those it has
-    # tuned, T3's two streams of 1024 among them, but attention looks at the switch when it is imported, which in one
-    # process has happened: graphs recorded then leave attention out.
+    # tuned, T3's two streams of 1024 among them. A prompt in one got wrong logits; by the code, attention looks at the
+    # switch when it is imported, which in one process has happened by then.
     "VLLM_USE_BREAKABLE_CUDAGRAPH": "0",
 }
 _DEFAULTS = {

@@ -12,9 +12,9 @@ from chatterbox_vllm.checkpoint import Weights
 from chatterbox_vllm.config import ModelConfig, QuantizedParts
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families import family_of
-from chatterbox_vllm.layout import check_module_file, check_t3
+from chatterbox_vllm.layout import check_parts
 from chatterbox_vllm.loading import in_force
-from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
+from chatterbox_vllm.quantization.config import AUTO, COMPONENTS, QuantizationConfig
 from chatterbox_vllm.quantization.environment import (
     GPU_MEMORY_UTILIZATION,
     MAX_BATCH_SIZE,
@@ -78,9 +78,7 @@ def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
     if not options.get("fallback"):  # which may give up what cannot be had
         in_force(_quantization(options, config.quantized) or QuantizationConfig(), directory, config)
     EnglishTokenizer(directory / family.tokenizer)
-    check_t3(config, Weights(directory / family.t3))
-    for part, file in (("s3gen", family.s3gen), ("voice_encoder", family.voice_encoder)):
-        check_module_file(config, part, Weights(directory / file))
+    check_parts(config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
     voice = directory / family.builtin_voice
     if voice.exists():
         Voice.load(voice, config)

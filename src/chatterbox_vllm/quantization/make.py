@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, QuantizedPart
+from chatterbox_vllm.config import STORED_METHODS, ModelConfig, QuantizedPart
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families import FAMILIES, family_of
-from chatterbox_vllm.layout import check_module_file, check_t3
+from chatterbox_vllm.layout import check_parts
 from chatterbox_vllm.models.t3.conditioning import PromptBuilder
 from chatterbox_vllm.quantization.awq import Utterance, quantize_t3_awq
 from chatterbox_vllm.quantization.config import QuantizationConfig
@@ -30,7 +30,7 @@ from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
 
 logger = logging.getLogger(__name__)
 
-STORED_T3_METHODS = ("bnb-4bit", "bnb-8bit", "awq")
+STORED_T3_METHODS = STORED_METHODS["t3"]
 
 # What AWQ is calibrated on where no texts are given: statements, questions, numbers, names, short and long.
 CALIBRATION_TEXTS = (
@@ -88,9 +88,7 @@ def quantize_model(
     # Whatever can be refused is refused before any work is done; what is only taken along is refused as well.
     family = family_of(config.family, directory)
     files = {part: Weights(directory / getattr(family, part)) for part in quantization.methods}
-    check_t3(config, files["t3"])
-    for part in ("s3gen", "voice_encoder"):
-        check_module_file(config, part, files[part])
+    check_parts(config, files)
     EnglishTokenizer(directory / family.tokenizer)
     if "t3" in parts:
         quantized_t3_layout(config.t3, parts["t3"])
