@@ -14,11 +14,11 @@ from pathlib import Path
 
 from chatterbox_vllm import ChatterboxError, ChatterboxTTS, QuantizationMemoryEstimator
 from chatterbox_vllm.audio.encode import check_output, write_audio
-from chatterbox_vllm.bench.probe import Probe
-from chatterbox_vllm.engine.runtime import resolve_device
-from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.quantization.info import render
-from chatterbox_vllm.tiers import tier_named
+from chatterbox_vllm.quantization.live import render
+from chatterbox_vllm.setup.device import resolve_device
+from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.probe import Probe
+from chatterbox_vllm.setup.tiers import tier_named
 
 MIB = 1 << 20
 

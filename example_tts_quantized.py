@@ -17,9 +17,9 @@ from pathlib import Path
 
 from chatterbox_vllm import ChatterboxError, ChatterboxTTS, QuantizationConfig, check_quantization_support
 from chatterbox_vllm.audio.encode import write_audio
-from chatterbox_vllm.families import ENGLISH
-from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.quantization.make import quantize_model
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.quantize import quantize_model
 
 TEXT = "The same sentence, in fewer bits."
 MIB = 1 << 20

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.engine.runtime import resolve_device
-from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.plain import LINEARS, Layer, PlainT3
-from chatterbox_vllm.quantization.awq_layout import rounded
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.make import calibration_utterances, calibration_voices, quantize_model
-from chatterbox_vllm.quantization.t3_file import QuantizedT3
+from chatterbox_vllm.setup.device import resolve_device
+from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.quantize import calibration_utterances, calibration_voices, quantize_model
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.plain import LINEARS, Layer, PlainT3
+from chatterbox_vllm.t3.quantization.awq_layout import rounded
+from chatterbox_vllm.t3.quantization.file import QuantizedT3
 
 HELD_OUT = (
     "The quick brown fox jumps over the lazy dog.",

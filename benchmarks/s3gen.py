@@ -26,10 +26,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import S3GenConfig
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.models.s3gen.ragged import padding_mask
+from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.s3gen.ragged import padding_mask
 
 TOKENS_PER_SECOND = 25
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

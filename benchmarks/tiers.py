@@ -31,13 +31,13 @@ from chatterbox_vllm import (
     SpeechRequest,
     Voice,
 )
-from chatterbox_vllm.bench.probe import Probe, device_bytes_in_use, machine
 from chatterbox_vllm.bench.stages import SENTENCE, t3_rows
 from chatterbox_vllm.bench.table import table
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
-from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.models.s3gen.encoder import UPSAMPLING
-from chatterbox_vllm.tiers import GIB, Plan, tier_named
+from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
+from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.probe import Probe, device_bytes_in_use, machine
+from chatterbox_vllm.setup.tiers import GIB, Plan, tier_named
 
 DEVICE = torch.device("cuda", 0)
 NONE = "none"

@@ -62,7 +62,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo checkpoint, built anew."""
-    from chatterbox_vllm.demo import build_demo
+    from chatterbox_vllm.families.demo import build_demo
 
     directory = tmp_path_factory.mktemp("demo")
     build_demo(directory)

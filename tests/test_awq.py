@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import QuantizedPart, T3Config
-from chatterbox_vllm.demo import DEMO_CONFIG
+from chatterbox_vllm.checkpoint.config import QuantizedPart, T3Config
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.plain import LINEARS, Layer, PlainT3
-from chatterbox_vllm.quantization.awq import Utterance, gather, quantize_t3_awq
-from chatterbox_vllm.quantization.awq_layout import awq_layout, dequantize_awq, quantize_awq, rounded
-from chatterbox_vllm.quantization.awq_search import search_layer
-from chatterbox_vllm.quantization.t3_file import QuantizedT3
+from chatterbox_vllm.families.demo import DEMO_CONFIG
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.plain import LINEARS, Layer, PlainT3
+from chatterbox_vllm.t3.quantization.awq import Utterance, gather, quantize_t3_awq
+from chatterbox_vllm.t3.quantization.awq_layout import awq_layout, dequantize_awq, quantize_awq, rounded
+from chatterbox_vllm.t3.quantization.awq_search import search_layer
+from chatterbox_vllm.t3.quantization.file import QuantizedT3
 
 FILE = "t3_cfg.safetensors"
 CONFIG = DEMO_CONFIG.t3

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from chatterbox_vllm.checkpoint import Weights, load_module, published_shapes
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights, load_module, published_shapes
 from chatterbox_vllm.errors import CheckpointError
-from chatterbox_vllm.layout import checkpoint_shapes
+from chatterbox_vllm.families.layout import checkpoint_shapes
 
 LAYOUTS = Path(__file__).parent / "parity" / "oracle" / "layouts"
 

@@ -10,7 +10,7 @@ import torch
 
 from chatterbox_vllm import AudioError, Voice
 from chatterbox_vllm.audio.encode import write_audio
-from chatterbox_vllm.clip_voices import ClipVoices
+from chatterbox_vllm.voices.library import ClipVoices
 
 RATE = 16_000
 

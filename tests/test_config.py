@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_vllm.config import FlowConfig, ModelConfig, S3GenConfig, T3Config
+from chatterbox_vllm.checkpoint.config import FlowConfig, ModelConfig, S3GenConfig, T3Config
 from chatterbox_vllm.errors import ConfigError
 
 

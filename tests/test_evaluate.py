@@ -183,7 +183,7 @@ class Command:
         (tmp_path / "own.toml").write_text("[pesq]\nrequired = false\n")
         monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", self._collect)
         monkeypatch.setattr("chatterbox_vllm.evaluation.compare.VoiceJudge", lambda directory: Ears())
-        monkeypatch.setattr("chatterbox_vllm.hub.resolve_model", Path)
+        monkeypatch.setattr("chatterbox_vllm.setup.models.resolve_model", Path)
         monkeypatch.setattr("chatterbox_vllm.evaluation.preflight.check_models", lambda directories, options: None)
 
     def damage(self, collection: Collection) -> None:

@@ -13,17 +13,17 @@ pytest.importorskip("vllm")
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import SpeechParameters
-from chatterbox_vllm.engine.runtime import resolve_device
-from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.forcing import ForcedTokens, TeacherForcing
-from chatterbox_vllm.models.t3.sampler import SpeechSampler
-from chatterbox_vllm.models.t3.sampling import guided
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.setup.device import resolve_device
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.sampling import guided
+from chatterbox_vllm.t3.vllm.forcing import ForcedTokens, TeacherForcing
+from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
+from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
+from chatterbox_vllm.voices.voice import Voice
 
 TEXT = list(range(10, 40))
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import S3GenConfig
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 
 from .parity.conftest import checkpoint_dir, english_tokenizer, goldens  # noqa: F401 (fixtures)
 from .parity.test_t3 import add, drain, prompt_of

@@ -11,12 +11,12 @@ from torch import nn
 pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import T3Config
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.plain import PlainT3
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.quantization.files import stored_quantization
-from chatterbox_vllm.quantization.t3_file import QuantizedT3
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.plain import PlainT3
+from chatterbox_vllm.t3.quantization.file import QuantizedT3
 
 from .test_quantized_t3 import (  # noqa: F401 (fixtures)
     FILE,

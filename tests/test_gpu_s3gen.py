@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import S3GenConfig
+from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.cuda.graphs import GraphedFunction
 from chatterbox_vllm.errors import GenerationError
-from chatterbox_vllm.models.s3gen.graphs import GraphedFunction
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.models.s3gen.packing import Packing
-from chatterbox_vllm.models.s3gen.ragged import Padded
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.s3gen.packing import Packing
+from chatterbox_vllm.s3gen.ragged import Padded
 
 from . import test_s3gen as tiny
 from .parity.oracle import weights_recipe as recipe
@@ -43,7 +43,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float]:
     """Each kernel against its torch equivalent in float32, on values that `dtype` can hold."""
-    from chatterbox_vllm.models.s3gen import kernels
+    from chatterbox_vllm.s3gen import kernels
 
     generator = torch.Generator().manual_seed(0)
 
@@ -108,8 +108,8 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
 
 def largest_error_of_networks(directory: Path) -> dict[str, float]:
     """The packed networks against the padded ones, in float32 on the CPU, by Triton's interpreter."""
-    from chatterbox_vllm.models.s3gen.packed_estimator import PackedEstimator
-    from chatterbox_vllm.models.s3gen.packed_hift import PackedHiFT
+    from chatterbox_vllm.s3gen.flow.packed_estimator import PackedEstimator
+    from chatterbox_vllm.s3gen.vocoder.packed_hift import PackedHiFT
 
     flow = replace(tiny.CONFIG.flow, estimator_channels=32, estimator_head_dim=16, num_mels=16)
     hift = replace(tiny.CONFIG.hift, num_mels=16, base_channels=128)

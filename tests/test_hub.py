@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import constants
 
 from chatterbox_vllm.errors import ConfigError, ModelUnavailableError
-from chatterbox_vllm.families import ENGLISH
-from chatterbox_vllm.hub import resolve_model
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.setup.models import resolve_model
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatterbox_vllm.memory_cache import MemoryCache
+from chatterbox_vllm.caches.memory import MemoryCache
 
 
 def test_what_was_used_last_stays_within_the_bound() -> None:

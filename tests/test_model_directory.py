@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chatterbox_vllm.disk_cache import built_once
-from chatterbox_vllm.engine.model_directory import ModelDirectory
+from chatterbox_vllm.caches.disk import built_once
+from chatterbox_vllm.t3.vllm.directory import ModelDirectory
 
 DESCRIBED = {"hidden_size": 8}
 

@@ -21,14 +21,7 @@ from chatterbox_vllm.errors import (
     OutputError,
     TextTooLongError,
 )
-from chatterbox_vllm.evaluation.monitor import (
-    Decision,
-    Monitor,
-    MonitorLimits,
-    Rollback,
-    device_bytes_in_use,
-    step_back,
-)
+from chatterbox_vllm.serving.monitor import Decision, Monitor, MonitorLimits, Rollback, device_bytes_in_use, step_back
 
 
 @dataclass(frozen=True)

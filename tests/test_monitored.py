@@ -28,9 +28,9 @@ from chatterbox_vllm import (
     SpeechRequest,
     SpeechResult,
 )
-from chatterbox_vllm.evaluation import monitored
-from chatterbox_vllm.evaluation.monitor import MonitorLimits, Rollback
-from chatterbox_vllm.evaluation.monitored import MonitoredChatterbox
+from chatterbox_vllm.serving import monitored
+from chatterbox_vllm.serving.monitor import MonitorLimits, Rollback
+from chatterbox_vllm.serving.monitored import MonitoredChatterbox
 
 NF4 = QuantizationConfig("bnb-4bit", "bnb-4bit", None)
 SINGLE = QuantizationConfig("bnb-4bit", "bnb-4bit", None, double_quant=False)

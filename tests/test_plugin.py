@@ -16,6 +16,6 @@ def test_entry_point_registers_the_architecture() -> None:
     entry.load()()
     from vllm import ModelRegistry
 
-    from chatterbox_vllm.models.t3.vllm_model import T3ForSpeech
+    from chatterbox_vllm.t3.vllm.model import T3ForSpeech
 
     assert ModelRegistry._try_load_model_cls("T3ForSpeech") is T3ForSpeech

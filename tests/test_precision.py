@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from chatterbox_vllm.models.precision import ieee_float32
+from chatterbox_vllm.cuda.precision import ieee_float32
 
 CUDNN = torch.backends.cudnn
 IEEE = ("ieee", "ieee")

@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 
-from chatterbox_vllm.config import QuantizedPart, QuantizedParts
+from chatterbox_vllm.checkpoint.config import QuantizedPart, QuantizedParts
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
-from chatterbox_vllm.quantization.environment import (
-    GPU_MEMORY_UTILIZATION,
-    MAX_BATCH_SIZE,
-    MAX_MODEL_LEN,
-    positive,
-    share,
-)
+from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
 
 asked = QuantizationConfig.from_options
 

@@ -8,11 +8,11 @@ from torch import nn
 
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.info import component_info, quantization_info, render
+from chatterbox_vllm.quantization.live import component_info, quantization_info, render
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import NF4, Int8, scheme_of
-from chatterbox_vllm.quantization.support import check_quantization_support, require_support
-from chatterbox_vllm.quantization.t3 import automatic_dtype
+from chatterbox_vllm.setup.support import check_quantization_support, require_support
+from chatterbox_vllm.t3.quantization.methods import automatic_dtype
 
 CPU = torch.device("cpu")
 

@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from chatterbox_vllm.checkpoint import Weights, load_module
-from chatterbox_vllm.config import S3GenConfig, VoiceEncoderConfig
+from chatterbox_vllm.checkpoint.config import S3GenConfig, VoiceEncoderConfig
+from chatterbox_vllm.checkpoint.files import Weights, load_module
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.models.s3gen.model import S3Gen
-from chatterbox_vllm.models.voice_encoder import VoiceEncoder
-from chatterbox_vllm.quantization.module_file import (
+from chatterbox_vllm.families.quantized_files import (
     published_keys_replaced,
     quantized_file_layout,
     quantized_file_tensors,
@@ -28,13 +26,9 @@ from chatterbox_vllm.quantization.modules import (
     quantize_layers,
     state_tensors,
 )
-from chatterbox_vllm.quantization.storage import (
-    NF4,
-    Int8,
-    QuantizedMatrix,
-    Scheme,
-    scheme_of,
-)
+from chatterbox_vllm.quantization.storage import NF4, Int8, QuantizedMatrix, Scheme, scheme_of
+from chatterbox_vllm.s3gen.model import S3Gen
+from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
 from . import test_s3gen as tiny
 
@@ -269,7 +263,7 @@ def test_the_voice_encoder(demo: Path, tmp_path: Path) -> None:
 
 def test_the_fused_kernel_takes_either_layer() -> None:
     pytest.importorskip("triton")
-    from chatterbox_vllm.models.s3gen.kernels import gelu_linear, gelu_linear_reference
+    from chatterbox_vllm.s3gen.kernels import gelu_linear, gelu_linear_reference
 
     linear = nn.Linear(64, 48).requires_grad_(False)
     x = gaussian(5, 64)

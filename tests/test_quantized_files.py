@@ -19,19 +19,19 @@ pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS
 from chatterbox_vllm.audio.encode import write_audio
-from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedPart, QuantizedParts
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cli import main
-from chatterbox_vllm.config import ModelConfig, QuantizedPart, QuantizedParts
 from chatterbox_vllm.errors import CheckpointError, ConfigError, DeviceError, OutputError
-from chatterbox_vllm.estimate import QuantizationMemoryEstimator
-from chatterbox_vllm.families import ENGLISH
-from chatterbox_vllm.layout import check_module_file, check_t3
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.layout import check_module_file, check_t3
 from chatterbox_vllm.quantization import files
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
-from chatterbox_vllm.quantization.make import calibration_voices, quantize_model
-from chatterbox_vllm.tiers import Plan
+from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
+from chatterbox_vllm.setup.quantize import calibration_voices, quantize_model
+from chatterbox_vllm.setup.tiers import Plan
 
 FILES = {part: getattr(ENGLISH, part) for part in ("t3", "s3gen", "voice_encoder")}
 FILE = FILES["t3"]
@@ -150,7 +150,7 @@ def test_another_method_is_refused_and_a_tier_leaves_it_alone(
         raise DeviceError("far enough")
 
     asked: list[QuantizationConfig] = []
-    monkeypatch.setattr("chatterbox_vllm.loading.assemble", note)
+    monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", note)
     # Neither a tier's methods nor a fallback can change what is stored.
     for options in ({"tier": 4}, {"quantization": QuantizationConfig.from_strategy("conservative"), "fallback": True}):
         with pytest.raises(DeviceError, match="far enough"):

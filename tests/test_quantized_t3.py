@@ -18,21 +18,21 @@ from torch import nn
 pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, QuantizedPart, T3Config
+from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedPart, T3Config
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import SpeechParameters
-from chatterbox_vllm.engine.t3_stage import T3Options, T3Stage
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.layout import check_t3
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.plain import PlainT3
-from chatterbox_vllm.models.t3.sampler import SpeechSampler
+from chatterbox_vllm.families.layout import check_t3
 from chatterbox_vllm.quantization.bnb import constants, linear
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
-from chatterbox_vllm.quantization.make import quantize_model
 from chatterbox_vllm.quantization.storage import NF4, Int8
-from chatterbox_vllm.quantization.t3_file import QuantizedT3, quantized_t3_layout
+from chatterbox_vllm.setup.quantize import quantize_model
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.plain import PlainT3
+from chatterbox_vllm.t3.quantization.file import QuantizedT3, quantized_t3_layout
+from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
+from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
 
 CPU = torch.device("cpu")
 FILE = "t3_cfg.safetensors"
@@ -44,7 +44,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 @pytest.fixture(scope="module")
 def config() -> T3Config:
-    from chatterbox_vllm.demo import DEMO_CONFIG
+    from chatterbox_vllm.families.demo import DEMO_CONFIG
 
     return DEMO_CONFIG.t3
 
@@ -297,7 +297,7 @@ def test_products(how: NF4 | Int8, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("how", [NF4(), Int8()], ids=str)
 def test_layers_compile_without_a_break(how: NF4 | Int8) -> None:
-    from chatterbox_vllm.quantization.vllm_bnb import BnbLinearMethod
+    from chatterbox_vllm.t3.vllm.bitsandbytes import BnbLinearMethod
 
     method, layer = BnbLinearMethod(how, stored=True), nn.Module()
     method.create_weights(layer, 256, [128, 64], 256, 192, torch.bfloat16)

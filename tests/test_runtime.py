@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("vllm")
 
-from chatterbox_vllm.engine import runtime
-from chatterbox_vllm.engine.runtime import prepare_environment, require_batch_invariance
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.t3.vllm import environment as runtime
+from chatterbox_vllm.t3.vllm.environment import prepare_environment, require_batch_invariance
 
 
 @pytest.mark.parametrize("name", runtime._REQUIRED)

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chatterbox_vllm.checkpoint import Weights, published_shapes
-from chatterbox_vllm.config import FlowConfig, HiFTConfig, S3GenConfig, XVectorConfig
+from chatterbox_vllm.checkpoint.config import FlowConfig, HiFTConfig, S3GenConfig, XVectorConfig
+from chatterbox_vllm.checkpoint.files import Weights, published_shapes
 from chatterbox_vllm.errors import ConfigError, GenerationError
-from chatterbox_vllm.models.s3gen.execution import Execution
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest, fade_in
-from chatterbox_vllm.models.s3gen.noise import S3GenNoise
-from chatterbox_vllm.models.s3gen.packing import Packing, Places
-from chatterbox_vllm.models.s3gen.ragged import Padded, bucket, padding_mask
-from chatterbox_vllm.models.s3gen.spectra import inverse_stft, stft
+from chatterbox_vllm.s3gen.execution import Execution
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest, fade_in
+from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.s3gen.packing import Packing, Places
+from chatterbox_vllm.s3gen.ragged import Padded, bucket, padding_mask
+from chatterbox_vllm.s3gen.vocoder.spectra import inverse_stft, stft
 
 CONFIG = S3GenConfig(
     xvector=XVectorConfig(embedding_size=6),

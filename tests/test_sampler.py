@@ -13,10 +13,10 @@ pytest.importorskip("vllm")
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from chatterbox_vllm.config import T3Config
-from chatterbox_vllm.models.t3.draws import uniforms
-from chatterbox_vllm.models.t3.sampler import SpeechSampler
-from chatterbox_vllm.models.t3.vllm_config import hf_config
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.t3.draws import uniforms
+from chatterbox_vllm.t3.vllm.config import hf_config
+from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
 
 VOCABULARY = 50
 START = 49

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_vllm.models.t3 import sampling
-from chatterbox_vllm.models.t3.draws import uniforms
-from chatterbox_vllm.models.t3.sampling import RowValues
+from chatterbox_vllm.t3 import sampling
+from chatterbox_vllm.t3.draws import uniforms
+from chatterbox_vllm.t3.sampling import RowValues
 
 VOCABULARY = 50
 
@@ -89,7 +89,7 @@ def test_uniform_is_uniform() -> None:
 
 def kernel_differences(device: str, rows: int, vocabulary: int) -> list[str]:
     """What the kernel does otherwise than `choose`, for rows of all kinds; also how it leaves the mask."""
-    from chatterbox_vllm.models.t3.sampling_kernel import choose_one_hot
+    from chatterbox_vllm.t3.sampling_kernel import choose_one_hot
 
     generator = torch.Generator().manual_seed(vocabulary)
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from chatterbox_vllm import SpeechParameters, SpeechRequest, SpeechResult, Voice
-from chatterbox_vllm.config import T3Config
+from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import MAX_SEED, segment_seed
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.t3_stage import T3Output
-from chatterbox_vllm.engine.voicing import InlineVoicing
+from chatterbox_vllm.engine.synthesis import InlineVoicing
 from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError, GenerationError, TextTooLongError
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.vllm.stage import T3Output
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import split_text
 

@@ -18,20 +18,20 @@ from safetensors.torch import save_file
 
 pytest.importorskip("vllm")
 
-from chatterbox_vllm import planning
-from chatterbox_vllm.checkpoint import Weights
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cli import main
-from chatterbox_vllm.config import CONFIG_FILE, ModelConfig
-from chatterbox_vllm.engine.kv_cache import kv_cache_bytes
 from chatterbox_vllm.errors import ConfigError, DeviceError
-from chatterbox_vllm.estimate import QuantizationMemoryEstimator
-from chatterbox_vllm.families import ENGLISH
-from chatterbox_vllm.layout import checkpoint_shapes
-from chatterbox_vllm.models.s3gen.model import S3Gen
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.layout import checkpoint_shapes
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.info import component_info
+from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.storage import Int8, scheme_of
-from chatterbox_vllm.tiers import CPU_PLAN, GIB, TIERS, Plan, tier_for, tier_named
+from chatterbox_vllm.s3gen.model import S3Gen
+from chatterbox_vllm.setup import planning
+from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
+from chatterbox_vllm.setup.tiers import CPU_PLAN, GIB, TIERS, Plan, tier_for, tier_named
+from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[1]

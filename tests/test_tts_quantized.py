@@ -14,13 +14,13 @@ pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import DeviceError
-from chatterbox_vllm.loading import in_force, load
-from chatterbox_vllm.planning import Settings
-from chatterbox_vllm.quantization.make import quantize_model
 from chatterbox_vllm.quantization.storage import NF4
-from chatterbox_vllm.tiers import Plan, tier_named
+from chatterbox_vllm.setup.loading import in_force, load
+from chatterbox_vllm.setup.planning import Settings
+from chatterbox_vllm.setup.quantize import quantize_model
+from chatterbox_vllm.setup.tiers import Plan, tier_named
 
 SMALL: dict[str, Any] = {"max_model_len": 384, "max_batch_size": 1, "watermark": False}
 TEXT = "Hello there."
@@ -103,7 +103,7 @@ def test_doors_to_a_quantized_directory(demo: Path, tmp_path: Path, monkeypatch:
         raise ConfigError(str(in_force(plan.quantization, settings.directory, config)))
 
     config = quantize_model(demo, tmp_path / "nf4", QuantizationConfig("bnb-4bit"))
-    monkeypatch.setattr("chatterbox_vllm.loading.assemble", note)
+    monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", note)
     for options, found in (
         ({}, "t3 bnb-4bit"),
         ({"use_quantization": True}, "t3 bnb-4bit"),
@@ -148,7 +148,7 @@ def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(demo: Path, monk
         return SimpleNamespace(plan=plan)
 
     asked: list[QuantizationConfig] = []
-    monkeypatch.setattr("chatterbox_vllm.loading.assemble", note)
+    monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", note)
     config = QuantizationConfig("awq", "bnb-8bit", "bnb-8bit")
     settings = Settings(demo, torch.device("cpu"), None, torch.float32, False, False, False)
     parts, steps = load(settings, Plan(quantization=config), fallback=True)
@@ -176,7 +176,7 @@ def test_fallback_where_the_card_has_no_room_goes_down_in_order(demo: Path, monk
         return SimpleNamespace(plan=plan)
 
     tried: list[QuantizationConfig] = []
-    monkeypatch.setattr("chatterbox_vllm.loading.assemble", full)
+    monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", full)
     settings = Settings(demo, torch.device("cpu"), None, torch.float32, False, False, False)
     config = QuantizationConfig("bnb-4bit")
     assert load(settings, Plan(quantization=config), fallback=True)[1] == ("double quantization off",)

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 
 from chatterbox_vllm.cli import _parser
 from chatterbox_vllm.quantization.config import STRATEGIES
-from chatterbox_vllm.tiers import GIB, TIERS, Tier
+from chatterbox_vllm.setup.tiers import GIB, TIERS, Tier
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "ULTRA_LOW_VRAM.md").read_text(encoding="utf-8")

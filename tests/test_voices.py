@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from chatterbox_vllm.audio.features import mel_filterbank, trim_silence
 from chatterbox_vllm.audio.resample import resample, sinc_resample
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import (
+from chatterbox_vllm.checkpoint.config import (
     FlowConfig,
     ModelConfig,
     S3GenConfig,
@@ -23,12 +23,14 @@ from chatterbox_vllm.config import (
     VoiceEncoderConfig,
     XVectorConfig,
 )
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import AudioError, CheckpointError, OutputError
-from chatterbox_vllm.models.features import mel_filterbank, trim_silence
-from chatterbox_vllm.models.s3gen.speech_tokenizer import SpeechTokenizer
-from chatterbox_vllm.models.s3gen.xvector import CAMPPlus
-from chatterbox_vllm.models.voice_encoder import VoiceEncoder, split_partials
-from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, Voice, VoiceEnroller
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
+from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
+from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder, split_partials
+from chatterbox_vllm.voices.nets.xvector import CAMPPlus
+from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
+from chatterbox_vllm.voices.voice import Voice
 
 TINY = ModelConfig(
     t3=T3Config(speaker_embedding_size=8),

@@ -21,13 +21,13 @@ from chatterbox_vllm.errors import (
 )
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.engine.async_chatterbox import AsyncChatterbox
     from chatterbox_vllm.engine.request import SpeechChunk, SpeechParameters, SpeechRequest, SpeechResult
-    from chatterbox_vllm.estimate import QuantizationMemoryEstimator
     from chatterbox_vllm.quantization.config import QuantizationConfig
-    from chatterbox_vllm.quantization.support import check_quantization_support
+    from chatterbox_vllm.serving.async_engine import AsyncChatterbox
+    from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
+    from chatterbox_vllm.setup.support import check_quantization_support
     from chatterbox_vllm.tts import ChatterboxTTS
-    from chatterbox_vllm.voices import Voice
+    from chatterbox_vllm.voices.voice import Voice
 
 __version__ = "0.1.0"
 
@@ -59,16 +59,16 @@ __all__ = [
 
 # Imported when first asked for: they bring PyTorch, which takes seconds that `--help` and errors need not cost.
 _LAZY = {
-    "AsyncChatterbox": "chatterbox_vllm.engine.async_chatterbox",
+    "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
     "ChatterboxTTS": "chatterbox_vllm.tts",
     "QuantizationConfig": "chatterbox_vllm.quantization.config",
-    "QuantizationMemoryEstimator": "chatterbox_vllm.estimate",
+    "QuantizationMemoryEstimator": "chatterbox_vllm.setup.estimate",
     "SpeechChunk": "chatterbox_vllm.engine.request",
     "SpeechParameters": "chatterbox_vllm.engine.request",
     "SpeechRequest": "chatterbox_vllm.engine.request",
     "SpeechResult": "chatterbox_vllm.engine.request",
-    "Voice": "chatterbox_vllm.voices",
-    "check_quantization_support": "chatterbox_vllm.quantization.support",
+    "Voice": "chatterbox_vllm.voices.enrolment",
+    "check_quantization_support": "chatterbox_vllm.setup.support",
 }
 
 

@@ -13,23 +13,24 @@ from typing import Any, overload
 import torch
 from typing_extensions import Self
 
-from chatterbox_vllm.clip_voices import ClipVoices
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.run import run_all
-from chatterbox_vllm.engine.runtime import resolve_device
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
-from chatterbox_vllm.engine.t3_stage import T3Stage
-from chatterbox_vllm.engine.voicing import Voicing
+from chatterbox_vllm.engine.synthesis import Voicing
 from chatterbox_vllm.errors import BatchError, ConfigError
-from chatterbox_vllm.hub import resolve_model
-from chatterbox_vllm.loading import in_force, load
-from chatterbox_vllm.planning import DType, make_plan, make_settings, strategy_for, wanted_quantization
-from chatterbox_vllm.progress import with_progress
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
-from chatterbox_vllm.quantization.info import quantization_info
-from chatterbox_vllm.voices import Voice, VoiceEnroller
+from chatterbox_vllm.quantization.live import quantization_info
+from chatterbox_vllm.setup.device import resolve_device
+from chatterbox_vllm.setup.loading import in_force, load
+from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.planning import DType, make_plan, make_settings, strategy_for, wanted_quantization
+from chatterbox_vllm.t3.vllm.stage import T3Stage
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
+from chatterbox_vllm.voices.library import ClipVoices
+from chatterbox_vllm.voices.voice import Voice
 
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest, Voice
-from chatterbox_vllm.models.s3gen.noise import S3GenNoise
+from chatterbox_vllm.s3gen.noise import S3GenNoise
 
 from .conftest import Goldens, Parity
 from .oracle import weights_recipe as recipe

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.audio.features import kaldi_fbank, prompt_mel, trim_silence, voice_encoder_mel
 from chatterbox_vllm.audio.resample import resample, sinc_resample
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.models.features import kaldi_fbank, prompt_mel, trim_silence, voice_encoder_mel
-from chatterbox_vllm.voices import VoiceEnroller
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
 from .conftest import HERE, Goldens, Parity
 

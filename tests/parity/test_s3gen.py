@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from chatterbox_vllm.audio.decode import decode_audio
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest, fade_in
-from chatterbox_vllm.models.s3gen.noise import S3GenNoise
-from chatterbox_vllm.voices import VoiceEnroller
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest, fade_in
+from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
 from .conftest import SHARED_PARITY, Goldens, Parity
 from .oracle import weights_recipe as recipe

@@ -11,9 +11,9 @@ import torch
 
 from chatterbox_vllm import ChatterboxTTS
 from chatterbox_vllm.engine.request import SpeechParameters
-from chatterbox_vllm.engine.t3_stage import T3Stage
-from chatterbox_vllm.models.t3 import sampling
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3 import sampling
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 from .conftest import Goldens, Parity
 from .oracle import weights_recipe as recipe

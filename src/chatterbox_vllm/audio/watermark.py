@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.models.precision import ieee_float32
 
 SAMPLE_RATE = 24_000
 # The network works at 32 kHz in hops of 320 samples: whole hops keep the length through there and back.

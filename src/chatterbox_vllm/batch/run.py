@@ -22,7 +22,7 @@ from chatterbox_vllm.batch.folder import Folder
 from chatterbox_vllm.batch.rows import Input, Row
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import AudioError, ChatterboxError, ConfigError, GenerationError, OutputError
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.voices.voice import Voice
 
 # Encoding and syncing wait for the disk and leave the interpreter free: the engine goes on meanwhile.
 _WRITERS = 4

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from chatterbox_vllm.bench.probe import Probe, Stopwatch
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
+from chatterbox_vllm.setup.probe import Probe, Stopwatch
 from chatterbox_vllm.text.split import split_text
 from chatterbox_vllm.tts import ChatterboxTTS
 

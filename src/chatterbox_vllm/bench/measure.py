@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.quantization.info import ComponentInfo
+from chatterbox_vllm.quantization.live import ComponentInfo
 
 Row = dict[str, Any]
 

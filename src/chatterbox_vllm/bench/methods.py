@@ -11,7 +11,7 @@ from chatterbox_vllm.bench.measure import Row, Workload
 from chatterbox_vllm.bench.methods_s3gen import S3GenMethods
 from chatterbox_vllm.bench.methods_t3 import T3Methods
 from chatterbox_vllm.bench.methods_voice_encoder import VoiceEncoderMethods
-from chatterbox_vllm.config import ModelConfig, QuantizedParts
+from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts
 from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.quantization.config import COMPONENTS
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
-from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.quantization.info import component_info
-from chatterbox_vllm.quantization.make import calibration_voices
+from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.storage import scheme_of
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.setup.quantize import calibration_voices
 
 _STEPS = 10
 

@@ -12,26 +12,26 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
-from chatterbox_vllm.engine.t3_stage import T3Options, T3Output, T3Stage
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.evaluation.metrics import divergence
-from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.layout import check_t3
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
-from chatterbox_vllm.models.t3.forcing import ForcedTokens
-from chatterbox_vllm.models.t3.plain import PlainT3
+from chatterbox_vllm.families.layout import check_t3
+from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.info import component_info
-from chatterbox_vllm.quantization.make import STORED_T3_METHODS, calibration_voices, quantize_model
-from chatterbox_vllm.quantization.t3 import automatic_dtype
-from chatterbox_vllm.quantization.t3_file import QuantizedT3
+from chatterbox_vllm.quantization.live import component_info
+from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
+from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
+from chatterbox_vllm.setup.tiers import Plan
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.plain import PlainT3
+from chatterbox_vllm.t3.quantization.file import QuantizedT3
+from chatterbox_vllm.t3.quantization.methods import automatic_dtype
+from chatterbox_vllm.t3.vllm.forcing import ForcedTokens
+from chatterbox_vllm.t3.vllm.stage import T3Options, T3Output, T3Stage
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
-from chatterbox_vllm.tiers import Plan
 
 # None of them is what AWQ is calibrated on.
 TEXTS = (

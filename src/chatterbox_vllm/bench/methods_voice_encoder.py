@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
-from chatterbox_vllm.checkpoint import Weights, load_module
-from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.families import FAMILIES
-from chatterbox_vllm.models.voice_encoder import VoiceEncoder
-from chatterbox_vllm.quantization.info import component_info
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights, load_module
+from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import scheme_of
+from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
 _PIECES, _FRAMES = 8, 160
 _PIECE_SECONDS = 1.6

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.engine.async_chatterbox import AsyncChatterbox
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters, SpeechRequest
 from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
+from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 from chatterbox_vllm.tts import ChatterboxTTS
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it does so once more, to be quite sure of it."

@@ -22,10 +22,10 @@ import torch
 
 from chatterbox_vllm.bench import upstream_worker
 from chatterbox_vllm.bench.end_to_end import most_tokens
-from chatterbox_vllm.bench.probe import Probe, Stopwatch
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
-from chatterbox_vllm.engine.t3_stage import T3Output
 from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.setup.probe import Probe, Stopwatch
+from chatterbox_vllm.t3.vllm.stage import T3Output
 from chatterbox_vllm.tts import ChatterboxTTS
 
 TEXTS = (

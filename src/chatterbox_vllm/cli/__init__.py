@@ -70,7 +70,7 @@ def _quiet_libraries() -> None:
     # What our own warnings say, the line that ends a command says too.
     logging.getLogger("chatterbox_vllm").setLevel(logging.ERROR)
     # But not that the next start will take as long as this one.
-    logging.getLogger("chatterbox_vllm.engine.model_directory").setLevel(logging.WARNING)
+    logging.getLogger("chatterbox_vllm.t3.vllm.directory").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

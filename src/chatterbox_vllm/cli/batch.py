@@ -86,7 +86,7 @@ def _batch(options: argparse.Namespace) -> int:
 
 def _what_files_depend_on(options: argparse.Namespace, parameters: SpeechParameters, digest: str) -> dict[str, Any]:
     """What must not change while a run goes on. Files of voices that rows name are not looked at."""
-    from chatterbox_vllm.engine.runtime import resolve_device
+    from chatterbox_vllm.setup.device import resolve_device
 
     model = Path(options.model)
     return {
@@ -131,7 +131,7 @@ def _check_audio_format(name: str) -> None:
 
 def _report(options: argparse.Namespace, parameters: SpeechParameters, summary: Summary) -> int:
     """One line for a person."""
-    from chatterbox_vllm.hub import DEMO
+    from chatterbox_vllm.setup.models import DEMO
 
     spoken = f"{summary.rows - summary.failed} of {summary.rows} rows spoken"
     if summary.earlier:

@@ -70,10 +70,10 @@ def run(options: argparse.Namespace) -> int:
         check_writable(options.json)
 
     from chatterbox_vllm.bench.end_to_end import end_to_end_row
-    from chatterbox_vllm.bench.probe import machine
     from chatterbox_vllm.bench.stages import latency_row, s3gen_rows, t3_rows
     from chatterbox_vllm.bench.table import table
     from chatterbox_vllm.bench.upstream import side_by_side_rows, side_by_side_table
+    from chatterbox_vllm.setup.probe import machine
 
     # Before our model loads, so that each side has the machine to itself.
     workload, upstream = _run_upstream(options, text) if UPSTREAM in options.only else (None, None)
@@ -117,8 +117,8 @@ def run(options: argparse.Namespace) -> int:
 def _run_upstream(options: argparse.Namespace, text: str) -> tuple[Workload, UpstreamRun]:
     """The published package's half of the side-by-side part."""
     from chatterbox_vllm.bench.upstream import TEXTS, Workload, run_upstream
-    from chatterbox_vllm.engine.runtime import resolve_device
-    from chatterbox_vllm.hub import resolve_model
+    from chatterbox_vllm.setup.device import resolve_device
+    from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.text.split import split_text
 
     check_clip(options.voice)

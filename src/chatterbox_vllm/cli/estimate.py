@@ -11,7 +11,7 @@ from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import AUTO, STRATEGIES, QuantizationConfig
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.tiers import Tier
+    from chatterbox_vllm.setup.tiers import Tier
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +26,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from chatterbox_vllm.estimate import QuantizationMemoryEstimator, render
-    from chatterbox_vllm.hub import resolve_model
-    from chatterbox_vllm.loading import in_force
-    from chatterbox_vllm.tiers import TIERS
+    from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator, render
+    from chatterbox_vllm.setup.loading import in_force
+    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.tiers import TIERS
 
     chosen = TIERS if options.tier == "all" else (_tier(options.tier),)
     directory = resolve_model(options.model)
@@ -58,11 +58,11 @@ def _estimate(options: argparse.Namespace) -> int:
 
 
 def _tier(name: str) -> Tier:
-    from chatterbox_vllm.tiers import tier_named
+    from chatterbox_vllm.setup.tiers import tier_named
 
     if name != AUTO:
         return tier_named(name)
-    from chatterbox_vllm.engine.runtime import resolve_device
-    from chatterbox_vllm.planning import automatic_tier
+    from chatterbox_vllm.setup.device import resolve_device
+    from chatterbox_vllm.setup.planning import automatic_tier
 
     return automatic_tier(resolve_device(AUTO))

@@ -101,7 +101,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from chatterbox_vllm.evaluation.page import as_html
     from chatterbox_vllm.evaluation.preflight import check_models
     from chatterbox_vllm.evaluation.report import as_json
-    from chatterbox_vllm.hub import resolve_model
+    from chatterbox_vllm.setup.models import resolve_model
 
     # Whatever can be refused is refused before a model loads.
     plan = _plan(options)

@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from chatterbox_vllm.info import collect, render
+    from chatterbox_vllm.setup.machine import collect, render
 
     facts = collect(options.model, options.device)
     print(json.dumps(facts, indent=1) if options.json else render(facts))

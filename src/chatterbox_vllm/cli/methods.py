@@ -49,10 +49,10 @@ def _methods(options: argparse.Namespace) -> int:
 
     from chatterbox_vllm.bench.measure import Row, Workload
     from chatterbox_vllm.bench.methods import NOT_HERE, method_rows
-    from chatterbox_vllm.bench.probe import machine
     from chatterbox_vllm.bench.table import table
-    from chatterbox_vllm.engine.runtime import resolve_device
-    from chatterbox_vllm.hub import resolve_model
+    from chatterbox_vllm.setup.device import resolve_device
+    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.probe import machine
 
     directory, device = resolve_model(options.model), resolve_device(options.device)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)

@@ -96,7 +96,7 @@ def check_clip(path: Path | None) -> None:
     """
     if path is not None:
         from chatterbox_vllm.audio.decode import decode_audio
-        from chatterbox_vllm.voices import MAX_REFERENCE_SECONDS, check_reference
+        from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
 
         check_reference(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
 

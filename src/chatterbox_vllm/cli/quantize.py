@@ -46,10 +46,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _quantize(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from chatterbox_vllm.families import FAMILIES
-    from chatterbox_vllm.hub import resolve_model
-    from chatterbox_vllm.quantization.files import check_output
-    from chatterbox_vllm.quantization.make import CALIBRATION_TEXTS, quantize_model
+    from chatterbox_vllm.families.registry import FAMILIES
+    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.quantize import CALIBRATION_TEXTS, quantize_model
+    from chatterbox_vllm.setup.quantized_directory import check_output
 
     # Whatever can be refused is refused before the model is read.
     quantization = _asked(options)

@@ -40,7 +40,7 @@ def _say(options: argparse.Namespace) -> int:
     parameters = speech_parameters(options)
     check_clip(options.voice)
     from chatterbox_vllm.engine.request import SpeechRequest
-    from chatterbox_vllm.hub import DEMO
+    from chatterbox_vllm.setup.models import DEMO
 
     with load(options, max_batch_size=1) as tts:
         if options.voice is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
-from chatterbox_vllm.memory_cache import MemoryCache
-from chatterbox_vllm.models.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import LONGEST, Segment, split_text
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.voices.voice import Voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
 

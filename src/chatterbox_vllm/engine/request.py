@@ -11,8 +11,8 @@ import torch
 from chatterbox_vllm.errors import ChatterboxError, ConfigError
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.models.s3gen.noise import S3GenNoise
-    from chatterbox_vllm.voices import Voice
+    from chatterbox_vllm.s3gen.noise import S3GenNoise
+    from chatterbox_vllm.voices.voice import Voice
 
 TOKENS_PER_SECOND = 25  # speech tokens
 MAX_SEED = 2**63 - 1

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.models.s3gen.noise import S3GenNoise
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.voices.voice import Voice
 
 # Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
 MOST_FRAMES = 48_000

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from chatterbox_vllm.audio.join import Joiner
-from chatterbox_vllm.config import T3Config
+from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import (
     SpeechChunk,
@@ -29,9 +29,9 @@ from chatterbox_vllm.engine.request import (
     segment_seed,
 )
 from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
-from chatterbox_vllm.engine.t3_stage import T3Output
-from chatterbox_vllm.engine.voicing import Outcome, Voicing
+from chatterbox_vllm.engine.synthesis import Outcome, Voicing
 from chatterbox_vllm.errors import CancelledError, ChatterboxError, ConfigError, DeadlineError, GenerationError
+from chatterbox_vllm.t3.vllm.stage import T3Output
 from chatterbox_vllm.text.split import Segment
 
 logger = logging.getLogger(__name__)

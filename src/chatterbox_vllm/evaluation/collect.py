@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatterbox_vllm.bench.probe import Probe, machine
-from chatterbox_vllm.config import ModelConfig
-from chatterbox_vllm.engine.runtime import resolve_device
+from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.lifetime import end_with
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
 from chatterbox_vllm.evaluation.preflight import check_options
 from chatterbox_vllm.evaluation.stages import enrol, force, speak, voice_tokens, write_clips
+from chatterbox_vllm.setup.device import resolve_device
+from chatterbox_vllm.setup.probe import Probe, machine
 from chatterbox_vllm.tts import ChatterboxTTS
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.voices.voice import Voice
 
 _FAILED = 2
 _SECONDS_TO_END = 10

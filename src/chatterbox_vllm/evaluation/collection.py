@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import Self
 
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.voices.voice import Voice
 
 FACTS = "facts.json"
 

@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from chatterbox_vllm.audio.features import RATE_24K
 from chatterbox_vllm.audio.resample import resample
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation import metrics
 from chatterbox_vllm.evaluation.asr import Recogniser
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.gates import Measurement
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
-from chatterbox_vllm.families import family_of
-from chatterbox_vllm.layout import check_module_file
-from chatterbox_vllm.models.features import RATE_24K
-from chatterbox_vllm.voices import Voice, VoiceEnroller
+from chatterbox_vllm.families.layout import check_module_file
+from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
+from chatterbox_vllm.voices.voice import Voice
 
 LATE_POSITION = 250  # 10 s of speech
 _INFINITE = float("inf")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from chatterbox_vllm.audio.encode import encode_audio
+from chatterbox_vllm.audio.features import RATE_24K
 from chatterbox_vllm.evaluation import plots
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.compare import SOUND, CaseFigures, Comparison
 from chatterbox_vllm.evaluation.gates import Judgement, Status, Verdict
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
 from chatterbox_vllm.evaluation.report import Trouble, summary, troubles, value_and_bound
-from chatterbox_vllm.models.features import RATE_24K
 
 # Even if something in a text slipped through, the browser would neither run nor fetch it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"

@@ -8,24 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import ModelConfig, QuantizedParts
+from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.families import family_of
-from chatterbox_vllm.layout import check_parts
-from chatterbox_vllm.loading import in_force
+from chatterbox_vllm.families.layout import check_parts
+from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.quantization.config import AUTO, COMPONENTS, QuantizationConfig
-from chatterbox_vllm.quantization.environment import (
-    GPU_MEMORY_UTILIZATION,
-    MAX_BATCH_SIZE,
-    MAX_MODEL_LEN,
-    positive,
-    share,
-)
+from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
+from chatterbox_vllm.setup.loading import in_force
+from chatterbox_vllm.setup.tiers import tier_named
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
-from chatterbox_vllm.tiers import tier_named
 from chatterbox_vllm.tts import ChatterboxTTS
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.voices.voice import Voice
 
 # What the evaluation sets itself, and what does.
 _TAKEN = {"model": "--baseline or --candidate", "ckpt_dir": "--baseline or --candidate", "device": "--device"}

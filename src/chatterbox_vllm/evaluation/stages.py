@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.audio.encode import write_audio
+from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.evaluation.collection import CaseFacts, Collection
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
-from chatterbox_vllm.models.precision import ieee_float32
-from chatterbox_vllm.models.s3gen.hift import HiFT
-from chatterbox_vllm.models.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.models.t3.forcing import ForcedTokens
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.s3gen.vocoder.hift import HiFT
+from chatterbox_vllm.t3.vllm.forcing import ForcedTokens
 from chatterbox_vllm.tts import ChatterboxTTS
-from chatterbox_vllm.voices import Voice
+from chatterbox_vllm.voices.voice import Voice
 
 # Baseline audio that both models enrol where the plan names no clips.
 _MOST_CLIPS = 3

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import Self
 
-from chatterbox_vllm.config import QuantizedPart, QuantizedParts
+from chatterbox_vllm.checkpoint.config import QuantizedPart, QuantizedParts
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.quantization.environment import Setting, flag
+from chatterbox_vllm.settings import Setting, flag
 
 # What each method is, for `estimate` and for errors.
 METHODS: dict[str, str] = {

@@ -8,28 +8,19 @@ and checks.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
-from chatterbox_vllm.checkpoint import Weights
-from chatterbox_vllm.config import CONFIG_FILE, ModelConfig, QuantizedPart
-from chatterbox_vllm.disk_cache import appearing_whole
-from chatterbox_vllm.errors import CheckpointError, OutputError
-from chatterbox_vllm.families import FAMILIES
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE, QuantizedPart
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.errors import CheckpointError
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
-from chatterbox_vllm.quantization.storage import NF4, Layout, Scheme, Tensors, scheme_of
+from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint
+from chatterbox_vllm.quantization.storage import NF4, Layout, Scheme, scheme_of
 
 Progress = Callable[[int, int], None]  # layers done, of how many
 
-_HEADER = "chatterbox_quantized"
+HEADER = "chatterbox_quantized"
 _AGAIN = "make the directory again with `chatterbox-vllm quantize`"
 
 
@@ -39,10 +30,10 @@ def stored_quantization(weights: Weights) -> QuantizedPart | None:
     Raises:
         CheckpointError: the header cannot be read.
     """
-    if _HEADER not in weights.metadata:
+    if HEADER not in weights.metadata:
         return None
     try:
-        return QuantizedPart(**json.loads(weights.metadata[_HEADER]))
+        return QuantizedPart(**json.loads(weights.metadata[HEADER]))
     except (json.JSONDecodeError, TypeError) as error:
         raise CheckpointError(
             f"{weights.path}: its header does not say how it is quantized ({error}); {_AGAIN}"
@@ -110,66 +101,3 @@ def _described(part: QuantizedPart | None) -> str:
         return "not quantized"
     single = " without double quantization" if part.method == NF4.method and not part.double_quant else ""
     return f"{part.method}{single} with fingerprint {part.fingerprint[:12]}"
-
-
-def check_output(output: Path) -> None:
-    """Refuse to write where something is, before any work is done.
-
-    Raises:
-        OutputError: `output` exists, or nothing can be written beside it.
-    """
-    try:
-        if output.exists() or output.is_symlink():
-            raise OutputError(f"{output} is there already: remove it, or give another directory")
-    except OSError as error:  # a name that is too long
-        raise OutputError(f"{output} cannot be written ({error.strerror or error}); give another directory") from error
-    parent = output.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{output} cannot be written: {parent} is no directory that can be written to")
-
-
-def write_checkpoint(
-    source: Path, output: Path, config: ModelConfig, parts: Mapping[str, tuple[QuantizedPart, Tensors]]
-) -> ModelConfig:
-    """Write a directory with some parts quantized; it appears whole or not at all.
-
-    Args:
-        source: the directory that `config` describes. Its other files are hard-linked where the file system can, else
-            copied.
-        parts: by the part's name in `Family`: how it is quantized (the fingerprint is filled in here), and its tensors.
-
-    Returns:
-        The new directory's configuration.
-
-    Raises:
-        OutputError: `output` is there already or cannot be written.
-    """
-    check_output(output)
-    family = FAMILIES[config.family]
-    try:
-        with appearing_whole(output) as partial:
-            done = {}
-            for part, (how, tensors) in parts.items():
-                done[part] = dataclasses.replace(how, fingerprint=fingerprint(tensors))
-                header = {"format": "pt", _HEADER: json.dumps(dataclasses.asdict(done[part]))}
-                save_file(tensors, partial / getattr(family, part), metadata=header)
-                (partial / getattr(family, part)).chmod(0o644)  # safetensors gives them to their owner alone
-            rewritten = {getattr(family, part) for part in parts}
-            for file in set(family.files) - rewritten:
-                if (source / file).exists():  # a built-in voice need not be
-                    _link_or_copy(source / file, partial / file)
-            made = dataclasses.replace(config, quantized=dataclasses.replace(config.quantized, **done))
-            (partial / CONFIG_FILE).write_text(made.to_json(), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written ({error.strerror or error}); nothing was left there") from error
-    except SafetensorError as error:  # the library's own for a full disk, among others
-        raise OutputError(f"{output} cannot be written ({error}); nothing was left there") from error
-    return made
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    real = source.resolve()  # a hub's cache holds links
-    try:
-        os.link(real, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(real, target)

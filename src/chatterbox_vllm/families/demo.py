@@ -1,0 +1,226 @@
+"""The demo model: a small checkpoint of synthetic weights that runs everything offline. It babbles.
+
+Its files have the published layout and go through the same loading code. The weights are random but for a few channels
+of T3, set by hand so that speech lasts about as long as reading the text would, and only codebook ids are spoken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from chatterbox_vllm.caches.disk import built_once, cache_directory
+from chatterbox_vllm.checkpoint.config import (
+    CONFIG_FILE,
+    FlowConfig,
+    HiFTConfig,
+    ModelConfig,
+    S3GenConfig,
+    SpeechTokenizerConfig,
+    T3Config,
+    XVectorConfig,
+)
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.errors import OutputError
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.layout import checkpoint_shapes
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
+
+logger = logging.getLogger(__name__)
+
+# Part of the cache directory's name: raise it when anything below changes what is built.
+_VERSION = 1
+
+DEMO_CONFIG = ModelConfig(
+    t3=T3Config(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=512),
+    s3gen=S3GenConfig(
+        tokenizer=SpeechTokenizerConfig(hidden_size=128, num_heads=2, num_layers=2),
+        xvector=XVectorConfig(block_layers=(2, 2, 2)),
+        flow=FlowConfig(
+            hidden_size=128,
+            encoder_heads=2,
+            encoder_ff_size=256,
+            encoder_blocks=2,
+            upsampled_blocks=1,
+            estimator_channels=64,
+            estimator_heads=2,
+            estimator_head_dim=32,
+            estimator_transformer_blocks=1,
+            estimator_mid_stages=2,
+        ),
+        hift=HiFTConfig(base_channels=128, f0_channels=64),
+    ),
+)
+
+
+def demo_directory() -> Path:
+    """The demo checkpoint, built at the first call; a directory appears whole or not at all.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    try:
+        directory = cache_directory() / f"demo-v{_VERSION}"
+        if not directory.is_dir():
+            logger.info("building the demo model in %s", directory)
+        built_once(directory, build_demo)
+    except OSError as error:
+        raise OutputError(
+            f"the demo model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a writable "
+            "directory"
+        ) from error
+    return directory
+
+
+def build_demo(directory: Path, config: ModelConfig = DEMO_CONFIG) -> None:
+    """Write a complete synthetic checkpoint of the dimensions of `config` into an existing directory."""
+    shapes = checkpoint_shapes(config)
+    for part, file in (("t3", ENGLISH.t3), ("s3gen", ENGLISH.s3gen), ("voice_encoder", ENGLISH.voice_encoder)):
+        tensors = {key: _random_tensor(key, shape) for key, shape in shapes[part].items()}
+        if part == "t3":
+            _time_the_speech(tensors, config.t3)
+        save_file(tensors, directory / file)
+    (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    _tokenizer(config.t3).save(str(directory / ENGLISH.tokenizer))
+    enroller = VoiceEnroller(config, Weights(directory / ENGLISH.s3gen), Weights(directory / ENGLISH.voice_encoder))
+    enroller.enrol(_vowels(), 24_000).save(directory / ENGLISH.builtin_voice)
+
+
+# Gains that keep a random vocoder audible and unclipped: (part of the key, gain over 1/sqrt(fan-in), mean).
+_GAINS = (
+    ("mel2wav.f0_predictor.classifier.weight", 150.0),
+    ("lstm.weight_ih", 4.0),
+    ("lstm.weight_hh", 1.6),
+    ("self_attn.o_proj", 0.5),
+    ("mlp.down_proj", 0.5),
+    ("speech_head", 3.0),
+    ("project_down.weight", 0.45),
+)
+# Row norms of the weight-normed convolutions.
+_MAGNITUDES = (
+    ("ups.0.", 2.2),
+    ("ups.1.", 1.8),
+    ("ups.2.", 1.4),
+    ("conv_post.", 0.6),
+    ("resblocks.", 0.45),
+    ("condnet.", 1.3),
+)
+
+
+def _random_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tensor of a key, always the same: Gaussian, scaled by its fan-in; norms one, biases zero."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if key.endswith("original0"):
+        return torch.full(shape, next((m for part, m in _MAGNITUDES if part in key), 1.0))
+    if key == "mel2wav.f0_predictor.classifier.bias":
+        return torch.full(shape, 130.0)  # Hz
+    if key == "tokenizer._mel_filters":
+        return _speech_tokenizer_filters(shape)
+    if key.endswith((".bias", "running_mean", "similarity_bias")) or ".bias_" in key:
+        return torch.zeros(shape)
+    if len(shape) < 2 and not key.endswith("original1"):
+        return torch.ones(shape)
+    seed = int.from_bytes(hashlib.sha256(f"demo/{key}".encode()).digest()[:8], "big")
+    values = torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32))
+    if "emb" in key.rsplit(".", 2)[-2] and len(shape) == 2:
+        return values * 0.5
+    gain = next((g for part, g in _GAINS if part in key), 1.0)
+    return values * (gain / math.sqrt(math.prod(shape[1:])))
+
+
+def _speech_tokenizer_filters(shape: tuple[int, ...]) -> torch.Tensor:
+    from librosa.filters import mel
+
+    mels, bins = shape
+    return torch.from_numpy(mel(sr=16_000, n_fft=2 * (bins - 1), n_mels=mels))
+
+
+# Residual channels of T3 that no random weight writes to.
+_GATE, _CONSTANT, _TEXT, _SHARE = range(4)
+_MIN_TOKENS = 25
+# End of speech is due when text rows are this share of the sequence: about 2 speech tokens for a letter.
+_DUE_SHARE = 0.32
+
+
+def _time_the_speech(tensors: dict[str, torch.Tensor], config: T3Config) -> None:
+    """Make T3 stop after a time that goes with the text's length, and speak nothing but codebook ids.
+
+    The first head of the first layer attends to all rows alike and sees which of them are text rows; their share of the
+    sequence falls as speech grows, and end-of-speech becomes likely as it falls below `_DUE_SHARE`.
+    """
+    own = slice(0, 4)
+    for key, tensor in tensors.items():
+        if key.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[own] = 0
+        elif key in ("text_emb.weight", "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"):
+            tensor[:, own] = 0
+        elif key.startswith("cond_enc.") and tensor.dim() and tensor.shape[0] == config.hidden_size:
+            tensor[own] = 0
+    tensors["cond_enc.perceiver.pre_attention_query"][..., own] = 0
+
+    marker = math.sqrt(config.hidden_size)
+    tensors["text_pos_emb.emb.weight"][:, _TEXT] = marker
+    tensors["speech_emb.weight"][:, _CONSTANT] = 1.0
+    tensors["speech_pos_emb.emb.weight"][:_MIN_TOKENS, _GATE] = 1.0
+
+    first, head = "tfmr.layers.0.self_attn.", slice(0, config.head_dim)
+    tensors[f"{first}q_proj.weight"][head] = 0
+    tensors[f"{first}v_proj.weight"][0] = 0
+    tensors[f"{first}v_proj.weight"][0, _TEXT] = 1 / marker
+    tensors[f"{first}o_proj.weight"][:, 0] = 0
+    tensors[f"{first}o_proj.weight"][_SHARE, 0] = 1.0
+
+    speech_head = tensors["speech_head.weight"]
+    speech_head[:, own] = 0
+    speech_head[config.start_speech_token :, _CONSTANT] = -100.0
+    end = speech_head[config.stop_speech_token]
+    end.zero_()
+    end[_SHARE] = -150.0
+    end[_CONSTANT] = 12.0 + 150.0 * _DUE_SHARE
+    end[_GATE] = -100.0
+
+
+def _tokenizer(config: T3Config) -> Tokenizer:
+    """A tokenizer of single characters with the published special ids."""
+    special = {
+        "[STOP]": config.stop_text_token,
+        "[UNK]": 1,
+        "[SPACE]": 2,
+        "[START]": config.start_text_token,
+    }
+    characters = [chr(c) for c in range(33, 127)] + list("àâäåæçèéêëìíîïñòóôöøùúûüßœ’“”–—…")
+    free = iter(sorted(set(range(config.text_vocab_size)) - set(special.values())))
+    vocabulary = special | {character: next(free) for character in characters}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def _vowels(seconds: float = 6.0, rate: int = 24_000) -> np.ndarray:
+    """The made-up voice's reference clip: a gliding harmonic tone through moving formants, float32 [samples]."""
+    t = np.arange(int(seconds * rate)) / rate
+    pitch = 120 + 25 * np.sin(2 * np.pi * 0.7 * t) + 8 * np.sin(2 * np.pi * 5 * t)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    wave = np.zeros_like(t)
+    for harmonic in range(1, 31):
+        frequency = harmonic * pitch
+        envelope = sum(
+            gain * np.exp(-(((frequency - centre) / width) ** 2))
+            for centre, width, gain in (
+                (500 + 250 * np.sin(2 * np.pi * 1.3 * t), 180, 1.0),
+                (1500 + 600 * np.sin(2 * np.pi * 0.9 * t + 1), 250, 0.5),
+                (2600, 400, 0.2),
+            )
+        )
+        wave += envelope * np.sin(harmonic * phase)
+    wave *= 0.6 + 0.4 * np.sin(2 * np.pi * 3 * t) ** 2
+    return (0.3 * wave / np.abs(wave).max()).astype(np.float32)

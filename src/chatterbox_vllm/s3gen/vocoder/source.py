@@ -1,0 +1,72 @@
+"""The vocoder's source: fundamental frequency from the mel, and the harmonics that it excites.
+
+After the neural source-filter model (Wang et al. 2019, arXiv 1904.12088). Everything here is float32: a pitch error
+grows with every sample that it is summed over.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from chatterbox_vllm.checkpoint.config import HiFTConfig
+
+SAMPLE_RATE = 24_000  # Hz, of the audio that S3Gen makes
+
+
+class WeightNormConv1d(nn.Conv1d):
+    """A convolution that the published checkpoints store with weight normalisation; ours is plain."""
+
+    weight_normed = True
+
+
+class F0Predictor(nn.Module):
+    """Mel to fundamental frequency. Published under `mel2wav.f0_predictor.`."""
+
+    def __init__(self, config: HiFTConfig):
+        super().__init__()
+        sizes = [config.num_mels] + [config.f0_channels] * config.f0_layers
+        convs = [WeightNormConv1d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
+        self.condnet = nn.ModuleDict({str(2 * i): conv for i, conv in enumerate(convs)})
+        self.classifier = nn.Linear(config.f0_channels, 1)
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        """[rows, mels, frames] float32 to [rows, frames] in Hz."""
+        x = mel
+        for conv in self.condnet.values():
+            x = F.elu(conv(x))
+        return self.classifier(x.transpose(1, 2)).squeeze(-1).abs()
+
+
+class HarmonicSource(nn.Module):
+    """Fundamental frequency to an excitation signal. Published under `mel2wav.m_source.`."""
+
+    def __init__(self, config: HiFTConfig):
+        super().__init__()
+        self.config = config
+        self.l_linear = nn.Linear(config.harmonics + 1, 1)
+
+    def forward(self, f0: torch.Tensor, phase: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Harmonics where voiced, noise where not, mixed into one signal.
+
+        Args:
+            f0: [rows, frames] in Hz.
+            phase: [rows, harmonics + 1], initial phases in radians.
+            noise: [rows, harmonics + 1, samples], standard normal.
+
+        Returns:
+            [rows, samples] in (-1, 1).
+        """
+        config = self.config
+        f0 = f0.repeat_interleave(config.samples_per_frame, dim=-1)[:, None]
+        multiple = torch.arange(1, config.harmonics + 2, device=f0.device, dtype=torch.float32)[:, None]
+        # Summed in float64 and rounded to float32 at every sample: what the published sum does on a CPU, here anywhere.
+        cycles = (f0 * multiple / SAMPLE_RATE).cumsum(dim=-1, dtype=torch.float64).float() % 1
+        sines = config.source_amplitude * torch.sin(2 * math.pi * cycles + phase[..., None])
+        voiced = f0 > config.voiced_threshold
+        loudness = torch.where(voiced, config.source_noise, config.source_amplitude / 3)
+        mixed = self.l_linear((sines * voiced + loudness * noise).transpose(1, 2))
+        return torch.tanh(mixed.squeeze(-1))

@@ -1,0 +1,265 @@
+"""How much memory a checkpoint will take, before anything is loaded: from its files' headers and a plan.
+
+Weights and KV cache are computed to the byte. Working memory is an estimate: bytes a frame or a row, measured on the
+CPU at full size (peak of live tensors, float32), halved in half precision. CUDA's own share was measured on an H200,
+and what the allocator holds beside live tensors is fitted to what tiers 4, 6 and 8 took there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
+from chatterbox_vllm.quantization.files import check_origin, scheme_in_force, stored_quantization
+from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers
+from chatterbox_vllm.quantization.storage import SCHEMES, scheme_of
+from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
+from chatterbox_vllm.s3gen.model import S3Gen
+from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
+from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
+
+_MIB = 1 << 20
+# Per process on an H200 (torch 2.11, CUDA 13); other cards take less.
+_CUDA_CONTEXT = 621 * _MIB
+# Not measured by themselves: loaded code; workspaces of cuBLAS for two streams and their recording, of 4 and of 32 MiB;
+# what a captured size of T3 keeps.
+_CUDA_LIBRARIES, _FRUGAL_WORKSPACES, _WORKSPACES = 80 * _MIB, 16 * _MIB, 128 * _MIB
+_T3_GRAPH = 8 * _MIB
+_ALLOCATOR_SHARE = 0.25  # beside live tensors, for each byte of them; the KV cache is one block
+_DEFAULT_GRAPHS = 35  # sizes that vLLM captures unless told
+
+# Peak bytes of live tensors in float32: a frame of the batch, and a pair of frames of one row.
+_ENCODER_FRAME, _ENCODER_PAIR = 80_000, 96
+_ESTIMATOR_FRAME, _ESTIMATOR_FIXED = 30_000, 28 * _MIB
+_VOCODER_FRAME = 244_000
+
+_T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.(\w+)")
+_ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
+# What vLLM multiplies with as one matrix.
+_T3_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+_T3_ON_DEVICE = ("tfmr.layers.", "tfmr.norm.", "speech_emb.", "speech_pos_emb.", "speech_head.")
+# Convolutions that our kernels read in another form than torch does; by phases, half as large again (packed_hift.py).
+_KEPT_TWICE, _PHASES_LARGER = ("vocoder.ups.", "vocoder.source_downs.", "vocoder.conv_post."), 3
+_HEAD_MULTIPLE = 64  # rows that vLLM rounds a vocabulary up to
+_AWQ_GROUP = 128
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what takes them, on the device and on the host (where the device is a CPU, all is on the host)."""
+
+    device: dict[str, int] = field(default_factory=dict)
+    host: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def device_total(self) -> int:
+        return sum(self.device.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"device": self.device, "device_total": self.device_total, "host": self.host}
+
+
+class QuantizationMemoryEstimator:
+    """Estimates for one checkpoint directory. Reads headers only.
+
+    Args:
+        directory: of the published files.
+        half: whether T3 and S3Gen compute in half precision, as they do on CUDA; else float32, as on the CPU.
+        cuda: whether the device is a CUDA device.
+
+    Raises:
+        CheckpointError, ConfigError: the files are not those of a model.
+    """
+
+    def __init__(self, directory: Path | str, half: bool = True, cuda: bool = True):
+        directory = Path(directory)
+        self.config = ModelConfig.from_directory(directory)
+        family = family_of(self.config.family, directory)
+        self._t3 = Weights(directory / family.t3)
+        self._s3gen = Weights(directory / family.s3gen)
+        self._voice_encoder = Weights(directory / family.voice_encoder)
+        for part, weights in (("t3", self._t3), ("s3gen", self._s3gen), ("voice_encoder", self._voice_encoder)):
+            check_origin(weights, getattr(self.config.quantized, part))
+        self._dtype = torch.float16 if half else torch.float32
+        self._cuda = cuda
+
+    def estimate(self, plan: Plan) -> MemoryEstimate:
+        """What a process laid out by `plan` takes. Files that are quantized already count as they are stored."""
+        quantization = plan.quantization
+        element = self._dtype.itemsize
+        t3, t3_rest, conditioning = self._t3_bytes(quantization)
+        flow, rest, copies = self._s3gen_bytes(quantization)
+        enrolment = self._enrolment_bytes(quantization)
+        on_device = {
+            "T3 linear layers": t3,
+            "T3 embeddings and head": t3_rest,
+            "T3 KV cache": plan.kv_cache_bytes
+            or kv_cache_bytes(
+                self.config.t3, element, plan.max_model_len, plan.max_batch_size, "cuda" if self._cuda else "cpu"
+            ),
+            "T3 working memory": _t3_working(self.config.t3, plan, element, self._t3_method(quantization)),
+            "S3Gen flow, quantizable layers": flow,
+            "S3Gen, the rest": rest,
+            "S3Gen working memory": s3gen_working(plan, element),
+        }
+        on_host = {"T3 conditioning": conditioning}
+        if self._cuda:
+            graphs = _DEFAULT_GRAPHS if plan.graph_sizes is None else len(plan.graph_sizes)
+            on_device |= {
+                "S3Gen, convolutions as kernels read them": copies,
+                "CUDA graphs of T3": graphs * _T3_GRAPH,
+                "workspaces of CUDA's libraries": _FRUGAL_WORKSPACES if plan.frugal else _WORKSPACES,
+            }
+        (on_host if plan.enrolment == "cpu" else on_device)["enrolment nets"] = enrolment
+        if self._cuda:
+            gaps = int(_ALLOCATOR_SHARE * (sum(on_device.values()) - on_device["T3 KV cache"]))
+            on_device |= {
+                "allocator, beside live tensors": gaps,
+                "CUDA context": _CUDA_CONTEXT,
+                "CUDA libraries": _CUDA_LIBRARIES,
+            }
+        return MemoryEstimate(on_device, on_host)
+
+    def compare_strategies(self, plan: Plan | None = None) -> dict[str, MemoryEstimate]:
+        """`estimate` of no quantization ("none") and of each strategy, all else as in `plan`.
+
+        Raises:
+            ConfigError: the files are quantized already.
+        """
+        if self.config.quantized.parts:
+            raise ConfigError(
+                "what is quantized already fits one strategy at most: take the model that it was made from"
+            )
+        plan = plan or Plan()
+        configs = {"none": QuantizationConfig()} | {name: QuantizationConfig.from_strategy(name) for name in STRATEGIES}
+        return {name: self.estimate(replace(plan, quantization=config)) for name, config in configs.items()}
+
+    def tiers(self, tiers: Iterable[Tier] = TIERS) -> dict[int, MemoryEstimate]:
+        """`estimate` of each tier's plan, by its GB."""
+        return {tier.gb: self.estimate(tier.plan) for tier in tiers}
+
+    def _t3_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
+        """Linear layers, what else is on the device, and what stays on the host."""
+        fused: dict[tuple[str, str], tuple[int, int]] = {}
+        linear = rest = host = 0
+        for key in self._t3.keys:
+            shape, kind = self._t3.shape(key), self._t3.storage_type(key)
+            match = _T3_LINEAR.fullmatch(key)
+            if match and match[3] == "weight" and kind in ("F32", "F16", "BF16"):
+                place = (match[1], _T3_FUSED.get(match[2], match[2]))
+                fused[place] = (fused.get(place, (0, 0))[0] + shape[0], shape[1])
+            elif match:  # quantized already: it stays as it is stored
+                linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
+            elif key.startswith(_T3_ON_DEVICE):
+                if key.startswith("speech_head."):
+                    shape = (-(-shape[0] // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, *shape[1:])
+                rest += math.prod(shape) * self._dtype.itemsize
+            if key.startswith(("cond_enc.", "text_emb.", "text_pos_emb.", "speech_emb.", "speech_pos_emb.")):
+                host += math.prod(shape) * 4
+        linear += sum(_t3_linear_bytes(s, quantization.t3, quantization, self._dtype) for s in fused.values())
+        return linear, rest, host
+
+    def _t3_method(self, quantization: QuantizationConfig) -> str | None:
+        stored = stored_quantization(self._t3)
+        return quantization.t3 if stored is None else stored.method
+
+    def _s3gen_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
+        """Quantizable layers' weights, everything else, and convolutions kept twice where kernels of our own run."""
+        with torch.device("meta"):
+            model = S3Gen(self.config.s3gen)
+        if (scheme := scheme_in_force(quantization, "s3gen", stored_quantization(self._s3gen))) is not None:
+            quantize_layers(model, model.quantizable_layers(), scheme)
+        model.set_precision(self._dtype, self._dtype, kernels="torch")
+        layers = {f"{name}.weight" for name in model.quantizable_layers()}
+        matrices, rest = _matrix_and_other_bytes(model, layers)
+        copies = 0
+        if self._dtype != torch.float32:
+            for name, value in model.named_parameters():
+                if value.dim() == 3 and name.startswith(_KEPT_TWICE):
+                    copies += _PHASES_LARGER * value.numel() * value.element_size() // 2
+        return matrices, rest, copies
+
+    def _enrolment_bytes(self, quantization: QuantizationConfig) -> int:
+        with torch.device("meta"):
+            encoder = VoiceEncoder(self.config.voice_encoder)
+        stored = stored_quantization(self._voice_encoder)
+        if (scheme := scheme_in_force(quantization, "voice_encoder", stored)) is not None:
+            quantize_layers(encoder, encoder.quantizable_layers(), scheme)
+        nets = [key for key in self._s3gen.keys if key.startswith(("tokenizer.", "speaker_encoder."))]
+        own = sum(_matrix_and_other_bytes(encoder, set()))
+        return own + sum(math.prod(self._s3gen.shape(key)) * 4 for key in nets)
+
+
+def _matrix_and_other_bytes(module: torch.nn.Module, layers: set[str]) -> tuple[int, int]:
+    """Bytes of the weights named in `layers` and of quantized ones; bytes of everything else. All on `meta`."""
+    matrices = other = 0
+    for name, layer in module.named_modules():
+        for own, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            key = f"{name}.{own}"
+            if isinstance(layer, QuantizedModule) and value.dim() == 2:
+                matrices += layer.scheme.stored_bytes((value.shape[0], value.shape[1]))
+            elif key in layers:
+                matrices += value.numel() * value.element_size()
+            else:
+                other += value.numel() * value.element_size()
+    return matrices, other
+
+
+def _t3_linear_bytes(
+    shape: tuple[int, int], method: str | None, quantization: QuantizationConfig, dtype: torch.dtype
+) -> int:
+    rows, columns = shape
+    if method is None:
+        return rows * columns * dtype.itemsize
+    if method in SCHEMES:
+        return scheme_of(method, quantization.double_quant).stored_bytes(shape)
+    if method == "awq":
+        groups = rows * columns // _AWQ_GROUP
+        return rows * columns // 2 + groups * 2 + groups // 2
+    return rows * columns + rows * 4  # a byte each, and a float32 scale for each row
+
+
+def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
+    """The widest moment of a step: a layer's gate, up and their product for every row; logits of every request."""
+    rows = max(plan.max_batched_tokens, plan.max_batch_size) * GUIDANCE_STREAMS
+    layer = rows * (3 * config.intermediate_size + 3 * config.hidden_size) * element
+    logits = plan.max_batch_size * config.speech_vocab_size * (GUIDANCE_STREAMS * element + 4 * 4)
+    widest = 2 * config.intermediate_size  # of a product's output
+    if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
+        layer += 2 * rows * widest * 4
+    elif method == "bnb-4bit":  # for many rows a layer is dequantized and multiplied with
+        layer += widest * config.hidden_size * element
+    return layer + logits
+
+
+def s3gen_working(plan: Plan, element: int) -> int:
+    """What a batch of S3Gen needs at once, beyond its weights: the widest of encoder, estimator and vocoder."""
+    longest = UPSAMPLING * plan.max_model_len  # an utterance, the frames of its prompt for those of T3's taken
+    rows, frames = plan.s3gen_batch, min(plan.s3gen_frames, plan.s3gen_batch * longest)
+    # A full batch of rows alike, or one row of the longest.
+    pairs = max(rows * (frames // rows) ** 2, min(frames, longest) ** 2)
+    encoder = frames * _ENCODER_FRAME + pairs * _ENCODER_PAIR
+    estimator = frames * _ESTIMATOR_FRAME + _ESTIMATOR_FIXED
+    return max(encoder, estimator, frames * _VOCODER_FRAME) * element // 4
+
+
+def render(name: str, estimate: MemoryEstimate, budget: int | None = None) -> str:
+    """An estimate as lines for a terminal."""
+    lines = [f"{name}:"]
+    lines += [f"  {what:<42} {size / _MIB:9.1f} MiB" for what, size in estimate.device.items()]
+    against = "" if budget is None else f" (budget {budget / _MIB:.0f} MiB)"
+    lines.append(f"  {'on the device, together':<42} {estimate.device_total / _MIB:9.1f} MiB{against}")
+    lines += [f"  {what + ', on the host':<42} {size / _MIB:9.1f} MiB" for what, size in estimate.host.items()]
+    return "\n".join(lines)

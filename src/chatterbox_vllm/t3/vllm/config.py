@@ -1,0 +1,93 @@
+"""How T3's dimensions travel to the model inside vLLM: as fields of a Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from chatterbox_vllm.checkpoint.config import T3Config
+
+ARCHITECTURE = "T3ForSpeech"
+
+
+@dataclass(frozen=True)
+class T3EngineFields:
+    """What `T3ForSpeech` needs to know.
+
+    `hidden_size` and head counts of the Hugging Face config are `streams` times these, since that is what vLLM sizes
+    prompt embeddings and the KV cache by.
+    """
+
+    streams: int
+    width: int
+    layers: int
+    heads: int
+    head_dim: int
+    mlp_width: int
+    norm_eps: float
+    vocab_size: int
+    speech_positions: int
+    sos_position: int
+    max_position: int
+    rope_parameters: dict[str, Any]
+
+    @classmethod
+    def from_hf(cls, hf_config: Any) -> T3EngineFields:
+        return cls(**hf_config.t3)
+
+
+def hf_config(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
+    """The `config.json` for vLLM.
+
+    Args:
+        streams: 2 for classifier-free guidance, 1 for a model without.
+        max_prompt: longest prompt in rows; the last row of every prompt stands at position `max_prompt - 1`.
+        max_model_len: longest sequence, prompt and speech together.
+    """
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": config.rope_theta,
+        "factor": config.rope_factor,
+        "low_freq_factor": config.rope_low_freq_factor,
+        "high_freq_factor": config.rope_high_freq_factor,
+        "original_max_position_embeddings": config.rope_original_max_position,
+    }
+    # Positions end at the last prompt row plus everything generated after it.
+    max_position = max_prompt + max_model_len
+    fields = {
+        "streams": streams,
+        "width": config.hidden_size,
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "mlp_width": config.intermediate_size,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": config.speech_vocab_size,
+        "speech_positions": config.speech_positions,
+        "sos_position": max_prompt - 1,
+        "max_position": max_position,
+        "rope_parameters": rope,
+    }
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "t3": fields,
+        "hidden_size": streams * config.hidden_size,
+        "num_attention_heads": streams * config.num_heads,
+        "num_key_value_heads": streams * config.num_heads,
+        "head_dim": config.head_dim,
+        "num_hidden_layers": config.num_layers,
+        "intermediate_size": config.intermediate_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "hidden_act": "silu",
+        "vocab_size": config.speech_vocab_size,
+        "tie_word_embeddings": False,
+        "bos_token_id": config.start_speech_token,
+        "eos_token_id": config.stop_speech_token,
+        # Transformers warns unless this is above the rope's original 8192.
+        "max_position_embeddings": max(max_position, 2 * config.rope_original_max_position),
+        "rope_parameters": rope,
+        # A top-level section switches vLLM's per-request positions on; all rows are alike, so its split is moot.
+        "mrope_section": [config.head_dim // 2, 0, 0],
+        "torch_dtype": "float32",
+    }

@@ -1,0 +1,168 @@
+"""T3's sampling inside vLLM: one processor that takes the whole batch from logits to tokens.
+
+vLLM is told temperature 0, so that it adds nothing of its own: what comes back from here allows one token a row, and
+vLLM takes the likeliest. Requests carry their values in `SamplingParams.extra_args`:
+
+    cfg_weight           guidance weight, >= 0 (default 0.5)
+    repetition_penalty   > 0 (default 1, none)
+    temperature          >= 0 (default 1); 0 takes the likeliest token
+    min_p                0 to 1 (default 0)
+    top_p                nucleus, 0 < top_p <= 1 (default 1)
+    seed                 seed of the draws, 0 <= seed < 2**64 (default: a random one)
+    uniforms             the draws themselves, a list of floats in [0, 1), one a token, instead of a seed
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from chatterbox_vllm.t3.draws import uniforms
+from chatterbox_vllm.t3.sampling import RowValues, choose
+from chatterbox_vllm.t3.vllm.config import T3EngineFields
+
+_LARGEST_SEED = (1 << 64) - 1
+# Each value's default, lowest and highest, and whether the lowest itself is out.
+_RANGES = {
+    "cfg_weight": (0.5, 0.0, math.inf, False),
+    "repetition_penalty": (1.0, 0.0, math.inf, True),
+    "temperature": (1.0, 0.0, math.inf, False),
+    "min_p": (0.0, 0.0, 1.0, False),
+    "top_p": (1.0, 0.0, 1.0, True),
+}
+
+
+@dataclass
+class _Request:
+    """One request: `output` is vLLM's live list, of which the first `noted` are in row `slot` of the mask."""
+
+    slot: int
+    values: tuple[float, ...]  # in the order of _RANGES
+    seed: int
+    given: Sequence[float] | None
+    output: list[int]
+    noted: int = 0
+
+
+class SpeechSampler(LogitsProcessor):
+    """Guidance, repetition penalty, temperature, min-p, top-p and the seeded draw (sampling.py), for every row.
+
+    What has been spoken is a mask on the device that takes in one token a request and step. The draw needs no generator
+    per request: for the same logits the same seed gives the same token on every device and in every batch.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        extra = sampling_params.extra_args or {}
+        for name, (default, low, high, above) in _RANGES.items():
+            value = extra.get(name, default)
+            inside = isinstance(value, (int, float)) and low <= value <= high and math.isfinite(value)
+            if not inside or (above and value == low):
+                raise ValueError(f"{name} must be a number {'above' if above else 'from'} {low} to {high}: {value!r}")
+        if sampling_params.temperature != 0 or sampling_params.repetition_penalty != 1.0:
+            raise ValueError("give temperature, penalty, min_p and top_p in extra_args, and vLLM itself temperature=0")
+        seed = extra.get("seed")
+        if seed is not None and (not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED):
+            raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}")
+        given = extra.get("uniforms")
+        if given is not None and len(given) < (sampling_params.max_tokens or 0):
+            raise ValueError(f"uniforms holds {len(given)} draws for max_tokens={sampling_params.max_tokens}")
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
+        self.device = device
+        slots = vllm_config.scheduler_config.max_num_seqs
+        self.mask = torch.zeros(slots, fields.vocab_size, dtype=torch.bool, device=device)
+        self.requests: dict[int, _Request] = {}  # by row
+        self.free: list[int] = []
+        # What follows from the requests, rebuilt when the batch changes, not at every step.
+        self.rows: list[_Request] = []
+        self.seeds = np.zeros(0, np.uint64)
+        self.slots = torch.zeros(0, dtype=torch.int32, device=device)
+        self.values = torch.zeros(0, len(_RANGES), device=device)
+        self.nucleus = False
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None:
+            return
+        # Rows that leave give up their slots before new ones ask; a new request may stand in a row that another left.
+        for row in {*batch_update.removed, *(added[0] for added in batch_update.added)}:
+            self.requests.pop(row, None)
+        self.free = sorted(set(range(len(self.mask))) - {request.slot for request in self.requests.values()})
+        process_dict_updates(self.requests, batch_update, self._begin)
+        self.rows = [self.requests[row] for row in range(batch_update.batch_size)]
+        self.seeds = np.array([request.seed for request in self.rows], np.uint64)
+        self.slots = async_tensor_h2d([request.slot for request in self.rows], self.device, torch.int32)
+        table = np.array([request.values for request in self.rows], np.float32).reshape(-1, len(_RANGES))
+        self.values = async_tensor_h2d(table, self.device)
+        self.nucleus = bool((table[:, -1] < 1).any())
+
+    def _begin(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Request:
+        slot = self.free.pop()
+        self.mask[slot].fill_(False)
+        self._mark([slot * self.mask.shape[1] + token for token in set(prompt or ())])
+        extra: dict[str, Any] = params.extra_args or {}
+        seed = extra.get("seed")
+        return _Request(
+            slot=slot,
+            values=tuple(float(extra.get(name, default)) for name, (default, *_) in _RANGES.items()),
+            seed=secrets.randbits(64) if seed is None else seed,
+            given=extra.get("uniforms"),
+            output=output,
+        )
+
+    def _mark(self, places: list[int]) -> None:
+        """Note tokens as spoken, by their place in the flattened mask."""
+        if places:
+            # Indexed assignment of a Python scalar would copy it to the device and wait for all that runs there.
+            self.mask.view(-1).index_fill_(0, async_tensor_h2d(places, self.device, torch.int64), True)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """[N, S * V] float32 -> [N, V]: zero for the chosen token, -inf for all others."""
+        vocabulary = self.mask.shape[1]
+        if len(self.rows) != len(logits):
+            return logits[:, :vocabulary]  # a trial run of vLLM's, without requests
+        step = async_tensor_h2d(self._step(), self.device)
+        if logits.is_cuda and not self.nucleus:
+            from chatterbox_vllm.t3.sampling_kernel import choose_one_hot  # imports triton
+
+            return choose_one_hot(logits, self.values, self.slots, step, self.mask)
+        u, fresh = step.unsqueeze(-1)
+        slots = self.slots.long()
+        spoken = self.mask[slots] | (torch.arange(vocabulary, device=self.device) == fresh)
+        self.mask[slots] = spoken
+        cfg_weight, penalty, temperature, min_p, top_p = self.values.unsqueeze(-1).unbind(1)
+        values = RowValues(cfg_weight, penalty, temperature, min_p, top_p if self.nucleus else None)
+        token = choose(logits, values, spoken, u)
+        one_hot = torch.full((len(logits), vocabulary), float("-inf"), device=self.device)
+        return one_hot.scatter_(1, token.unsqueeze(1), 0.0)
+
+    def _step(self) -> np.ndarray:
+        """[2, N] float64: the next uniform number of every row, and the token it spoke last (-1: none to note)."""
+        lengths = np.fromiter((len(request.output) for request in self.rows), np.uint64, len(self.rows))
+        step = np.full((2, len(self.rows)), -1.0)
+        step[0] = uniforms(self.seeds, lengths)
+        for row, request in enumerate(self.rows):
+            fresh = request.output[request.noted :]
+            request.noted += len(fresh)
+            if len(fresh) == 1:
+                step[1, row] = fresh[0]
+            elif fresh:  # back after preemption
+                self._mark([request.slot * self.mask.shape[1] + token for token in fresh])
+            if request.given is not None:
+                step[0, row] = request.given[len(request.output)]
+        return step

@@ -1,0 +1,292 @@
+"""The T3 stage: prompts go into vLLM's engine, speech tokens come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.cuda.graphs import recording
+from chatterbox_vllm.engine.request import SpeechParameters
+from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
+from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.t3.quantization.methods import check_t3_quantization, engine_quantization, method_in_force
+from chatterbox_vllm.t3.vllm.config import hf_config
+from chatterbox_vllm.t3.vllm.directory import ModelDirectory
+from chatterbox_vllm.t3.vllm.environment import (
+    prepare_environment,
+    require_batch_invariance,
+    require_ieee_float32,
+    shield_kernel_dispatcher,
+)
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
+
+# In this order: what is forced leaves the sampler one token to choose from.
+_PROCESSORS = ("chatterbox_vllm.t3.vllm.forcing:TeacherForcing", "chatterbox_vllm.t3.vllm.sampler:SpeechSampler")
+_SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
+_LESS_MEMORY = "; here it is max_model_len, max_batch_size, kv_cache_bytes and the tier that say how much it takes"
+_UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
+
+
+@dataclass(frozen=True)
+class T3Options:
+    """How the T3 engine runs.
+
+    Attributes:
+        dtype: weights, activations and KV cache.
+        max_model_len: longest sequence, prompt and speech tokens together.
+        max_batch_size: most requests generated at once.
+        kv_cache_bytes: memory for keys and values; None takes what `max_batch_size` sequences of
+            `kv_cache.TYPICAL_POSITIONS`, or one of `max_model_len`, need; where more is, vLLM makes requests wait.
+        cuda_graphs: capture decode steps; CUDA only.
+        max_batched_tokens: most rows that one step takes in (prompts are split to fit).
+        deterministic: tokens that do not depend on the batch in half precision either; CUDA only, and slower.
+        quantization: of the linear layers, one of `quantization.t3.T3_METHODS`; None leaves a plain checkpoint as it is
+            and takes a quantized one's own. Embeddings and the head stay in `dtype`.
+        double_quant: quantize bnb-4bit's scales too, where it is done while loading.
+        graph_sizes: batch sizes that CUDA graphs are captured for; None leaves them to vLLM.
+    """
+
+    dtype: torch.dtype
+    max_model_len: int = 2048
+    max_batch_size: int = 16
+    kv_cache_bytes: int | None = None
+    cuda_graphs: bool = True
+    max_batched_tokens: int = 2048
+    deterministic: bool = False
+    quantization: str | None = None
+    double_quant: bool = True
+    graph_sizes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        if self.kv_cache_bytes is not None and (type(self.kv_cache_bytes) is not int or self.kv_cache_bytes < 1):
+            raise ConfigError(f"kv_cache_bytes must be a positive number of bytes, not {self.kv_cache_bytes!r}")
+        check_t3_quantization(self.quantization, self.dtype, self.deterministic)
+
+
+@dataclass(frozen=True)
+class T3Output:
+    """A finished generation: tokens as drawn (end-of-speech included where it came)."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+class T3Stage:
+    """vLLM's engine around T3, stepped by its owner; not safe for use from several threads.
+
+    Raises:
+        DeviceError: the engine cannot start (no memory, no kernel for the dtype).
+    """
+
+    def __init__(self, config: T3Config, weights: Weights, options: T3Options, device: torch.device):
+        if options.max_model_len > config.speech_positions + config.text_positions:
+            raise ConfigError(
+                f"max_model_len={options.max_model_len} is more than the model can ever use "
+                f"({config.speech_positions + config.text_positions})"
+            )
+        stored = stored_quantization(weights)
+        method = method_in_force(options.quantization, stored, str(weights.path))
+        # Checked again: a quantized checkpoint may bring a method that nobody asked for.
+        options = replace(options, quantization=method)
+        quantization = engine_quantization(method, options.double_quant, stored, device)
+        self.config, self.options, self.device = config, options, device
+        prepare_environment()
+        if options.deterministic:
+            require_batch_invariance(device)
+        described = hf_config(config, GUIDANCE_STREAMS, options.max_model_len, options.max_model_len)
+        if quantization.hf_config is not None:
+            described["quantization_config"] = quantization.hf_config
+        self._directory = ModelDirectory(described, weights.path)
+        try:
+            self._engine = self._start(self._directory.path, quantization.argument)
+        except BaseException as error:
+            self._directory.close()
+            if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
+                remedy = _LESS_MEMORY if "memory" in f"{type(error).__name__} {error}".lower() else ""
+                raise DeviceError(f"the T3 engine cannot start: {error}{remedy}") from error
+            raise
+
+    def _start(self, directory: Path, quantization: str | None) -> Any:
+        from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from chatterbox_vllm.t3.vllm.plugin import register
+
+        register()
+        shield_kernel_dispatcher()
+        if self.options.dtype == torch.float32:
+            require_ieee_float32()
+        options = self.options
+        compilation = CompilationConfig()
+        if options.deterministic and options.cuda_graphs:
+            # vLLM's own kernels for everything: Inductor picks by timing how it sums a norm.
+            compilation = CompilationConfig(mode=CompilationMode.NONE, cudagraph_mode=CUDAGraphMode.FULL_DECODE_ONLY)
+        arguments = EngineArgs(
+            model=str(directory),
+            dtype=str(options.dtype).removeprefix("torch."),
+            skip_tokenizer_init=True,
+            enable_prompt_embeds=True,
+            # Positions are aligned at the prompt's end, so equal prefixes stand at different places.
+            enable_prefix_caching=False,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_batch_size,
+            max_num_batched_tokens=max(options.max_batched_tokens, options.max_batch_size),
+            kv_cache_memory_bytes=self.kv_cache_bytes,
+            gpu_memory_utilization=self._memory_share(),
+            enforce_eager=not options.cuda_graphs,
+            compilation_config=compilation,
+            cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
+            logits_processors=list(_PROCESSORS),
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            seed=0,
+            quantization=quantization,
+        )
+        return LLMEngine.from_engine_args(arguments)
+
+    def _memory_share(self) -> float:
+        """Of the card that must be free at the start; vLLM would insist on 92 %, though it is told its cache's size."""
+        if self.device.type != "cuda":
+            return _UNUSED_SHARE
+        free, total = torch.cuda.mem_get_info(self.device)
+        return _SHARE_OF_FREE * free / total
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """The memory that the KV cache gets."""
+        if self.options.kv_cache_bytes is not None:
+            return self.options.kv_cache_bytes
+        element, longest, most = self.options.dtype.itemsize, self.options.max_model_len, self.options.max_batch_size
+        return kv_cache_bytes(self.config, element, longest, most, self.device.type)
+
+    @property
+    def model(self) -> nn.Module:
+        """The live `T3ForSpeech` inside the engine."""
+        return self._engine.apply_model(lambda model: model)[0]
+
+    @property
+    def kv_blocks_in_use(self) -> int:
+        """Blocks of the KV cache that requests hold; none when nothing is being generated."""
+        pool = self._engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+        # One block is vLLM's own, for padding.
+        return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request is waiting or being generated."""
+        return bool(self._engine.has_unfinished_requests())
+
+    def add(
+        self,
+        request_id: str,
+        prompt: torch.Tensor,
+        parameters: SpeechParameters,
+        seed: int,
+        uniforms: Sequence[float] | None = None,
+        forced: ForcedTokens | None = None,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            prompt: [P, streams * H] from `PromptBuilder.prompt`.
+            seed: of the draws.
+            uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
+            forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
+
+        Raises:
+            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, or the prompt has another width.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs.engine import embeds_input
+        from vllm.sampling_params import RequestOutputKind
+
+        config = self.config
+        rows, width = prompt.shape
+        if width != GUIDANCE_STREAMS * config.hidden_size:
+            raise ConfigError(f"a T3 prompt must be {GUIDANCE_STREAMS * config.hidden_size} wide, not {width}")
+        if rows + parameters.max_tokens > self.options.max_model_len:
+            raise ConfigError(
+                f"a prompt of {rows} rows and max_tokens={parameters.max_tokens} exceed "
+                f"max_model_len={self.options.max_model_len}"
+            )
+        extra: dict[str, Any] = {
+            "cfg_weight": float(parameters.cfg_weight),
+            "repetition_penalty": float(parameters.repetition_penalty),
+            "temperature": float(parameters.temperature),
+            "min_p": float(parameters.min_p),
+            "top_p": float(parameters.top_p),
+            "seed": seed,
+        }
+        if uniforms is not None:
+            extra["uniforms"] = list(uniforms)
+        if forced is not None:
+            if len(forced.tokens) != parameters.max_tokens:
+                raise ConfigError(
+                    f"max_tokens={parameters.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
+                )
+            extra["forced"] = forced
+        sampling = SamplingParams(
+            temperature=0.0,  # the sampler's own is in `extra`
+            max_tokens=parameters.max_tokens,
+            stop_token_ids=[config.stop_speech_token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra,
+        )
+        # The token ids are what the repetition penalty sees of the prompt: start-of-speech, as published.
+        engine_input = embeds_input(
+            prompt.to(self.options.dtype),
+            prompt_token_ids=[config.start_speech_token] * rows,
+            is_token_ids=[False] * rows,
+        )
+        self._engine.add_request(request_id, engine_input, sampling)
+
+    def step(self) -> list[T3Output]:
+        """Generate one token for every request that has room; return those that finished with it.
+
+        Raises:
+            GenerationError: the engine failed; nothing that it held is left.
+        """
+        try:
+            with recording:
+                outputs = self._engine.step()
+        except Exception as error:
+            raise GenerationError(
+                f"the T3 engine failed ({type(error).__name__}: {error}); load the model anew"
+            ) from error
+        return [
+            T3Output(
+                request_id=output.request_id,
+                token_ids=tuple(output.outputs[0].token_ids),
+                finish_reason="stop" if output.outputs[0].finish_reason == "stop" else "length",
+            )
+            for output in outputs
+            if output.finished
+        ]
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop requests and free what they hold."""
+        self._engine.abort_request(list(request_ids))
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+        self._directory.close()

@@ -1,0 +1,151 @@
+"""Voices: what a reference clip becomes, how it is kept on disk, and how it is made."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chatterbox_vllm.audio.features import RATE_16K, RATE_24K, prompt_mel
+from chatterbox_vllm.audio.resample import resample, sinc_resample
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights, load_module
+from chatterbox_vllm.cuda.graphs import recording
+from chatterbox_vllm.cuda.precision import ieee_float32
+from chatterbox_vllm.quantization.modules import quantize_layers
+from chatterbox_vllm.quantization.storage import Scheme
+from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
+from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
+from chatterbox_vllm.voices.nets.xvector import CAMPPlus
+from chatterbox_vllm.voices.reference import check_reference
+from chatterbox_vllm.voices.voice import Voice
+
+# How much of it each part hears; the voice encoder hears all of it.
+_FLOW_SECONDS = 10
+_T3_SECONDS = 6
+
+
+@dataclass(frozen=True)
+class _EnrolmentNets:
+    voice_encoder: VoiceEncoder
+    speech_tokenizer: SpeechTokenizer
+    xvector: CAMPPlus
+
+
+class VoiceEnroller:
+    """Makes voices from reference audio, in float32.
+
+    The nets (132 M parameters, 0.5 GB) are loaded at the first use and serve nothing else: `release` frees them.
+    Safe to use from several threads.
+
+    Args:
+        config: dimensions of the checkpoint.
+        weights_s3gen: its `s3gen` file.
+        weights_ve: its `ve` file.
+        device: where the nets run; the CPU by default, so that they take no accelerator memory.
+        quantization: of the voice encoder's weights.
+        keep: whether the nets stay loaded after an enrolment.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights_s3gen: Weights,
+        weights_ve: Weights,
+        device: torch.device | str = "cpu",
+        quantization: Scheme | None = None,
+        keep: bool = True,
+    ):
+        self.config = config
+        self.quantization = quantization
+        self.keep = keep
+        self.device = torch.device(device)
+        self._weights_s3gen = weights_s3gen
+        self._weights_ve = weights_ve
+        self._nets: _EnrolmentNets | None = None
+        self._lock = threading.Lock()
+
+    @torch.no_grad()
+    @ieee_float32()
+    def enrol(self, wave: np.ndarray, rate: int) -> Voice:
+        """The voice of a reference clip.
+
+        As published: the clip goes to 24 kHz and from there to 16 kHz. The flow's prompt and x-vector come from its
+        first 10 s, T3's speech prompt from its first 6 s, the speaker embedding from all of it.
+
+        Args:
+            wave: floating-point mono [samples], in -1..1.
+            rate: its rate in Hz.
+
+        Raises:
+            AudioError: the clip is no such wave, is shorter than 0.5 s or longer than 600 s, or is silent.
+            CheckpointError: the nets could not be loaded.
+        """
+        wave = check_reference(wave, rate)
+        nets = self._load()
+        try:
+            return self._enrolled(nets, wave, rate)
+        finally:
+            if not self.keep:
+                self.release()
+
+    def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int) -> Voice:
+        wave_24k = resample(wave, rate, RATE_24K)
+        wave_16k = self._tensor(resample(wave_24k, RATE_24K, RATE_16K))
+        flow_24k = self._tensor(wave_24k[: _FLOW_SECONDS * RATE_24K])
+        flow_16k = sinc_resample(flow_24k, RATE_24K, RATE_16K)
+
+        mel = prompt_mel(flow_24k, self.config.s3gen.flow.num_mels)
+        # The tokenizer rounds a last part of a token up; the flow's prompt has two mel frames for every token.
+        prompt_tokens = nets.speech_tokenizer.tokens(flow_16k)[: mel.shape[0] // 2]
+        speech_prompt = nets.speech_tokenizer.tokens(
+            wave_16k[: _T3_SECONDS * RATE_16K], max_tokens=self.config.t3.speech_prompt_tokens
+        )
+        return Voice(
+            speaker_embedding=nets.voice_encoder.embed(wave_16k).cpu(),
+            speech_prompt=speech_prompt.cpu(),
+            prompt_tokens=prompt_tokens.cpu(),
+            prompt_mel=mel.cpu().contiguous(),
+            xvector=nets.xvector.embed(flow_16k)[0].cpu(),
+        )
+
+    @property
+    def loaded_voice_encoder(self) -> VoiceEncoder | None:
+        """The voice encoder as it runs, where the nets are in memory."""
+        return None if self._nets is None else self._nets.voice_encoder
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the nets are in memory."""
+        return self._nets is not None
+
+    def release(self) -> None:
+        """Free the nets; the next use loads them again."""
+        with self._lock:
+            self._nets = None
+        if self.device.type == "cuda":
+            with recording:  # no memory may be given back while another thread records a graph
+                torch.cuda.empty_cache()
+
+    def _load(self) -> _EnrolmentNets:
+        with self._lock:
+            if self._nets is None:
+                with torch.device("meta"):
+                    nets = _EnrolmentNets(
+                        VoiceEncoder(self.config.voice_encoder),
+                        SpeechTokenizer(self.config.s3gen.tokenizer),
+                        CAMPPlus(self.config.s3gen.xvector),
+                    )
+                if self.quantization is not None:
+                    encoder = nets.voice_encoder
+                    quantize_layers(encoder, encoder.quantizable_layers(), self.quantization)
+                load_module(nets.voice_encoder, self._weights_ve, "", self.device)
+                load_module(nets.speech_tokenizer, self._weights_s3gen, "tokenizer.", self.device)
+                load_module(nets.xvector, self._weights_s3gen, "speaker_encoder.", self.device)
+                self._nets = nets
+            return self._nets
+
+    def _tensor(self, wave: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(wave).to(self.device)
