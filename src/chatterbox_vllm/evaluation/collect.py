@@ -120,7 +120,12 @@ def collect(job: CollectionJob) -> RunFacts:
 
 def _load(job: CollectionJob) -> ChatterboxTTS:
     check_options(job.options or {})
-    options = {"max_batch_size": job.plan.batch_size, "watermark": False, **(job.options or {})}
+    options = {
+        "max_batch_size": job.plan.batch_size,
+        "watermark": False,
+        **(job.options or {}),
+        "teacher_forcing": True,
+    }
     return ChatterboxTTS.from_pretrained(job.model, job.device, **options)
 
 
