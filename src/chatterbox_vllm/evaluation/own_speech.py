@@ -15,6 +15,7 @@ _BANDS = 40
 _LOWEST, _HIGHEST = 80.0, 8000.0  # Hz, where speech is
 # A frame counts where it is at most so much below the loudest ones, and above what 16 bits can hold.
 _RANGE_DB, _FLOOR_DB = 45.0, -75.0
+_DEPTH_DB = 80.0  # of a band below the loudest one: what is less is rounding
 _PITCH = 60.0, 400.0  # Hz
 _PERIODIC = 0.5  # of the autocorrelation at its lag 0
 _LEAST_PERIOD = 0.2  # seconds that a loop takes; shorter ones are a hum
@@ -94,11 +95,12 @@ def _speech_bins() -> slice:
 
 
 def _log_bands(power: torch.Tensor) -> torch.Tensor:
-    """Log magnitudes [frames, bands] of triangular bands on the mel scale."""
+    """Log magnitudes [frames, bands] of triangular bands on the mel scale, none far below the largest."""
     from librosa.filters import mel
 
-    filters = mel(sr=RATE_24K, n_fft=_FFT, n_mels=_BANDS, fmin=_LOWEST, fmax=_HIGHEST)
-    return 0.5 * (power @ torch.from_numpy(filters).double().T).clamp(min=1e-17).log()
+    filters = torch.from_numpy(mel(sr=RATE_24K, n_fft=_FFT, n_mels=_BANDS, fmin=_LOWEST, fmax=_HIGHEST)).double()
+    bands = power @ filters.T
+    return 0.5 * bands.clamp(min=max(float(bands.max()) * 10 ** (-_DEPTH_DB / 10), 1e-17)).log()
 
 
 def _periodicity(power: torch.Tensor) -> torch.Tensor:
