@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
-from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.families.registry import family_of
-from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
+from chatterbox_vllm.quantization.config import COMPONENTS, STRATEGIES, QuantizationConfig
 from chatterbox_vllm.quantization.files import check_origin, scheme_in_force, stored_quantization
 from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers
 from chatterbox_vllm.quantization.storage import SCHEMES, scheme_of
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.model import S3Gen
+from chatterbox_vllm.setup.models import ModelHeaders
 from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
 from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
@@ -72,10 +71,10 @@ class MemoryEstimate:
 
 
 class QuantizationMemoryEstimator:
-    """Estimates for one checkpoint directory. Reads headers only.
+    """Estimates for one checkpoint. Reads headers only.
 
     Args:
-        directory: of the published files.
+        model: a directory, or what `model_headers` found of a model.
         half: whether T3 and S3Gen compute in half precision, as they do on CUDA; else float32, as on the CPU.
         cuda: whether the device is a CUDA device.
 
@@ -83,15 +82,12 @@ class QuantizationMemoryEstimator:
         CheckpointError, ConfigError: the files are not those of a model.
     """
 
-    def __init__(self, directory: Path | str, half: bool = True, cuda: bool = True):
-        directory = Path(directory)
-        self.config = ModelConfig.from_directory(directory)
-        family = family_of(self.config.family, directory)
-        self._t3 = Weights(directory / family.t3)
-        self._s3gen = Weights(directory / family.s3gen)
-        self._voice_encoder = Weights(directory / family.voice_encoder)
-        for part, weights in (("t3", self._t3), ("s3gen", self._s3gen), ("voice_encoder", self._voice_encoder)):
+    def __init__(self, model: Path | str | ModelHeaders, half: bool = True, cuda: bool = True):
+        headers = model if isinstance(model, ModelHeaders) else ModelHeaders.of_directory(Path(model))
+        self.config = headers.config
+        for part, weights in headers.files.items():
             check_origin(weights, getattr(self.config.quantized, part))
+        self._t3, self._s3gen, self._voice_encoder = (headers.files[part] for part in COMPONENTS)
         self._dtype = torch.float16 if half else torch.float32
         self._cuda = cuda
 
