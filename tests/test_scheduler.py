@@ -20,7 +20,9 @@ from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import InlineVoicing
 from chatterbox_vllm.errors import CancelledError, ConfigError, DeadlineError, GenerationError, TextTooLongError
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.t3.vllm.stage import T3Output
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import split_text
@@ -68,10 +70,10 @@ class ToneS3Gen:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def frames(self, speech_tokens, voice):
-        return 2 * (len(voice.prompt_tokens) + speech_tokens), 2 * speech_tokens
+    def frames(self, speech_tokens, prompt):
+        return 2 * (len(prompt.tokens) + speech_tokens), 2 * speech_tokens
 
-    def draw_noise(self, generator, speech_tokens, voice):
+    def draw_noise(self, generator, speech_tokens, prompt):
         return torch.rand(1, generator=generator)
 
     def synthesize(self, requests, steps):
@@ -84,11 +86,8 @@ class ToneS3Gen:
 @pytest.fixture(scope="module")
 def voice() -> Voice:
     return Voice(
-        speaker_embedding=torch.full((1, 256), 1 / 16),
-        speech_prompt=torch.tensor([1, 2, 3]),
-        prompt_tokens=torch.tensor([4, 5]),
-        prompt_mel=torch.zeros(4, 80),
-        xvector=torch.ones(192),
+        SpeakerConditioning(torch.full((1, 256), 1 / 16), torch.tensor([1, 2, 3])),
+        FlowPrompt(torch.tensor([4, 5]), torch.zeros(4, 80), torch.ones(192)),
     )
 
 

@@ -8,6 +8,7 @@ from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
 from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import LONGEST, Segment, split_text
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
@@ -67,10 +68,10 @@ class PromptMaker:
                 f"max_tokens={parameters.max_tokens} and max_model_len={self.max_model_len} there is room for "
                 f"{max(room, 0)}: lower max_tokens, or raise max_model_len, or put spaces or full stops into the text"
             )
-        return self.builder.prompt(self._conditioning(voice, parameters.exaggeration), tokens)
+        return self.builder.prompt(self._conditioning(voice.conditioning, parameters.exaggeration), tokens)
 
-    def _conditioning(self, voice: Voice, exaggeration: float) -> torch.Tensor:
+    def _conditioning(self, speaker: SpeakerConditioning, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(
-            (voice.key, float(exaggeration)),
-            lambda: self.builder.conditioning(voice.speaker_embedding, voice.speech_prompt, exaggeration),
+            (speaker.key, float(exaggeration)),
+            lambda: self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, exaggeration),
         )
