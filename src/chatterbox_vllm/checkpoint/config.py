@@ -221,8 +221,15 @@ class ModelConfig:
             ConfigError: the file is not JSON, not ours, or names an unknown field or a value of the wrong type.
         """
         path = directory / CONFIG_FILE
-        if not path.exists():
-            return cls()
+        return cls.from_file(path) if path.exists() else cls()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Dimensions from a `config.json`, wherever it lies.
+
+        Raises:
+            ConfigError: as `from_directory`.
+        """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -138,7 +138,7 @@ def compare(
 def _asked_voices(plan: EvaluationPlan, baseline: Collection, judge: VoiceJudge) -> list[torch.Tensor]:
     """The speaker embedding of each voice that was asked for: as the judge hears the clip, or the built-in voice's."""
     if plan.clips:
-        return [judge.hear_clip(clip).speaker_embedding for clip in plan.clips]
+        return [judge.hear_clip(clip).conditioning.speaker_embedding for clip in plan.clips]
     return [torch.load(baseline.voice_path(0), weights_only=True)["t3"]["speaker_emb"]]
 
 
@@ -182,7 +182,8 @@ def _likeness(a: Voice, b: Voice | None) -> tuple[float, float]:
     """Cosines of the two embeddings; 0 where there is no second voice."""
     if b is None:
         return 0.0, 0.0
-    return metrics.cosine(a.speaker_embedding, b.speaker_embedding), metrics.cosine(a.xvector, b.xvector)
+    speakers = a.conditioning.speaker_embedding, b.conditioning.speaker_embedding
+    return metrics.cosine(*speakers), metrics.cosine(a.prompt.xvector, b.prompt.xvector)
 
 
 def _compare_words(

@@ -69,13 +69,13 @@ def compare_speech(
     if expected is None:
         return None
     speaker = judge.hear(expected)
-    own = None if speaker is None else metrics.cosine(speaker.speaker_embedding, asked)
+    own = None if speaker is None else metrics.cosine(speaker.conditioning.speaker_embedding, asked)
     ours = measure_speech(expected)
     if found is None or not len(found):
         return SpeechComparison(math.inf, math.inf, None if own is None else -own, _length(case.text, ours), NO_AUDIO)
     theirs = measure_speech(found)
     heard = None if own is None else judge.hear(found)
-    likeness = 0.0 if heard is None else metrics.cosine(heard.speaker_embedding, asked)
+    likeness = 0.0 if heard is None else metrics.cosine(heard.conditioning.speaker_embedding, asked)
     return SpeechComparison(
         duration=max(ours.seconds, theirs.seconds) / min(ours.seconds, theirs.seconds),
         spectrum=float(np.abs(ours.spectrum - theirs.spectrum).mean()),

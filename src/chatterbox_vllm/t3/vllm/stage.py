@@ -26,6 +26,7 @@ from chatterbox_vllm.t3.vllm.environment import (
     require_ieee_float32,
     shield_kernel_dispatcher,
 )
+from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
 
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
@@ -116,7 +117,14 @@ class T3Stage:
             described["quantization_config"] = quantization.hf_config
         self._directory = ModelDirectory(described, weights.path)
         try:
-            self._engine = self._start(self._directory.path, quantization.argument)
+            with recording:
+                enter(device)
+                try:
+                    self._engine = self._start(self._directory.path, quantization.argument)
+                except BaseException:
+                    # What vLLM has set up by then stays where another engine runs.
+                    leave(device)
+                    raise
         except BaseException as error:
             self._directory.close()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
@@ -292,7 +300,8 @@ class T3Stage:
         self._engine.abort_request(list(request_ids))
 
     def close(self) -> None:
-        """Stop the engine and free its memory."""
-        self._engine.engine_core.shutdown()
+        """Stop the engine and free its memory. Other models of the process go on."""
+        with recording, leaving(self.device):
+            self._engine.engine_core.shutdown()
         del self._engine
         self._directory.close()
