@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
-pytest.importorskip("pesq")
+pytest.importorskip("pystoi")
 pytest.importorskip("pystoi")
 
 from chatterbox_vllm.cli.interrupts import endings_raised

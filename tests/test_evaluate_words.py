@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
-pytest.importorskip("pesq")
+pytest.importorskip("pystoi")
 pytest.importorskip("pystoi")
 
 from chatterbox_vllm.errors import ConfigError, GenerationError
