@@ -17,7 +17,6 @@ import torch
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pystoi")
-pytest.importorskip("pystoi")
 
 from safetensors.torch import load_file, save_file
 

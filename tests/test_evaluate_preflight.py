@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pystoi")
-pytest.importorskip("pystoi")
 
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import ConfigError

@@ -13,7 +13,6 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pystoi")
-pytest.importorskip("pystoi")
 
 from chatterbox_vllm.cli.interrupts import endings_raised
 from chatterbox_vllm.errors import GenerationError

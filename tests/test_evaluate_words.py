@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pystoi")
-pytest.importorskip("pystoi")
 
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.evaluation import asr

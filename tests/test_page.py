@@ -17,7 +17,6 @@ import soundfile
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("pystoi")
-pytest.importorskip("pystoi")
 
 from chatterbox_vllm.errors import CheckpointError
 from chatterbox_vllm.evaluation.collection import Collection
