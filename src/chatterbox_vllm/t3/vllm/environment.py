@@ -32,8 +32,8 @@ _DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 INSTALL = (
-    "in a checkout ./start.sh installs the build for this machine; by hand it is the extra `cuda` with an NVIDIA GPU and "
-    "the extra `cpu` elsewhere (see README.md)"
+    "in a checkout ./start.sh installs the build for this machine; by hand it is the extra `cuda` with an NVIDIA GPU "
+    "and the extra `cpu` elsewhere (see README.md)"
 )
 
 
