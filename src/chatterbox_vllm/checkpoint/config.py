@@ -53,6 +53,8 @@ class T3Config:
     speech_prompt_tokens: int = 150
     perceiver_queries: int = 32
     perceiver_heads: int = 4
+    # Classifier-free guidance computes two streams of every sequence; a model without it has one.
+    guidance_streams: int = 2
 
     @property
     def conditioning_length(self) -> int:

@@ -26,7 +26,7 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup import measured
 from chatterbox_vllm.setup.models import ModelHeaders
 from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
-from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
 _MIB = 1 << 20
@@ -232,9 +232,9 @@ def _t3_linear_bytes(
 
 def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
     """The widest moment of a step: a layer's gate, up and their product for every row; logits of every request."""
-    rows = max(plan.max_batched_tokens, plan.max_batch_size) * GUIDANCE_STREAMS
+    rows = max(plan.max_batched_tokens, plan.max_batch_size) * config.guidance_streams
     layer = rows * (3 * config.intermediate_size + 3 * config.hidden_size) * element
-    logits = plan.max_batch_size * config.speech_vocab_size * (GUIDANCE_STREAMS * element + 4 * 4)
+    logits = plan.max_batch_size * config.speech_vocab_size * (config.guidance_streams * element + 4 * 4)
     widest = 2 * config.intermediate_size  # of a product's output
     if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
         layer += 2 * rows * widest * 4
