@@ -24,7 +24,7 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import Voicing
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
-from chatterbox_vllm.quantization.live import quantization_info
+from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
 from chatterbox_vllm.setup.models import resolve_model
@@ -243,14 +243,11 @@ class ChatterboxTTS:
             not in memory (the voice encoder is loaded at the first enrolment); under "asked" what was asked for, and
             under "steps_down" what `fallback` gave up of it, in order.
         """
-        there = self._scheduler is not None
-        components = {
-            "t3": self._talker.model if there else None,
-            "s3gen": self._voicing.stage.model if there else None,
-            "voice_encoder": self._enroller.loaded_voice_encoder,
-        }
+        encoder, there = self._enroller.loaded_voice_encoder, self._scheduler is not None
         return {
-            **quantization_info(components),
+            "t3": self._talker.quantization.as_dict() if there else None,
+            "s3gen": component_info(self._voicing.stage.model).as_dict() if there else None,
+            "voice_encoder": None if encoder is None else component_info(encoder).as_dict(),
             "asked": str(self._quantization_asked),
             "steps_down": list(self._steps_down),
         }

@@ -234,7 +234,7 @@ SOUND: dict[str, tuple[Callable[..., float], str]] = {
     "mel_distance": (max, "the baseline has no audio"),
     "pitch_error": (max, "the baseline has no audio"),
     "spectral_distortion": (max, "the baseline has no audio, or only silence"),
-    "pesq": (min, "PESQ finds no speech in the baseline's audio"),
+    "pesq": (min, "PESQ finds no speech in the baseline's audio, or the extra `pesq` is not installed"),
     "stoi": (min, "the baseline's audio is too short for STOI, or silent"),
     "speaker_similarity": (min, "the baseline's audio is too short or silent"),
     "xvector_similarity": (min, "the baseline's audio is too short or silent"),

@@ -100,9 +100,12 @@ def pesq(baseline: np.ndarray, candidate: np.ndarray) -> float | None:
         baseline, candidate: waves [samples] at 16 kHz.
 
     Returns:
-        None where the measure finds no speech in the baseline.
+        None where the measure finds no speech in the baseline, or the extra `pesq` is not installed.
     """
-    import pesq as itu
+    try:
+        import pesq as itu
+    except ImportError:
+        return None
 
     def score(reference: np.ndarray, degraded: np.ndarray) -> float | None:
         if not reference.any() or not degraded.any():

@@ -15,8 +15,15 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import recording
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.quantization.live import ComponentInfo, component_info
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
-from chatterbox_vllm.t3.quantization.methods import check_t3_quantization, engine_quantization, method_in_force
+from chatterbox_vllm.t3.quantization.methods import (
+    AWQ_CPU_CONFIG,
+    BNB_CONFIG,
+    check_t3_quantization,
+    engine_quantization,
+    method_in_force,
+)
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
@@ -140,6 +147,11 @@ class T3Stage:
         from chatterbox_vllm.t3.vllm.plugin import register
 
         register()
+        # They register themselves, which has to be before engine arguments are made.
+        if quantization == BNB_CONFIG:
+            import chatterbox_vllm.t3.vllm.bitsandbytes
+        elif quantization == AWQ_CPU_CONFIG:
+            import chatterbox_vllm.t3.vllm.awq  # noqa: F401
         shield_kernel_dispatcher()
         if self.options.dtype == torch.float32:
             require_ieee_float32()
@@ -191,6 +203,13 @@ class T3Stage:
     def model(self) -> nn.Module:
         """The live `T3ForSpeech` inside the engine."""
         return self._engine.apply_model(lambda model: model)[0]
+
+    @property
+    def quantization(self) -> ComponentInfo:
+        """What quantization is in force, asked of the live model."""
+        from chatterbox_vllm.t3.vllm.live import engine_layer
+
+        return component_info(self.model, engine_layer)
 
     @property
     def kv_blocks_in_use(self) -> int:
