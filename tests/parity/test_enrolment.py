@@ -91,6 +91,7 @@ def test_enrolled_voice(clip: str, enroller: VoiceEnroller, goldens: Goldens, pa
     """The whole way in one call gives the values of its stages."""
     arrays = goldens.arrays("ref")
     voice = enroller.enrol(*decode_audio(goldens.path(goldens.json("ref")[clip]["file"])))
+    speaker = voice.conditioning
     parity.relative(f"enrolled voice: speaker {clip}", speaker.speaker_embedding, arrays[f"{clip}_ve_embed"], 1e-4)
     parity.relative(f"enrolled voice: x-vector {clip}", voice.prompt.xvector[None], arrays[f"{clip}_xvector"], 1e-4)
     mel = arrays[f"{clip}_prompt_feat"]

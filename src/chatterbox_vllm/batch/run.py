@@ -21,7 +21,14 @@ from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.batch.folder import Folder
 from chatterbox_vllm.batch.rows import Input, Row
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
-from chatterbox_vllm.errors import AudioError, ChatterboxError, ConfigError, GenerationError, OutputError
+from chatterbox_vllm.errors import (
+    AudioError,
+    ChatterboxError,
+    CheckpointError,
+    ConfigError,
+    GenerationError,
+    OutputError,
+)
 from chatterbox_vllm.voices.voice import Voice
 
 # Encoding and syncing wait for the disk and leave the interpreter free: the engine goes on meanwhile.
@@ -183,7 +190,7 @@ class Batch:
             raise AudioError(self._bad_clips[path])
         try:
             return self.speaker.enrol(path)
-        except AudioError as error:
+        except (AudioError, CheckpointError) as error:
             self._bad_clips[path] = str(error)
             if len(self._bad_clips) > _BAD_CLIPS:
                 self._bad_clips.popitem(last=False)
