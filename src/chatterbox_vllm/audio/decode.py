@@ -57,7 +57,11 @@ def decode_audio(source: Source, max_seconds: float | None = None) -> tuple[np.n
     """
     with _opened(source) as (file, name):
         try:
-            if not file.read(1):
+            file.seek(0)
+            first = file.read(1)
+            if not isinstance(first, bytes):
+                raise AudioError(f"{name}: the file was opened as text; open it in binary mode")
+            if not first:
                 raise AudioError(f"{name}: the file is empty; {REMEDY}")
             mix = _decoded(file, name, max_seconds, channel=None)
             if mix.cancels:
