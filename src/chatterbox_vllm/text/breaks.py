@@ -110,5 +110,3 @@ def _abbreviates(paragraph: str, sentence: int, dot: int, following: str) -> boo
     if _EITHER_WAY.fullmatch(word) and following[1:].isupper():
         return False
     return _ABBREVIATION.fullmatch(word) is not None
-
-

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 _MOST_UNSAID = 0.25
 
 # Unicode names a letter after its script: "CYRILLIC SMALL LETTER A", "ARABIC-INDIC DIGIT ONE", "OLD PERSIAN SIGN A".
-_SCRIPT = re.compile(r"(?:FULLWIDTH |HALFWIDTH |EXTENDED |SUPERSCRIPT )?((?:(?:OLD|NEW|TAI|LINEAR|PAU|MENDE) )*[A-Z'-]+)")
+_SCRIPT = re.compile(
+    r"(?:FULLWIDTH |HALFWIDTH |EXTENDED |SUPERSCRIPT )?((?:(?:OLD|NEW|TAI|LINEAR|PAU|MENDE) )*[A-Z'-]+)"
+)
 _OTHER_NAMES = {
     "Cjk": "Han",
     "Ideographic": "Han",
