@@ -91,14 +91,17 @@ def test_enrolled_voice(clip: str, enroller: VoiceEnroller, goldens: Goldens, pa
     """The whole way in one call gives the values of its stages."""
     arrays = goldens.arrays("ref")
     voice = enroller.enrol(*decode_audio(goldens.path(goldens.json("ref")[clip]["file"])))
-    speaker = voice.conditioning
-    parity.relative(f"enrolled voice: speaker {clip}", speaker.speaker_embedding, arrays[f"{clip}_ve_embed"], 1e-4)
+    parity.relative(
+        f"enrolled voice: speaker {clip}", voice.conditioning.speaker_embedding, arrays[f"{clip}_ve_embed"], 1e-4
+    )
     parity.relative(f"enrolled voice: x-vector {clip}", voice.prompt.xvector[None], arrays[f"{clip}_xvector"], 1e-4)
     mel = arrays[f"{clip}_prompt_feat"]
     parity.relative(f"enrolled voice: prompt mel {clip}", voice.prompt.mel[: len(mel)], mel, 1e-4)
-    parity.identical(f"enrolled voice tokens: T3 {clip}", speaker.speech_prompt, arrays[f"{clip}_t3prompt_en"])
+    parity.identical(
+        f"enrolled voice tokens: T3 {clip}", voice.conditioning.speech_prompt, arrays[f"{clip}_t3prompt_en"]
+    )
     parity.identical(f"enrolled voice tokens: flow {clip}", voice.prompt.tokens, arrays[f"{clip}_prompt_token"])
-    assert speaker.speech_prompt.dtype == voice.prompt.tokens.dtype == torch.int64
+    assert voice.conditioning.speech_prompt.dtype == voice.prompt.tokens.dtype == torch.int64
     assert voice.prompt.mel.shape == tuple(arrays[f"{clip}_prompt_feat_shape"][1:])
 
 

@@ -53,6 +53,8 @@ class T3Config:
     speech_prompt_tokens: int = 150
     perceiver_queries: int = 32
     perceiver_heads: int = 4
+    # Classifier-free guidance computes two streams of every sequence; a model without it has one.
+    guidance_streams: int = 2
 
     @property
     def conditioning_length(self) -> int:
@@ -198,9 +200,14 @@ class QuantizedParts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All dimensions of one checkpoint, and which of its files are quantized."""
+    """All dimensions of one checkpoint, and which of its files are quantized.
+
+    Attributes:
+        synthetic: whether the weights are made up rather than trained; None where nobody says, as in published files.
+    """
 
     family: str = "english"
+    synthetic: bool | None = None
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
@@ -214,8 +221,15 @@ class ModelConfig:
             ConfigError: the file is not JSON, not ours, or names an unknown field or a value of the wrong type.
         """
         path = directory / CONFIG_FILE
-        if not path.exists():
-            return cls()
+        return cls.from_file(path) if path.exists() else cls()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Dimensions from a `config.json`, wherever it lies.
+
+        Raises:
+            ConfigError: as `from_directory`.
+        """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -237,6 +251,8 @@ class ModelConfig:
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
+        if self.synthetic is None:
+            del fields["synthetic"]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
 
 
