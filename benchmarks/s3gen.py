@@ -143,7 +143,7 @@ def utterances(model: S3Gen, count: int, options: argparse.Namespace) -> list[S3
     requests = []
     for seed in range(count):
         tokens = longest if count == 1 else draw.randint(shortest, longest)
-        noise = model.draw_noise(torch.Generator(model.device).manual_seed(seed), tokens, voice)
+        noise = model.draw_noise(seed, tokens, voice)
         requests.append(S3GenRequest(torch.randint(0, 6561, (tokens,), generator=generator), voice, noise))
     return requests
 

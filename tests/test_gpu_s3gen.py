@@ -21,8 +21,8 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import GraphedFunction
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.s3gen.packing import Packing
-from chatterbox_vllm.s3gen.ragged import Padded
+from chatterbox_vllm.s3gen.packing import PackedLayout
+from chatterbox_vllm.s3gen.ragged import PaddedLayout
 
 from . import test_s3gen as tiny
 from .parity.oracle import weights_recipe as recipe
@@ -51,9 +51,9 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
         return torch.randn(shape, generator=generator).to(dtype).to(device)
 
     errors: dict[str, float] = {}
-    packing = Packing.of(LENGTHS, device, streams=2, bucketed=True)
-    frames, width = 2 * packing.frames, 64
-    used = torch.cat([torch.arange(sum(LENGTHS)) + i * packing.frames for i in range(2)])
+    layout = PackedLayout.of(LENGTHS, device, streams=2, bucketed=True)
+    frames, width = 2 * layout.frames, 64
+    used = torch.cat([torch.arange(sum(LENGTHS)) + i * layout.frames for i in range(2)])
 
     def compare(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
         error = apart(got[used], expected[used])
@@ -63,7 +63,7 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
     unused = torch.ones(frames, dtype=torch.bool)
     unused[used] = False
     qkv[unused.to(device)] = float("nan")  # whatever lies in unused frames reaches no row
-    compare("attention", kernels.attention(qkv, packing.tiles, 4), kernels.attention_reference(qkv.float(), packing, 4))
+    compare("attention", kernels.attention(qkv, layout.tiles, 4), kernels.attention_reference(qkv.float(), layout, 4))
 
     x, y, time = random_values(frames, width), random_values(frames, width), random_values(width)
     norms, exact_norms = [], []
@@ -89,15 +89,15 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
 
     alpha = random_values(32).abs() + 0.5
     compare("snake", kernels.snake(x[:, :32].contiguous(), alpha), kernels.snake_reference(x[:, :32].float(), alpha))
-    places = (packing.position, packing.rest)
+    bounds = (layout.position, layout.remaining)
     residual = random_values(frames, 32)
     for taps, dilation, before in ((1, 1, 0), (3, 1, 2), (7, 1, 3), (11, 5, 25)):
         by = kernels.packed_conv(random_values(32, width, taps) / 10, random_values(32), dilation, before)
         exact_by = replace(by, weight=by.weight.float(), bias=by.bias.float())
         for options in ({}, {"residual": residual, "snake": alpha}, {"snake": alpha, "plain": False}):
             exact_options = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-            got = kernels.conv(x, by, *places, **options, dtype=torch.float32)
-            expected = kernels.conv_reference(x.float(), exact_by, *places, **exact_options)
+            got = kernels.conv(x, by, *bounds, **options, dtype=torch.float32)
+            expected = kernels.conv_reference(x.float(), exact_by, *bounds, **exact_options)
             for a, b in zip(got, expected, strict=True):
                 compare("conv", a, b)
 
@@ -120,13 +120,13 @@ def largest_error_of_networks(directory: Path) -> dict[str, float]:
     x = torch.randn(len(LENGTHS), max(LENGTHS), 64, generator=generator)
     moment = torch.tensor([0.3])
     time = model.estimator.time_table(moment, moment)
-    expected = model.estimator(torch.cat([x, x / 2]), time, *Padded.of(LENGTHS, "cpu", streams=2).layout)
-    packing = Packing.of(LENGTHS, "cpu", streams=2, bucketed=True)
-    flat = torch.cat([packing.pack(x), packing.pack(x / 2)])
-    flat[sum(LENGTHS) : packing.frames] = float("nan")
-    got = PackedEstimator(model.estimator)(flat, time, *packing.layout)
+    expected = model.estimator(torch.cat([x, x / 2]), time, *PaddedLayout.of(LENGTHS, "cpu", streams=2).tables)
+    layout = PackedLayout.of(LENGTHS, "cpu", streams=2, bucketed=True)
+    flat = torch.cat([layout.pack(x), layout.pack(x / 2)])
+    flat[sum(LENGTHS) : layout.frames] = float("nan")
+    got = PackedEstimator(model.estimator)(flat, time, *layout.tables)
     for stream, padded in zip(got.chunk(2), expected.chunk(2), strict=True):
-        for row, one in zip(packing.unpack(stream), padded, strict=True):
+        for row, one in zip(layout.unpack(stream), padded, strict=True):
             errors["estimator"] = max(errors["estimator"], apart(row, one[: len(row)]))
 
     frames = (4, 2, 1)
@@ -188,7 +188,7 @@ def reference(seed: int, tokens: int = 250) -> Reference:
 
 def utterance(model: S3Gen, tokens: int, voice: Reference, seed: int) -> S3GenRequest:
     ids = torch.randint(0, 6561, (tokens,), generator=torch.Generator().manual_seed(seed))
-    return S3GenRequest(ids, voice, model.draw_noise(torch.Generator("cuda").manual_seed(seed), tokens, voice))
+    return S3GenRequest(ids, voice, model.draw_noise(seed, tokens, voice))
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_quantized_layers_under_kernels_and_graphs(method: str, tmp_path: Path) 
         torch.randn(6, generator=generator),
     )
     tokens = torch.randint(0, 50, (9,), generator=generator)
-    request = S3GenRequest(tokens, voice, fast.draw_noise(torch.Generator("cuda").manual_seed(0), 9, voice))
+    request = S3GenRequest(tokens, voice, fast.draw_noise(0, 9, voice))
     mels = [fast.mel([request], 3)[0] for _ in range(2)]  # recorded, then replayed
     fast.set_precision(*half, kernels="torch", cuda_graphs=False)
     plain = fast.mel([request], 3)[0]

@@ -154,7 +154,7 @@ def voice_tokens(
             continue
         voice = voices[case.voice]
         # On the CPU: a generator's numbers differ from device to device.
-        noise = model.draw_noise(torch.Generator("cpu").manual_seed(case.seed), len(tokens), voice)
+        noise = model.draw_noise(case.seed, len(tokens), voice)
         try:
             (mel,) = model.mel([S3GenRequest(tokens, voice, noise)], steps=plan.diffusion_steps)
             pitch = _pitch(model, mel)

@@ -1,0 +1,31 @@
+"""Small tables from the host to a device, without waiting for what the device still has to do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`tensor` on `device`.
+
+    A copy from ordinary host memory to a CUDA device waits until all work before it on the stream is done. From
+    page-locked memory the copy is queued like any other work; PyTorch keeps that memory until the copy is through.
+    """
+    if torch.device(device).type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in host memory, page-locked if it comes from a CUDA device.
+
+    Waits for the work that makes it, asleep rather than in a loop that would take a core from other threads.
+    """
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record()
+    copied.synchronize()
+    return host
