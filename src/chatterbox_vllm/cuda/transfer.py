@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -29,3 +31,10 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     copied.record()
     copied.synchronize()
     return host
+
+
+def rows_to_host(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One-dimensional tensors in ordinary host memory, all of them fetched by one copy."""
+    if not rows or not rows[0].is_cuda:
+        return list(rows)
+    return [row.clone() for row in to_host(torch.cat(list(rows))).split([len(row) for row in rows])]
