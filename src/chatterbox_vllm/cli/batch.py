@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.options import add_engine, add_model, add_speech, check_clip, load, speech_parameters
 from chatterbox_vllm.errors import ConfigError, OutputError
-from chatterbox_vllm.quantization.config import METHOD, S3GEN, USE, VOICE_ENCODER
+from chatterbox_vllm.settings import QUANTIZATION_METHOD, QUANTIZE_S3GEN, QUANTIZE_VOICE_ENCODER, USE_QUANTIZATION
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -107,8 +106,8 @@ def _what_files_depend_on(options: argparse.Namespace, parameters: SpeechParamet
 
 def _quantization(options: argparse.Namespace) -> list[str | None]:
     """Everything that decides which weights are quantized and how."""
-    variables = (setting.variable for setting in (USE, METHOD, S3GEN, VOICE_ENCODER))
-    return [options.tier, options.quantization, *map(os.environ.get, variables)]
+    settings = (USE_QUANTIZATION, QUANTIZATION_METHOD, QUANTIZE_S3GEN, QUANTIZE_VOICE_ENCODER)
+    return [options.tier, options.quantization, *(setting.from_environment() or None for setting in settings)]
 
 
 def _digest(path: Path) -> str:

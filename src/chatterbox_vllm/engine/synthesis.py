@@ -18,7 +18,7 @@ import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.cuda.streams import Urgency, new_stream
-from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.voices.voice import Voice
@@ -32,7 +32,7 @@ class Synthesis(Protocol):
 
     stage: S3GenStage
 
-    def warm_up(self, voice: Voice) -> None:
+    def warm_up(self, voice: Voice, steps: int) -> None:
         """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None: ...
@@ -76,7 +76,7 @@ class InlineSynthesis:
         self.watermarker = watermarker
         self._waiting = _Waiting()
 
-    def warm_up(self, voice: Voice) -> None:
+    def warm_up(self, voice: Voice, steps: int) -> None:
         """Nothing is compiled on a CPU."""
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
@@ -126,13 +126,13 @@ class ThreadedSynthesis:
         if stream is not None:
             torch.cuda.set_stream(stream)  # of its device, which becomes the thread's
 
-    def warm_up(self, voice: Voice) -> None:
+    def warm_up(self, voice: Voice, steps: int) -> None:
         """In the thread that will do the work: all graphs, then utterances of 10 s, alone and as many as fit."""
 
         def speak() -> None:
             self.stage.record_graphs(voice)
             tokens = (0,) * (10 * TOKENS_PER_SECOND)
-            trial = TokensToSpeak(tokens, voice, SpeechParameters().diffusion_steps, seed=0)
+            trial = TokensToSpeak(tokens, voice, steps, seed=0)
             for count in {1, len(self.stage.choose([trial] * self.stage.max_batch_size))}:
                 for outcome in self.stage.run([trial] * count):
                     if isinstance(outcome, Exception):
