@@ -147,6 +147,13 @@ def test_a_trial_run_without_requests_passes() -> None:
     assert torch.equal(sampler.apply(logits), logits[:, :VOCABULARY])
 
 
+def test_rows_without_a_request_are_an_error() -> None:
+    sampler = make_sampler()
+    sampler.update_state(update(1, [(0, request(), [])]))
+    with pytest.raises(RuntimeError, match="2 rows of logits for 1 requests"):
+        sampler.apply(torch.randn(2, 2 * VOCABULARY))
+
+
 @pytest.mark.parametrize(
     "params",
     [

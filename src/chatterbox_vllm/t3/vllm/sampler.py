@@ -92,6 +92,10 @@ class SpeechSampler(LogitsProcessor):
         self.slots = torch.zeros(0, dtype=torch.int32, device=device)
         self.values = torch.zeros(0, len(_RANGES), device=device)
         self.nucleus = False
+        if self.mask.is_cuda:
+            from chatterbox_vllm.t3.sampling_kernel import compile_choice  # imports triton
+
+            compile_choice(fields.streams, self.mask)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -134,10 +138,12 @@ class SpeechSampler(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """[N, S * V] float32 -> [N, V]: zero for the chosen token, -inf for all others."""
         vocabulary = self.mask.shape[1]
-        if len(self.rows) != len(logits):
+        if not self.rows:
             return logits[:, :vocabulary]  # a trial run of vLLM's, without requests
+        if len(self.rows) != len(logits):
+            raise RuntimeError(f"there are {len(logits)} rows of logits for {len(self.rows)} requests")
         step = async_tensor_h2d(self._step(), self.device)
-        if logits.is_cuda and not self.nucleus:
+        if logits.is_cuda:
             from chatterbox_vllm.t3.sampling_kernel import choose_one_hot  # imports triton
 
             return choose_one_hot(logits, self.values, self.slots, step, self.mask)
