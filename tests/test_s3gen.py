@@ -344,7 +344,7 @@ def test_kernels_and_packed_networks_by_the_interpreter(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     kernels, networks = json.loads(result.stdout.splitlines()[-1])

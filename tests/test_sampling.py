@@ -106,7 +106,7 @@ def kernel_differences(device: str, rows: int, vocabulary: int) -> list[str]:
     faults = []
     for streams in (1, 2):
         logits = 3 * torch.randn(rows, streams * vocabulary, generator=generator)
-        logits[:: 3] = logits[:: 3].round()  # many ids are equally likely
+        logits[::3] = logits[::3].round()  # many ids are equally likely
         nucleus = pick(0.05, 0.3, 0.8, 0.95, 1)
         table = torch.stack([pick(0, 0.5, 1), pick(1, 1.2, 2), pick(0, 0.8, 1.3), pick(0, 0.05, 0.5), nucleus], 1)
         mask = torch.rand(rows + 2, vocabulary, generator=generator) < 0.2
@@ -137,7 +137,7 @@ def test_kernel_by_the_interpreter() -> None:
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ MOST_FRAMES = 48_000
 # What a batch costs before its first frame, in frames: on an H200 an evaluation of the estimator takes 3.06 ms for one
 # utterance and 1.4 us a frame for 32.
 _BATCH_COST = 1500
+_FILLED_UP = 1.1  # how much longer batches become by being filled up, as an estimate
 _LONGEST_TOKENS = 1000  # of an utterance, as published: 40 s
 
 
@@ -78,19 +80,27 @@ class S3GenStage:
         first = min(range(len(waiting)), key=lambda i: waiting[i].order)
         alike = [i for i in range(len(waiting)) if waiting[i].steps == waiting[first].steps and i != first]
         order = [first, *sorted(alike, key=lambda i: (waiting[i].order, -lengths[i]))]
-        best, least = 1, self._time([lengths[first]]) + self._time([lengths[i] for i in order[1:]])
-        for count in range(2, min(len(order), self.max_batch_size) + 1):
-            batch, left = order[:count], order[count:]
-            if self.model.frames_computed([lengths[i] for i in batch]) > self.max_frames:
+        best, least = 1, math.inf
+        for count in range(1, min(len(order), self.max_batch_size) + 1):
+            batch, left = [lengths[i] for i in order[:count]], [lengths[i] for i in order[count:]]
+            computed = self.model.frames_computed(batch)
+            if count > 1 and computed > self.max_frames:
                 break
-            time = self._time([lengths[i] for i in batch]) + self._time([lengths[i] for i in left])
+            time = _BATCH_COST + computed + self._time_of_all(left)
             if time <= least:
                 best, least = count, time
         return order[:best]
 
-    def _time(self, lengths: Sequence[int]) -> int:
-        """What a batch of these lengths takes, in frames."""
-        return _BATCH_COST + self.model.frames_computed(lengths) if lengths else 0
+    def _time_of_all(self, lengths: Sequence[int]) -> float:
+        """What utterances of these lengths will take, in frames: in one batch, or in as many as it must be."""
+        if not lengths:
+            return 0
+        if len(lengths) <= self.max_batch_size:
+            computed = self.model.frames_computed(lengths)
+            if computed <= self.max_frames:
+                return _BATCH_COST + computed
+        batches = max(math.ceil(sum(lengths) / self.max_frames), math.ceil(len(lengths) / self.max_batch_size))
+        return batches * _BATCH_COST + _FILLED_UP * sum(lengths)
 
     def _frames(self, utterance: TokensToSpeak) -> int:
         return self.model.frames(len(utterance.speech_tokens), utterance.voice)[0]

@@ -86,8 +86,8 @@ def restricted(logits: torch.Tensor, min_p: torch.Tensor, top_p: torch.Tensor | 
     logits = logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
     if top_p is None:
         return logits
-    # The least likely ids whose probabilities sum to at most 1 - top_p, of equal ones those of lower id first, but never
-    # the likeliest.
+    # The least likely ids whose probabilities sum to at most 1 - top_p, but never the likeliest. Of equal ones those of
+    # lower id come first.
     ascending, order = logits.sort(dim=-1, stable=True)
     outside = ascending.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64) <= 1 - top_p.double()
     outside[:, -1] = False

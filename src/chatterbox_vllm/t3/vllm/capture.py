@@ -1,4 +1,4 @@
-"""vLLM's CUDA graphs, recorded on a stream of ours: a kernel in a graph keeps the priority that it was recorded with."""
+"""vLLM's CUDA graphs, recorded on a stream of ours: kernels in a graph keep the priority of the recording stream."""
 
 from __future__ import annotations
 
