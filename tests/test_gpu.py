@@ -16,6 +16,7 @@ import torch
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.cuda.streams import Urgency
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 
 from .parity.conftest import checkpoint_dir, english_tokenizer, goldens  # noqa: F401 (fixtures)
@@ -40,6 +41,11 @@ def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None
         add(float32._talker, case, prompt_of(case, float32._scheduler.preparation.prompts.builder, golden), case["n"])
     tokens = drain(float32._talker)
     assert [c["key"] for c in cases if tokens[c["key"]] != golden[f"{c['key']}_tokens"].tolist()] == []
+
+
+def test_t3_goes_first_on_the_card(float32: ChatterboxTTS) -> None:
+    stream = float32._talker._stream
+    assert stream is not None and stream.priority == Urgency.HIGHEST
 
 
 def test_half_precision_flow_is_near_float32(float32: ChatterboxTTS) -> None:

@@ -21,7 +21,7 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import GraphedFunction
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.s3gen.packing import PackedLayout
+from chatterbox_vllm.s3gen.packing import SIZES, PackedLayout
 from chatterbox_vllm.s3gen.ragged import PaddedLayout
 
 from . import test_s3gen as tiny
@@ -146,23 +146,23 @@ def test_kernels(dtype: torch.dtype, bound: float) -> None:
     assert {name: error for name, error in errors.items() if not error < bound} == {}
 
 
-def test_graphs_are_bounded_and_strict_about_shapes() -> None:
-    calls: list[torch.Size] = []
+def test_graphs_are_bounded_and_share_their_inputs() -> None:
+    calls: list[int] = []
 
     def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        calls.append(x.shape)
+        calls.append(len(x))
         return x @ y
 
     graphed = GraphedFunction(function, most=2)
     y = torch.randn(8, 8, device="cuda")
-    for size in (4, 5, 4, 6, 5):  # 5 was used before 4, so 6 puts it out
+    graphed.record(torch.zeros(6, 8, device="cuda"), y)
+    for size in (6, 4, 6, 5, 4, 5):  # there is no room for 5
         x = torch.randn(size, 8, device="cuda")
         torch.testing.assert_close(graphed(x, y), x @ y)
-        assert len(graphed) <= 2
-    assert [shape[0] for shape in calls] == [4, 4, 5, 5, 6, 6, 5, 5]  # before and while recording
-    assert graphed.bytes > 0
-    graphed.forget()
-    assert len(graphed) == 0
+    assert graphed.count == 2
+    assert calls == [6, 6, 4, 4, 5, 5]  # before and while recording, or without a graph
+    first, second = (recorded.inputs[0] for recorded in graphed._recordings.values())
+    assert first.data_ptr() == second.data_ptr()
 
 
 # Full size.
@@ -233,6 +233,20 @@ def test_graphs_change_nothing(weights: Weights, exact: S3Gen, requests: list[S3
     for some in (requests[:5], requests[5:6], requests[:5]):  # the second time from the recording
         for a, b in zip(eager.mel(some), graphed.mel(some), strict=True):
             assert apart(a, b) < 1e-3
+
+
+def test_graphs_recorded_at_the_start_serve_every_batch(weights: Weights, requests: list[S3GenRequest]) -> None:
+    model = S3Gen.from_weights(S3GenConfig(), weights, "cuda", torch.float16, torch.float16)
+    alone = [model.mel([request])[0] for request in requests[:2]]  # recorded when they are met
+    assert model.token_to_mel.graphs == 1
+    assert model.record_graphs(32_768, 2500) == len([size for size in SIZES if size <= 32_768])
+    draw = random.Random(1)
+    for _ in range(12):
+        for mel in model.mel(draw.sample(requests, draw.randint(1, 32)), 2):
+            assert bool(mel.isfinite().all())
+    assert model.token_to_mel.graphs == 12
+    for request, mel in zip(requests, alone, strict=False):
+        assert apart(model.mel([request])[0], mel) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", HALF)
