@@ -34,7 +34,10 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def rows_to_host(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One-dimensional tensors in ordinary host memory, all of them fetched by one copy."""
+    """One-dimensional tensors in host memory, all of them fetched by one copy.
+
+    From a CUDA device they come as views of one page-locked block, which is held as long as any of them is.
+    """
     if not rows or not rows[0].is_cuda:
         return list(rows)
-    return [row.clone() for row in to_host(torch.cat(list(rows))).split([len(row) for row in rows])]
+    return list(to_host(torch.cat(list(rows))).split([len(row) for row in rows]))

@@ -108,6 +108,8 @@ class S3GenStage:
     def run(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor | ChatterboxError]:
         """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.
 
+        The waveforms of a batch may share a block of memory: copy what is kept.
+
         At most `max_batch_size` utterances, all of one step count. Where a batch fails, its utterances are tried one by
         one, so that the one at fault does not take the others with it.
         """

@@ -208,8 +208,11 @@ class ThreadedSynthesis:
 
 
 def _watermarked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
-    if watermarker is None or not isinstance(outcome, torch.Tensor):
+    """The waveform in memory of its own, marked where there is a watermarker; an error as it is."""
+    if not isinstance(outcome, torch.Tensor):
         return outcome
+    if watermarker is None:
+        return outcome.clone()
     return torch.from_numpy(watermarker.apply(outcome.numpy()))
 
 

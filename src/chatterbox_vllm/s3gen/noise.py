@@ -14,6 +14,8 @@ from typing import Literal
 
 import torch
 
+from chatterbox_vllm.cuda.transfer import to_device
+
 # SplitMix64 (Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), as signed 64-bit integers.
 GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -88,10 +90,10 @@ class NoiseSource:
         return normal(seed, use, channels, first, count, self.device)
 
     def _phase(self, seed: int) -> torch.Tensor:
-        high, _ = _halves(_words(_keys(seed, PHASE, self.harmonics + 1, self.device), 0, 1))
+        high, _ = _halves(_words(_keys(seed, PHASE, self.harmonics + 1, "cpu"), 0, 1))
         phase = (2 * _uniform(high).squeeze(1) - 1) * math.pi
         phase[0] = 0
-        return phase
+        return to_device(phase, self.device)
 
 
 def normal(

@@ -94,8 +94,8 @@ class TokenToMel:
         """Record now the graphs of the shapes that batches come in; nothing without CUDA graphs.
 
         Args:
-            most_frames: of a packed batch, prompts included.
-            longest: frames of the longest row; padded rows are prepared for one by one, batches of several are not.
+            most_frames: that a packed batch of several rows is filled up to, prompts included.
+            longest: frames of the longest row. Padded rows are prepared for one by one, batches of several are not.
 
         Returns:
             How many graphs there are.
@@ -120,7 +120,8 @@ class TokenToMel:
     def _usual_shapes(self, most_frames: int, longest: int) -> Iterator[list[int]]:
         """Rows that stand for every shape, the largest first."""
         if self.execution.kernels == "triton":
-            for size in reversed([size for size in SIZES if size <= packed_size(most_frames)]):
+            largest = max(most_frames, packed_size(longest))
+            for size in reversed([size for size in SIZES if size <= largest]):
                 rows = -(-size // _LONGEST_ROW)
                 yield [size // rows] * rows
         else:
