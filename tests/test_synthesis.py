@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from chatterbox_vllm import Voice
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
 from chatterbox_vllm.engine.synthesis import InlineSynthesis, Outcome, ThreadedSynthesis
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.packing import packed_size
+
+from .fakes import a_voice
 
 CPU = torch.device("cpu")
 
@@ -26,13 +27,13 @@ class SlowS3Gen:
         self.go = threading.Semaphore(0)
         self.begun = threading.Semaphore(0)
 
-    def frames(self, speech_tokens: int, voice: object) -> tuple[int, int]:
+    def frames(self, speech_tokens: int, prompt: object) -> tuple[int, int]:
         return 2 * speech_tokens, 2 * speech_tokens
 
     def frames_computed(self, lengths: Sequence[int]) -> int:
         return packed_size(sum(lengths))
 
-    def draw_noise(self, seed: int, speech_tokens: int, voice: object) -> None:
+    def draw_noise(self, seed: int, speech_tokens: int, prompt: object) -> None:
         return None
 
     def record_graphs(self, most_frames: int, longest: int) -> int:
@@ -47,19 +48,10 @@ class SlowS3Gen:
         return [torch.tensor([float(len(request.speech_tokens))]) for request in requests]
 
 
-@pytest.fixture(scope="module")
-def voice() -> Voice:
-    return Voice(
-        speaker_embedding=torch.full((1, 256), 1 / 16),
-        speech_prompt=torch.tensor([1, 2, 3]),
-        prompt_tokens=torch.tensor([4, 5]),
-        prompt_mel=torch.zeros(4, 80),
-        xvector=torch.ones(192),
-    )
-
-
 @pytest.fixture
-def say(voice: Voice) -> Callable[..., TokensToSpeak]:
+def say() -> Callable[..., TokensToSpeak]:
+    voice = a_voice()
+
     def utterance(tokens: int, order: float = 0.0, steps: int = 10, token: int = 7) -> TokensToSpeak:
         return TokensToSpeak((token,) * tokens, voice, steps, seed=0, order=order)
 

@@ -7,13 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from chatterbox_vllm.caches.memory import MemoryCache
+from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
-from chatterbox_vllm.families.family import Family, TextTokenizer
+from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
+from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.t3.conditioning import PromptBuilder
-from chatterbox_vllm.text.split import LONGEST, Segment, split_text
-from chatterbox_vllm.voices.voice import Voice
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
+from chatterbox_vllm.text.script import read_script
+from chatterbox_vllm.text.split import LONGEST, Segment
+from chatterbox_vllm.voices.voice import Voice, check_voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
 # What a character of text takes of a sequence: a text token, and speech at half the usual 15 characters a second.
@@ -48,13 +52,14 @@ class PromptMaker:
     """Splits texts, tokenizes segments, conditions on voices. For several threads.
 
     Args:
-        family: of the model.
-        tokenizer, builder: of the family, read from the model's files.
+        config: of the model.
+        tokenizer, builder: of its family, read from its files.
         max_model_len: longest sequence of T3, prompt and speech tokens together.
     """
 
-    def __init__(self, family: Family, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
-        self.family = family
+    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
+        self.config = config
+        self.family = FAMILIES[config.family]
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len
@@ -69,8 +74,7 @@ class PromptMaker:
             ConfigError: the text cannot be spoken, the voice is not for this model, or a parameter is out of range.
             TextTooLongError: a piece of the text and its speech do not fit the model length.
         """
-        self._require_encodable(request.text)
-        self._require_fitting(request.voice)
+        check_voice(request.voice, self.config)
         values = self.values(request.parameters)
         segments = self.segments(request)
         pieces = [self._piece(segment, request.parameters, values) for segment in segments]
@@ -79,7 +83,7 @@ class PromptMaker:
             raise ConfigError(
                 f"uniforms holds {len(uniforms)} draws for max_tokens={pieces[0].values.max_tokens}; give one for each"
             )
-        return Script(pieces, self._conditioning(request.voice, values.exaggeration))
+        return Script(pieces, self._conditioning(request.voice.conditioning, values.exaggeration))
 
     def prompt(self, conditioning: torch.Tensor, piece: Piece) -> torch.Tensor:
         """T3's prompt for a piece, [P, streams * H]."""
@@ -93,7 +97,7 @@ class PromptMaker:
         """
         values = self.values(parameters)
         piece = self._piece(Segment(text, 0.0), parameters, values)
-        return self.prompt(self._conditioning(voice, values.exaggeration), piece), piece.values
+        return self.prompt(self._conditioning(voice.conditioning, values.exaggeration), piece), piece.values
 
     def values(self, parameters: SpeechParameters) -> SpeechValues:
         """What is asked for, and the family's defaults for the rest.
@@ -111,14 +115,18 @@ class PromptMaker:
         """The pieces that a request's text is spoken in, at least one.
 
         Raises:
-            ConfigError: there is nothing to say, or replayed randomness is given for more than one segment.
+            ConfigError: the text cannot be spoken (see `read_script`), or replayed randomness is given for more than
+                one piece.
         """
-        if not request.text.strip():
-            raise ConfigError(f"there is no text to speak in {request.text[:40]!r}; give at least one word")
         longest = self._longest(request.parameters)
-        if len(request.text) <= longest:
-            return [Segment(request.text, 0.0)]
-        segments = split_text(request.text, longest)
+        segments = read_script(
+            request.text,
+            request.pauses,
+            request.clean_text,
+            longest,
+            special_tokens=self.tokenizer.special_tokens,
+            scripts=self.family.scripts,
+        )
         if len(segments) > 1 and (request.noise is not None or request.uniforms is not None):
             raise ConfigError(
                 f"noise and uniforms were given for a text of {len(request.text)} characters, which is spoken in "
@@ -135,7 +143,10 @@ class PromptMaker:
 
     def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues) -> Piece:
         config = self.builder.config
-        tokens = self.tokenizer.encode(self.family.normalize(segment.text))
+        text = self.family.normalize(
+            segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
+        )
+        tokens = self.tokenizer.encode(text)
         free = self.max_model_len - self.builder.prompt_length(len(tokens))
         speech = values.max_tokens
         if parameters.max_tokens is None:
@@ -149,27 +160,8 @@ class PromptMaker:
             )
         return Piece(segment, tokens, replace(values, max_tokens=speech))
 
-    def _conditioning(self, voice: Voice, exaggeration: float) -> torch.Tensor:
+    def _conditioning(self, speaker: SpeakerConditioning, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(
-            (voice.key, float(exaggeration)),
-            lambda: self.builder.conditioning(voice.speaker_embedding, voice.speech_prompt, exaggeration),
+            (speaker.key, float(exaggeration)),
+            lambda: self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, exaggeration),
         )
-
-    @staticmethod
-    def _require_encodable(text: str) -> None:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"the text holds half of a surrogate pair, {text[error.start]!r} at character {error.start}, which is "
-                "no character; decode the text anew from its source"
-            ) from None
-
-    def _require_fitting(self, voice: Voice) -> None:
-        config = self.builder.config
-        size = (1, config.speaker_embedding_size)
-        if tuple(voice.speaker_embedding.shape) != size:
-            raise ConfigError(
-                f"the voice is for another model: its speaker embedding has shape "
-                f"{list(voice.speaker_embedding.shape)}, this model needs {list(size)}; enrol the clip with this model"
-            )

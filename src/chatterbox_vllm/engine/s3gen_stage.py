@@ -60,7 +60,7 @@ class S3GenStage:
         Returns:
             How many there are; none where they are not used.
         """
-        longest = self.model.frames(_LONGEST_TOKENS, voice)[0]
+        longest = self.model.frames(_LONGEST_TOKENS, voice.prompt)[0]
         return self.model.record_graphs(min(self.max_frames, self.max_batch_size * longest), longest)
 
     def choose(self, waiting: Sequence[TokensToSpeak]) -> list[int]:
@@ -103,7 +103,7 @@ class S3GenStage:
         return batches * _BATCH_COST + _FILLED_UP * sum(lengths)
 
     def _frames(self, utterance: TokensToSpeak) -> int:
-        return self.model.frames(len(utterance.speech_tokens), utterance.voice)[0]
+        return self.model.frames(len(utterance.speech_tokens), utterance.voice.prompt)[0]
 
     def run(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor | ChatterboxError]:
         """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.
@@ -124,7 +124,7 @@ class S3GenStage:
         requests = [
             S3GenRequest(
                 speech_tokens=torch.tensor(utterance.speech_tokens, dtype=torch.int64),
-                voice=utterance.voice,
+                prompt=utterance.voice.prompt,
                 noise=utterance.noise or self._noise(utterance),
             )
             for utterance in utterances
@@ -132,7 +132,7 @@ class S3GenStage:
         return rows_to_host(self.model.synthesize(requests, steps=utterances[0].steps))
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
-        return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice)
+        return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice.prompt)
 
 
 def _as_own_error(error: Exception) -> ChatterboxError:

@@ -20,14 +20,14 @@ from chatterbox_vllm.s3gen.execution import Execution
 from chatterbox_vllm.s3gen.flow.batch import TokenToMel
 from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.noise import NoiseSource, S3GenNoise
-from chatterbox_vllm.s3gen.prompt import PreparedVoice, S3GenVoice
+from chatterbox_vllm.s3gen.prompt import FlowPrompt, PreparedPrompt
 from chatterbox_vllm.s3gen.request import S3GenRequest, check_ids, check_request, mel_frames, require_speech
 from chatterbox_vllm.s3gen.vocoder.batch import MelToWave, fade_in
 
 __all__ = ["S3Gen", "S3GenRequest", "fade_in"]
 
 AskedKernels = Literal["auto", "torch", "triton"]
-_VOICES_BYTES = 64 << 20  # kept on the device; a reference of 10 s takes 0.16 MB
+_PROMPTS_BYTES = 64 << 20  # kept on the device; a reference of 10 s takes 0.16 MB
 
 
 class S3Gen(S3GenNetworks):
@@ -41,7 +41,7 @@ class S3Gen(S3GenNetworks):
         super().__init__(config)
         self.execution = Execution.choose("cpu", torch.float32, torch.float32)
         self._asked: tuple[AskedKernels, bool | None] = ("auto", None)
-        self._voices: MemoryCache[str, PreparedVoice] = MemoryCache(lambda voice: voice.bytes, _VOICES_BYTES)
+        self._prompts: MemoryCache[str, PreparedPrompt] = MemoryCache(lambda prompt: prompt.bytes, _PROMPTS_BYTES)
         self._token_to_mel: TokenToMel | None = None
         self._mel_to_wave: MelToWave | None = None
 
@@ -105,9 +105,9 @@ class S3Gen(S3GenNetworks):
             self._token_to_mel = TokenToMel(self.config.flow, self.encoder, self.estimator, self.device, self.execution)
         return self._token_to_mel
 
-    def frames(self, speech_tokens: int, voice: S3GenVoice) -> tuple[int, int]:
+    def frames(self, speech_tokens: int, prompt: FlowPrompt) -> tuple[int, int]:
         """Mel frames of prompt and generation together, and of the generation alone; see `mel_frames`."""
-        return mel_frames(speech_tokens, voice)
+        return mel_frames(speech_tokens, prompt)
 
     def frames_computed(self, lengths: Sequence[int]) -> int:
         """See `TokenToMel.frames_computed`."""
@@ -127,7 +127,7 @@ class S3Gen(S3GenNetworks):
             hift.num_mels, hift.harmonics, hift.samples_per_frame, self.device, kernels=self.execution.kernels
         )
 
-    def draw_noise(self, seed: int, speech_tokens: int, voice: S3GenVoice) -> S3GenNoise:
+    def draw_noise(self, seed: int, speech_tokens: int, prompt: FlowPrompt) -> S3GenNoise:
         """The noise of an utterance of that many speech tokens; the same seed gives the same audio.
 
         Of a longer utterance of the same seed, the first frames have the same noise.
@@ -139,8 +139,8 @@ class S3Gen(S3GenNetworks):
             GenerationError: there are no speech tokens.
         """
         require_speech(speech_tokens)
-        _, generated = self.frames(speech_tokens, voice)
-        return self.noise_source.utterance(seed, len(voice.prompt_mel), generated)
+        _, generated = self.frames(speech_tokens, prompt)
+        return self.noise_source.utterance(seed, len(prompt.mel), generated)
 
     def synthesize(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
         """Waveforms at 24 kHz, one [samples] float32 within +-0.99 for each request, on the model's device.
@@ -177,7 +177,7 @@ class S3Gen(S3GenNetworks):
         return self._mel_to_wave(mels, noises, self.device)
 
     def _generated(self, flows: list[torch.Tensor], requests: Sequence[S3GenRequest]) -> list[torch.Tensor]:
-        return [flow[len(request.voice.prompt_mel) :] for flow, request in zip(flows, requests, strict=True)]
+        return [flow[len(request.prompt.mel) :] for flow, request in zip(flows, requests, strict=True)]
 
     @torch.inference_mode()
     @ieee_float32()
@@ -190,22 +190,21 @@ class S3Gen(S3GenNetworks):
             check_request(request, self.config)
         return self.token_to_mel(
             [request.speech_tokens for request in requests],
-            [self._prepared(request.voice) for request in requests],
+            [self._prepared(request.prompt) for request in requests],
             [request.noise.z for request in requests],
             steps,
         )
 
-    def _prepared(self, voice: S3GenVoice) -> PreparedVoice:
-        key = getattr(voice, "key", None)
-        return self._prepare(voice) if key is None else self._voices.get(key, lambda: self._prepare(voice))
+    def _prepared(self, prompt: FlowPrompt) -> PreparedPrompt:
+        return self._prompts.get(prompt.key, lambda: self._prepare(prompt))
 
     @torch.inference_mode()
-    def _prepare(self, voice: S3GenVoice) -> PreparedVoice:
-        check_ids("prompt", voice.prompt_tokens, self.config)
-        xvector = to_device(voice.xvector.float(), self.device)
-        return PreparedVoice(
-            tokens=to_device(voice.prompt_tokens, self.device),
-            mel=to_device(voice.prompt_mel.float(), self.device),
+    def _prepare(self, prompt: FlowPrompt) -> PreparedPrompt:
+        check_ids("prompt", prompt.tokens, self.config)
+        xvector = to_device(prompt.xvector.float(), self.device)
+        return PreparedPrompt(
+            tokens=to_device(prompt.tokens, self.device),
+            mel=to_device(prompt.mel.float(), self.device),
             speaker=self.speaker(F.normalize(xvector, dim=-1)),
         )
 

@@ -10,25 +10,25 @@ from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.noise import S3GenNoise
-from chatterbox_vllm.s3gen.prompt import S3GenVoice
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 
 
 @dataclass(frozen=True)
 class S3GenRequest:
-    """One utterance: speech tokens [n] int64, the voice to speak them in, and its noise (`S3Gen.draw_noise`)."""
+    """One utterance: speech tokens [n] int64, the prompt to speak them after, and its noise (`S3Gen.draw_noise`)."""
 
     speech_tokens: torch.Tensor
-    voice: S3GenVoice
+    prompt: FlowPrompt
     noise: S3GenNoise
 
 
-def mel_frames(speech_tokens: int, voice: S3GenVoice) -> tuple[int, int]:
+def mel_frames(speech_tokens: int, prompt: FlowPrompt) -> tuple[int, int]:
     """Mel frames of prompt and generation together, and of the generation alone, for that many speech tokens.
 
     With an odd frame at the prompt's end the generation is one frame shorter.
     """
-    total = UPSAMPLING * (len(voice.prompt_tokens) + speech_tokens)
-    return total, total - len(voice.prompt_mel)
+    total = UPSAMPLING * (len(prompt.tokens) + speech_tokens)
+    return total, total - len(prompt.mel)
 
 
 def require_speech(speech_tokens: int) -> None:
@@ -42,7 +42,7 @@ def check_request(request: S3GenRequest, config: S3GenConfig) -> None:
     tokens = request.speech_tokens
     require_speech(len(tokens))
     check_ids("speech", tokens, config)
-    total, generated = mel_frames(len(tokens), request.voice)
+    total, generated = mel_frames(len(tokens), request.prompt)
     hift = config.hift
     expected = {
         "z": (hift.num_mels, total),

@@ -148,7 +148,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
             raise DeviceError(f"S3Gen cannot start: {error}") from error
     scheduler = Scheduler(
         config.t3,
-        Preparation(PromptMaker(family, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
+        Preparation(PromptMaker(config, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
         talker,
         voicing,
         # No more than T3 speaks at once: what waits inside vLLM cannot be overtaken. A place that one piece leaves is
@@ -171,6 +171,7 @@ def _t3_options(settings: Settings, plan: Plan) -> T3Options:
         quantization=plan.quantization.t3,
         double_quant=plan.quantization.double_quant,
         graph_sizes=plan.graph_sizes,
+        teacher_forcing=settings.teacher_forcing,
     )
 
 

@@ -1,4 +1,4 @@
-"""The flow for a batch: speech tokens, voices and noise of many utterances to their mels in one pass."""
+"""The flow for a batch: speech tokens, prompts and noise of many utterances to their mels in one pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING, FlowEncoder
 from chatterbox_vllm.s3gen.flow.estimator import Estimator
 from chatterbox_vllm.s3gen.flow.solver import Velocity, solve, time_span, velocity_of
 from chatterbox_vllm.s3gen.packing import SIZES, PackedLayout, packed_size
-from chatterbox_vllm.s3gen.prompt import PreparedVoice
+from chatterbox_vllm.s3gen.prompt import PreparedPrompt
 from chatterbox_vllm.s3gen.ragged import PaddedLayout, padded_size, padding_mask
 
 # Packed batches need 13; padded ones have a shape for each number of rows and length.
@@ -51,7 +51,7 @@ class TokenToMel:
     def __call__(
         self,
         speech: Sequence[torch.Tensor],
-        voices: Sequence[PreparedVoice],
+        prompts: Sequence[PreparedPrompt],
         z: Sequence[torch.Tensor],
         steps: int,
     ) -> list[torch.Tensor]:
@@ -64,19 +64,19 @@ class TokenToMel:
         """
         device, dtype = self.device, self.execution.dtype
         sent = to_device(torch.cat(list(speech)), device).split([len(tokens) for tokens in speech])
-        tokens = [torch.cat([voice.tokens, own]) for voice, own in zip(voices, sent, strict=True)]
+        tokens = [torch.cat([prompt.tokens, own]) for prompt, own in zip(prompts, sent, strict=True)]
         lengths = [len(row) for row in tokens]
         mu = self.encoder(pad_sequence(tokens, batch_first=True), padding_mask(lengths, device))
-        speaker = torch.stack([voice.speaker for voice in voices])[:, None].expand(-1, mu.shape[1], -1)
-        prompt = pad_sequence([voice.mel for voice in voices], batch_first=True)
-        prompt = F.pad(prompt, (0, 0, 0, mu.shape[1] - prompt.shape[1]))
+        speaker = torch.stack([prompt.speaker for prompt in prompts])[:, None].expand(-1, mu.shape[1], -1)
+        mels = pad_sequence([prompt.mel for prompt in prompts], batch_first=True)
+        mels = F.pad(mels, (0, 0, 0, mu.shape[1] - mels.shape[1]))
 
         layout = self._layout([UPSAMPLING * length for length in lengths])
         span, times = self._span_and_times(steps)
         mel = solve(
             self._velocity,
             z=layout.pack(pad_sequence([to_device(own, device).T for own in z], batch_first=True)),
-            condition=layout.pack(torch.cat([part.to(dtype) for part in (mu, speaker, prompt)], dim=-1)),
+            condition=layout.pack(torch.cat([part.to(dtype) for part in (mu, speaker, mels)], dim=-1)),
             span=span,
             times=times,
             tables=layout.tables,
