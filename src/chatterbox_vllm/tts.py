@@ -21,7 +21,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechReq
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Voicing
+from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -67,7 +67,7 @@ class ChatterboxTTS:
         device: torch.device,
         scheduler: Scheduler,
         talker: T3Stage,
-        voicing: Voicing,
+        voicing: Synthesis,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
