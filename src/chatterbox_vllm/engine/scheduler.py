@@ -333,3 +333,8 @@ class Scheduler:
         del self._jobs[job.serial]
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)
+
+
+def _order(priority: int, k: int) -> float:
+    """Whose piece S3Gen takes first: by priority, then those whose listeners have heard least."""
+    return priority * 1e6 + min(k, 999_999)
