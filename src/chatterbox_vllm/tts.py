@@ -21,7 +21,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechReq
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Voicing
+from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -38,8 +38,10 @@ from chatterbox_vllm.setup.planning import (
 )
 from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Stage
+from chatterbox_vllm.text.clean import Cleaning
+from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.library import ClipVoices
+from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 _SHUT_DOWN = "this model was shut down; load it again"
@@ -65,7 +67,7 @@ class ChatterboxTTS:
         device: torch.device,
         scheduler: Scheduler,
         talker: T3Stage,
-        voicing: Voicing,
+        voicing: Synthesis,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
@@ -83,7 +85,7 @@ class ChatterboxTTS:
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
         self.settings: dict[str, Any] = {}
-        self._clips = ClipVoices(enroller)
+        self._files = FileVoices(enroller)
 
     @classmethod
     def from_pretrained(
@@ -253,22 +255,24 @@ class ChatterboxTTS:
         }
 
     def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
-        """Make the speaker of an audio file the voice in use, for this and later calls.
+        """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
         Args:
-            wav_fpath: any common format, rate and channel count; 0.5 s to 10 minutes.
+            wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
+                `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
 
         Raises:
             AudioError: the file cannot be decoded or used.
+            CheckpointError: it is a saved voice that is damaged or made for another model.
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
         self.conds = self.enrol(wav_fpath)
 
     def enrol(self, path: str | os.PathLike[str]) -> Voice:
-        """The voice of an audio file; enrolled once for as long as the file does not change."""
-        return self._clips.voice(Path(path))
+        """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
+        return self._files.voice(Path(path))
 
     @overload
     def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...
@@ -288,6 +292,8 @@ class ChatterboxTTS:
         max_tokens: int | None = None,
         diffusion_steps: int | None = None,
         seed: int | None = None,
+        pauses: Pauses = DEFAULT_PAUSES,
+        clean_text: bool | Cleaning = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
@@ -298,6 +304,8 @@ class ChatterboxTTS:
             audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
+            pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
+            clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`; what is None takes the model's own default.
@@ -328,11 +336,12 @@ class ChatterboxTTS:
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
+        voice = self.voice
         results: list[Any] = [None] * len(texts)
         requests: dict[int, SpeechRequest] = {}
         for i, entry in enumerate(texts):
             try:
-                requests[i] = SpeechRequest(entry, self.voice, _nth(parameters, i))
+                requests[i] = SpeechRequest(entry, voice, _nth(parameters, i), pauses=pauses, clean_text=clean_text)
             except ConfigError as error:  # this text's alone
                 results[i] = error
         places = list(requests)
