@@ -11,7 +11,6 @@ from pathlib import Path
 
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import ConfigError, OutputError
-from chatterbox_vllm.settings import VOICES_DIRECTORY
 from chatterbox_vllm.voices.voice import Voice
 
 SUFFIX = ".pt"
@@ -63,7 +62,7 @@ class VoiceLibrary:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set {VOICES_DIRECTORY.variable} "
+                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set CHATTERBOX_VOICES "
                 "to a directory that can be written"
             ) from error
         if not overwrite and path.exists():
@@ -81,7 +80,7 @@ class VoiceLibrary:
             paths = sorted(self.directory.iterdir()) if self.directory.exists() else []
         except OSError as error:
             raise ConfigError(
-                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set {VOICES_DIRECTORY.variable} "
+                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set CHATTERBOX_VOICES "
                 "to another directory"
             ) from error
         entries = (_entry(path) for path in paths if path.suffix == SUFFIX and is_voice_name(path.stem))
@@ -184,9 +183,9 @@ def default_directory() -> Path:
     Raises:
         ConfigError: the user has no home directory.
     """
-    if own := os.environ.get(VOICES_DIRECTORY.variable or ""):
+    if own := os.environ.get("CHATTERBOX_VOICES"):
         return Path(own)
     try:
         return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chatterbox-vllm" / "voices"
     except RuntimeError as error:
-        raise ConfigError(f"there is no place for voices ({error}); set {VOICES_DIRECTORY.variable} to a directory") from error
+        raise ConfigError(f"there is no place for voices ({error}); set CHATTERBOX_VOICES to a directory") from error
