@@ -384,5 +384,5 @@ def test_what_cannot_be_is_refused(demo: Path, made: dict[str, Path], config: T3
 
 
 def test_without_the_library(demo: Path, config: T3Config, no_bitsandbytes: None) -> None:
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+    with pytest.raises(ConfigError, match="pip install .bitsandbytes>="):
         T3Stage(config, Weights(demo / FILE), T3Options(torch.float32, quantization="bnb-8bit"), CPU)

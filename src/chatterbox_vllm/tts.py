@@ -21,17 +21,27 @@ from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechReq
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Voicing
+from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
 from chatterbox_vllm.setup.models import resolve_model
-from chatterbox_vllm.setup.planning import DType, make_plan, make_settings, strategy_for, wanted_quantization
+from chatterbox_vllm.setup.planning import (
+    DType,
+    automatic_tier,
+    make_plan,
+    make_settings,
+    strategy_for,
+    wanted_quantization,
+)
+from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Stage
+from chatterbox_vllm.text.clean import Cleaning
+from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.library import ClipVoices
+from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 _SHUT_DOWN = "this model was shut down; load it again"
@@ -46,6 +56,7 @@ class ChatterboxTTS:
         conds: the voice in use, a `Voice`, or None before there is one.
         quantization: the methods in force: those of files that are quantized already, and else those asked for, after
             the steps that `fallback` took; `get_quantization_info` counts.
+        settings: how the engine runs, as `settings_in_force` describes it for result files.
     """
 
     sr = SAMPLE_RATE
@@ -56,7 +67,7 @@ class ChatterboxTTS:
         device: torch.device,
         scheduler: Scheduler,
         talker: T3Stage,
-        voicing: Voicing,
+        voicing: Synthesis,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
@@ -73,7 +84,8 @@ class ChatterboxTTS:
         self._enroller = enroller
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
-        self._clips = ClipVoices(enroller)
+        self.settings: dict[str, Any] = {}
+        self._files = FileVoices(enroller)
 
     @classmethod
     def from_pretrained(
@@ -153,6 +165,7 @@ class ChatterboxTTS:
         use_bnb_quantization: bool = False,
         quantization: QuantizationConfig | None = None,
         fallback: bool = False,
+        teacher_forcing: bool = False,
     ) -> Self:
         """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.
 
@@ -180,6 +193,7 @@ class ChatterboxTTS:
             fallback: where a component's method cannot be had on this machine, take the next that can; where the card
                 has no room, try what `QuantizationConfig.steps_down` lists. Each step is logged and shown by
                 `get_quantization_info`. Without, that is an error.
+            teacher_forcing: for evaluation: T3 takes requests that bring the tokens that they have to say.
 
         Raises:
             ConfigError, CheckpointError, DeviceError
@@ -194,7 +208,10 @@ class ChatterboxTTS:
             cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
+            teacher_forcing=teacher_forcing,
         )
+        if tier == AUTO:  # asked once: what is free on a card changes
+            tier = automatic_tier(settings.device).gb
         options = {
             "use_quantization": use_quantization,
             "quantization_method": quantization_method,
@@ -216,6 +233,8 @@ class ChatterboxTTS:
         tts = cls(directory, settings.device, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
         tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
+        tts.settings = settings_in_force(parts.talker, parts.voicing.stage, parts.plan, tts.quantization, tier)
+        tts.settings["watermark"] = watermark
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:
@@ -236,22 +255,24 @@ class ChatterboxTTS:
         }
 
     def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
-        """Make the speaker of an audio file the voice in use, for this and later calls.
+        """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
         Args:
-            wav_fpath: any common format, rate and channel count; 0.5 s to 10 minutes.
+            wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
+                `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
 
         Raises:
             AudioError: the file cannot be decoded or used.
+            CheckpointError: it is a saved voice that is damaged or made for another model.
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
         self.conds = self.enrol(wav_fpath)
 
     def enrol(self, path: str | os.PathLike[str]) -> Voice:
-        """The voice of an audio file; enrolled once for as long as the file does not change."""
-        return self._clips.voice(Path(path))
+        """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
+        return self._files.voice(Path(path))
 
     @overload
     def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...
@@ -271,6 +292,8 @@ class ChatterboxTTS:
         max_tokens: int | None = None,
         diffusion_steps: int | None = None,
         seed: int | None = None,
+        pauses: Pauses = DEFAULT_PAUSES,
+        clean_text: bool | Cleaning = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
@@ -281,6 +304,8 @@ class ChatterboxTTS:
             audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
+            pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
+            clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`; what is None takes the model's own default.
@@ -311,11 +336,12 @@ class ChatterboxTTS:
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
+        voice = self.voice
         results: list[Any] = [None] * len(texts)
         requests: dict[int, SpeechRequest] = {}
         for i, entry in enumerate(texts):
             try:
-                requests[i] = SpeechRequest(entry, self.voice, _nth(parameters, i))
+                requests[i] = SpeechRequest(entry, voice, _nth(parameters, i), pauses=pauses, clean_text=clean_text)
             except ConfigError as error:  # this text's alone
                 results[i] = error
         places = list(requests)

@@ -79,6 +79,7 @@ class T3Methods:
             cuda_graphs=self.device.type == "cuda",
             quantization=method,
             graph_sizes=tuple(sorted({*self.workload.batches, len(TEXTS)})),
+            teacher_forcing=True,
         )
         talker = T3Stage(self.config.t3, weights, options, self.device)
         try:
