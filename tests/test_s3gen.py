@@ -25,6 +25,8 @@ from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.s3gen.ragged import PaddedLayout, padded_size, padding_mask
 from chatterbox_vllm.s3gen.vocoder.spectra import inverse_stft, stft
 
+from .reasons import NO_TRITON
+
 CONFIG = S3GenConfig(
     xvector=XVectorConfig(embedding_size=6),
     flow=FlowConfig(
@@ -318,7 +320,7 @@ def test_layouts(bucketed: bool) -> None:
     assert padded.pack(rows).shape == (4, 256 if bucketed else 150, 2)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
 def test_kernels_and_packed_networks_by_the_interpreter(tmp_path: Path) -> None:
     script = (
         "import sys, json, torch; from pathlib import Path; from tests import test_gpu_s3gen as fast\n"

@@ -16,6 +16,8 @@ from chatterbox_vllm.t3 import sampling
 from chatterbox_vllm.t3.draws import uniforms
 from chatterbox_vllm.t3.sampling import RowValues
 
+from .reasons import NO_TRITON
+
 VOCABULARY = 50
 
 
@@ -128,7 +130,7 @@ def kernel_differences(device: str, rows: int, vocabulary: int) -> list[str]:
     return faults
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
 def test_kernel_by_the_interpreter() -> None:
     script = "from tests.test_sampling import kernel_differences as d; print(d('cpu', 40, 50) + d('cpu', 12, 777))"
     result = subprocess.run(
