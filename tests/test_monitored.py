@@ -317,7 +317,7 @@ def test_an_engine_that_fails_at_once_again_is_given_up(events: list[str]) -> No
 
 def test_requests_that_are_refused_are_no_failures_of_the_engine(events: list[str]) -> None:
     async def main() -> None:
-        async with MonitoredChatterbox(lambda config: Model(config, events), NF4, AT_ONCE) as engine:
+        async with MonitoredChatterbox(lambda config: Model(config, events), NF4, LIMITS) as engine:
             for _ in range(5):
                 assert isinstance((await engine.speak(request("refused"))).error, ConfigError)
             assert engine.monitor.figures.results == 0 and engine.steps == []

@@ -115,3 +115,18 @@ def test_what_a_result_says_of_where_it_comes_from(demo: Path, tmp_path: Path, m
     assert isinstance(facts["instruction sets"], list) and facts["cpu"]
     (tmp_path / "config.json").write_text((demo / "config.json").read_text().replace('"synthetic": true,', ""))
     assert model_identity(tmp_path)["weights"] == "unknown"
+
+
+@pytest.mark.gpu
+def test_on_a_card_what_this_process_takes_is_seen() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    with Probe(device, interval=0.005) as probe:
+        block = torch.zeros(1 << 30, dtype=torch.uint8, device=device)
+        torch.cuda.synchronize()
+        time.sleep(0.2)
+        del block
+    usage = probe.usage
+    assert usage.peak_device_bytes is not None and 1 << 30 <= usage.peak_device_bytes < 4 << 30
+    assert usage.counted_by in ("driver", "allocator") and usage.gpu_busy_share is not None
+    facts = provenance(device)
+    assert facts["gpu"] == torch.cuda.get_device_name(device) and facts["driver"][0].isdigit() and facts["cuda"]
