@@ -18,8 +18,7 @@ class Break(IntEnum):
     SCENE = 5
 
 
-# Stands for a pause that the text asks for while it is read. Of Unicode's private use, so that no text holds it that was
-# tidied before.
+# Stands for a pause that the text asks for, while it is read. It is of Unicode's private use, which tidied texts lack.
 MARK = "\ue000"
 
 # Scripts that put spaces between words, and those that do not; closing marks stay with what they close.
@@ -110,5 +109,3 @@ def _abbreviates(paragraph: str, sentence: int, dot: int, following: str) -> boo
     if _EITHER_WAY.fullmatch(word) and following[1:].isupper():
         return False
     return _ABBREVIATION.fullmatch(word) is not None
-
-

@@ -70,8 +70,9 @@ def read_layout(text: str) -> Iterator[Paragraph]:
     for raw in text.replace("\u2029", "\n\n").splitlines():
         line = " ".join(raw.split())
         if not line:
-            yield from _block(block)
-            block = []
+            if block:
+                yield from _block(block)
+                block = []
         elif has_words(line):
             block.append(line)
         elif len(block) == 1 and _underlines(line, block[0]):
@@ -102,10 +103,11 @@ def _cut(before: Paragraph, after: Paragraph) -> Break | None:
     """What ends between two paragraphs that must not share a piece; None where they may."""
     if Kind.ORNAMENT in (before.kind, after.kind):
         return Break.SCENE
-    if after.kind == Kind.CHAPTER or before.is_heading != after.is_heading:
+    headings = before.is_heading
+    if after.kind == Kind.CHAPTER or headings != after.is_heading:
         return Break.HEADING
     # A chapter and its title, a title page.
-    if before.is_heading or not before.closed:
+    if headings or not before.closed:
         return None
     return None if before.is_short_speech and after.is_short_speech else Break.PARAGRAPH
 

@@ -20,10 +20,12 @@ from chatterbox_vllm.text.split import LONGEST, Segment, require_room
 from chatterbox_vllm.text.writing_systems import unsaid_letters, warn_of_unsaid_letters
 
 # "Hello [pause:1s]." has its full stop behind the pause.
-_MARK_BEFORE_PUNCTUATION = re.compile(rf"(?<=\w)(\s*{MARK}[\s{MARK}]{{0,100}})([.,;:!?…]{{1,4}}[\"'”’)]{{0,2}})(?=\s|$)")
+_MARK_BEFORE_PUNCTUATION = re.compile(
+    rf"(?<=\w)(\s*{MARK}[\s{MARK}]{{0,100}})([.,;:!?…]{{1,4}}[\"'”’)]{{0,2}})(?=\s|$)"
+)
 
 # A scene break whose line breaks were lost: "went out. * * * The rain".
-_INNER_SCENE_BREAK = re.compile(r"(?<=[.!?…\"”’)])[ \t]+(?:(?:\*[ \t]*){3,20}|[❦❧☙⁂✻✽]{1,20}[ \t]+)(?=\S)")
+_INNER_SCENE_BREAK = re.compile(r"(?<=[.!?…\"”’)])[ \t]+(?:(?:\*[ \t]{0,3}){3,20}|[❦❧☙⁂✻✽]{1,20}[ \t]+)(?=\S)")
 
 
 def read_script(

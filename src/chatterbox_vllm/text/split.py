@@ -63,14 +63,12 @@ def split_text(text: str, longest: int = LONGEST) -> list[Segment]:
     pieces: list[tuple[str, Break]] = []
     for paragraphs, end in sections(read_layout(text)):
         parts = [
-            unit
-            for paragraph in paragraphs
-            for unit in units(" ".join(paragraph.lines), paragraph.end, " ", longest)
+            unit for paragraph in paragraphs for unit in units(" ".join(paragraph.lines), paragraph.end, " ", longest)
         ]
         *others, (last, _) = balance(parts, longest)
         pieces += [*others, (last, end)]
     before = Break.SENTENCE
-    segments = []
+    segments: list[Segment] = []
     for piece, end in pieces:
         segments.append(
             Segment(
