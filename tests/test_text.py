@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.text.characters import tidy_characters
 from chatterbox_vllm.text.files import read_text
 from chatterbox_vllm.text.normalize import normalize_punctuation
+from chatterbox_vllm.text.script import read_script
+from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.text.writing_systems import writing_system
 
 
@@ -76,6 +79,32 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_writing_systems(character: str, script: str | None) -> None:
     assert writing_system(character) == script
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EnglishTokenizer:
+    """A character a token, and control tokens as the published one has them."""
+    special = ["[STOP]", "[UNK]", "[SPACE]", "[START]", "[it]", "[laughter]", "[clear_throat]"]
+    vocabulary = {token: i for i, token in enumerate([*special, *map(chr, range(33, 127))])}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(special)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    made.save(str(path))
+    return EnglishTokenizer(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["[", "]", "it", "[it]", "STOP", "SPACE", "UNK", " ", "\n", "-", "…", "’"]), max_size=40)
+)
+def test_no_text_reaches_the_model_as_a_control_token(tokenizer: EnglishTokenizer, parts: list[str]) -> None:
+    text = "Take " + "".join(parts)
+    assert tokenizer.special_tokens >= {"[it]", "[STOP]"}
+    spaces = {tokenizer.encode(" ")[0]}
+    for piece in read_script(text, special_tokens=tokenizer.special_tokens, longest=60):
+        ids = tokenizer.encode(normalize_punctuation(piece.text))
+        assert not {i for i in ids if i < len(tokenizer.special_tokens)} - spaces
 
 
 @settings(max_examples=200, deadline=None)

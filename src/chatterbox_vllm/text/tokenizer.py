@@ -30,6 +30,11 @@ class EnglishTokenizer:
         if missing:
             raise CheckpointError(f"{path}: lacks the tokens {', '.join(missing)}; is this Chatterbox's tokenizer?")
 
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Its control tokens, as it spells them. It reads them wherever they stand in a text."""
+        return frozenset(token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without start and stop."""
         return self._tokenizer.encode(text.replace(" ", _SPACE)).ids
