@@ -102,7 +102,7 @@ def test_bad_limit() -> None:
 @pytest.mark.parametrize(
     "text, spoken",
     [
-        ("\ufeffHello from a file.\r\n", "Hello from a file.\r\n"),
+        ("\ufeffHello from a file.\r\n", "Hello from a file."),
         ("some\u00adthing long\u200bword w\u2060j \u202eleft\u202c a\ufe0f", "something longword wj left a"),
         ("Le cafe\u0301 de la cre\u0300me", "Le café de la crème"),
         ("a\x00b\x07c\x9fd", "a b c d"),

@@ -67,7 +67,7 @@ def read_script(
         text = clean_text(text, cleaning)
     _require_words(text, written)
     if not marks and len(text) <= longest and len(text.strip().splitlines()) == 1:
-        text = speak_special_tokens(text, special_tokens)
+        text = speak_special_tokens(text.strip("\r\n"), special_tokens)
         _require_words(text, written)
         if scripts is not None:
             warn_of_unsaid_letters(unsaid_letters(text, scripts), scripts)
