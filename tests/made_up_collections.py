@@ -19,7 +19,8 @@ class Ears:
     """Stands for `VoiceJudge`: all speakers are one."""
 
     def hear(self, wave: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(speaker_embedding=torch.ones(4), xvector=torch.ones(3))
+        speaker, prompt = SimpleNamespace(speaker_embedding=torch.ones(4)), SimpleNamespace(xvector=torch.ones(3))
+        return SimpleNamespace(conditioning=speaker, prompt=prompt)
 
 
 def made_up(directory: Path, plan: EvaluationPlan, name: str = "demo") -> Collection:
@@ -35,6 +36,7 @@ def made_up(directory: Path, plan: EvaluationPlan, name: str = "demo") -> Collec
         collection.save("speech", case.index, wave)
     enrolled = {"t3": {"speaker_emb": torch.ones(4)}, "gen": {"embedding": torch.ones(3)}}
     torch.save(enrolled, collection.voice_path(0, "enrolled"))
+    torch.save(enrolled, collection.voice_path(0))
     cases = [CaseFacts(case.index, [1] * POSITIONS, "stop", FRAMES / 50) for case in plan.cases]
     facts = RunFacts(f"/models/{name}", name, {}, {"device": "cpu"}, 1.0, 2.0, None, 1 << 30, cases, {"clip.wav": None})
     collection.write_facts(facts)

@@ -1,4 +1,8 @@
-"""Settings that a keyword, an environment variable or a default decides, in this order."""
+"""The one table of all settings: keyword, command-line option, environment variable, default, meaning.
+
+A setting is decided by its keyword (or the option, which stands for it), else by its environment variable, else by its
+default. `docs/settings.md` is written from this table (tests/test_settings.py).
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,32 @@ _NO = ("0", "false", "no", "off")
 
 @dataclass(frozen=True)
 class Setting:
-    """A keyword and the environment variable that stands in where it is None."""
+    """One setting and every way to give it.
+
+    Attributes:
+        keyword: in Python; empty for what only the environment sets.
+        meaning: what it does and what it takes.
+        default: of the keyword; None where `unset` says what happens without a value.
+        unset: what None means.
+        option: on the command line, in the form that Typer takes; None where there is no option.
+        variable: the environment variable that stands in where the keyword is None.
+    """
 
     keyword: str
-    variable: str
+    meaning: str
+    default: bool | int | float | str | None = None
+    unset: str = ""
+    option: str | None = None
+    variable: str | None = None
+
+    @property
+    def shown_default(self) -> str:
+        """The default in words, for tables and help."""
+        if self.unset:
+            return self.unset
+        if isinstance(self.default, bool):
+            return "on" if self.default else "off"
+        return "none" if self.default is None else str(self.default)
 
     def resolve(self, value: object, parse: Callable[[object], T], default: D) -> T | D:
         """The keyword's value, or else the variable's where it is set and not empty, or else the default.
@@ -34,8 +60,12 @@ class Setting:
         """
         if value is not None:
             return self._parsed(self.keyword, value, parse)
-        found = os.environ.get(self.variable, "").strip()
+        found = self.from_environment()
         return self._parsed(f"the environment variable {self.variable}", found, parse) if found else default
+
+    def from_environment(self) -> str:
+        """The variable's value, or nothing where it is not set."""
+        return os.environ.get(self.variable, "").strip() if self.variable else ""
 
     def _parsed(self, where: str, value: object, parse: Callable[[object], T]) -> T:
         try:
@@ -76,6 +106,206 @@ def share(value: object) -> float:
     return number
 
 
-MAX_MODEL_LEN = Setting("max_model_len", "CHATTERBOX_MAX_MODEL_LEN")
-MAX_BATCH_SIZE = Setting("max_batch_size", "CHATTERBOX_MAX_BATCH_SIZE")
-GPU_MEMORY_UTILIZATION = Setting("gpu_memory_utilization", "CHATTERBOX_GPU_MEMORY_UTILIZATION")
+MAX_MODEL_LEN = Setting(
+    "max_model_len",
+    "longest prompt and speech together, in positions; a second of speech is 25",
+    unset="the tier's, else 2048",
+    option="--max-model-len",
+    variable="CHATTERBOX_MAX_MODEL_LEN",
+)
+MAX_BATCH_SIZE = Setting(
+    "max_batch_size",
+    "most texts that T3 speaks at once",
+    unset="the tier's, else 16, on a CPU 4",
+    option="--max-batch-size",
+    variable="CHATTERBOX_MAX_BATCH_SIZE",
+)
+GPU_MEMORY_UTILIZATION = Setting(
+    "gpu_memory_utilization",
+    "share of the card's memory that the process may take, above 0 and at most 1; T3's key-value cache gets what the "
+    "rest of the process leaves of it. CUDA only",
+    unset="the key-value cache is computed",
+    variable="CHATTERBOX_GPU_MEMORY_UTILIZATION",
+)
+USE_QUANTIZATION = Setting(
+    "use_quantization",
+    "whether anything is quantized; off takes a tier's methods back",
+    unset="the tier's methods, else nothing",
+    variable="CHATTERBOX_USE_QUANTIZATION",
+)
+QUANTIZATION_METHOD = Setting(
+    "quantization_method",
+    "T3's method: bnb-4bit, bnb-8bit, awq or fp8",
+    unset="the tier's, else bnb-4bit",
+    variable="CHATTERBOX_QUANTIZATION_METHOD",
+)
+QUANTIZE_S3GEN = Setting(
+    "quantize_s3gen",
+    "method of S3Gen's flow: bnb-4bit, bnb-8bit, or true for T3's",
+    unset="the tier's, else none",
+    variable="CHATTERBOX_QUANTIZE_S3GEN",
+)
+QUANTIZE_VOICE_ENCODER = Setting(
+    "quantize_voice_encoder",
+    "method of the voice encoder: bnb-4bit, bnb-8bit, or true for T3's",
+    unset="the tier's, else none",
+    variable="CHATTERBOX_QUANTIZE_VOICE_ENCODER",
+)
+
+# Keywords of `ChatterboxTTS.from_pretrained` and `from_pretrained_quantized`, and of `from_local` from `dtype` on.
+MODEL = (
+    Setting(
+        "model",
+        'a family ("english"), "demo" (synthetic weights, needs no download, babbles), a directory, or a hub id',
+        default="english",
+        option="--model",
+    ),
+    Setting("device", "auto, cpu, cuda or cuda:N", default="auto", option="--device"),
+    Setting(
+        "revision",
+        "commit, branch or tag of a hub id",
+        unset="the family's pinned commit, else the hub's newest",
+        option="--revision",
+    ),
+)
+ENGINE = (
+    Setting(
+        "tier",
+        "lay the process out for a card of 4, 6, 8, 12, 24 or 48 GB, or auto by free memory",
+        unset="no tier",
+        option="--tier",
+    ),
+    Setting(
+        "dtype",
+        "T3's precision: auto, float32, float16 or bfloat16; auto is bfloat16 on CUDA (float16 where a card has none) "
+        "and for AWQ, else float32",
+        default="auto",
+        option="--dtype",
+    ),
+    Setting(
+        "s3gen_dtype",
+        "the flow's precision: auto, float32, float16 or bfloat16; auto is float16 on CUDA, else float32",
+        default="auto",
+        option="--s3gen-dtype",
+    ),
+    MAX_MODEL_LEN,
+    MAX_BATCH_SIZE,
+    Setting(
+        "kv_cache_bytes",
+        "memory of T3's key-value cache, in bytes",
+        unset="computed from max_model_len and max_batch_size",
+    ),
+    GPU_MEMORY_UTILIZATION,
+    Setting(
+        "cuda_graphs",
+        "record CUDA graphs: starts slower, speaks faster. CUDA only",
+        unset="on with CUDA",
+        option="--cuda-graphs/--no-cuda-graphs",
+    ),
+    Setting(
+        "deterministic",
+        "T3's tokens do not depend on the batch in half precision either; slower. CUDA only",
+        default=False,
+        option="--deterministic/--no-deterministic",
+    ),
+    Setting("watermark", "mark the audio with the PerTh watermark", default=True, option="--watermark/--no-watermark"),
+    Setting(
+        "teacher_forcing",
+        "let requests bring the tokens that T3 has to say; for evaluation, not for service",
+        default=False,
+    ),
+)
+QUANTIZATION = (
+    USE_QUANTIZATION,
+    QUANTIZATION_METHOD,
+    QUANTIZE_S3GEN,
+    QUANTIZE_VOICE_ENCODER,
+    Setting("use_bnb_quantization", "short for use_quantization with bnb-4bit", default=False),
+    Setting("quantization", "a `QuantizationConfig`, in place of the five above", unset="what the others say"),
+    Setting(
+        "quantization_strategy",
+        "conservative, mixed, aggressive, nf4, int8, or auto by free memory (`from_pretrained_quantized`)",
+        default="auto",
+        option="--quantization-strategy",
+    ),
+    Setting(
+        "fallback",
+        "step down to the next method where one cannot be had, or the card has no room, instead of an error",
+        default=False,
+    ),
+)
+
+# Fields of `SpeechParameters`, keywords of `ChatterboxTTS.generate`; the defaults are the English family's.
+SPEECH = (
+    Setting("exaggeration", "emotion, 0 to 2; 0.5 is neutral", default=0.5, option="--exaggeration"),
+    Setting("cfg_weight", "guidance towards the text, 0 to 10; 0 is none", default=0.5, option="--cfg-weight"),
+    Setting("temperature", "0 to 5; 0 takes the likeliest token", default=0.8, option="--temperature"),
+    Setting("min_p", "least share of the likeliest token's probability, 0 to 1", default=0.05, option="--min-p"),
+    Setting("top_p", "nucleus of the distribution, above 0 to 1", default=1.0, option="--top-p"),
+    Setting("repetition_penalty", "0.1 to 10; 1 is none", default=1.2, option="--repetition-penalty"),
+    Setting(
+        "max_tokens",
+        "most speech tokens of a piece, 25 to a second; the default gives way to what the model length leaves",
+        default=1000,
+        option="--max-tokens",
+    ),
+    Setting("diffusion_steps", "solver steps from noise to mel, 1 to 100", default=10, option="--diffusion-steps"),
+    Setting("seed", "the same seed gives the same audio", unset="a new one each time", option="--seed"),
+)
+# Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.
+TEXT = (
+    Setting(
+        "pauses",
+        "a `Pauses`: seconds of silence where a text is cut, 0 to 60 each; on the command line KIND=SECONDS, repeated. "
+        "[pause:0.5s] in a text asks for one there",
+        unset="clause 0.15, sentence 0.35, paragraph 0.7, heading 0.7, scene 1",
+        option="--pause",
+    ),
+    Setting(
+        "clean_text",
+        "make markdown, addresses, footnote marks and emoji fit to be spoken: true, or a `Cleaning`",
+        default=False,
+        option="--clean-text/--no-clean-text",
+    ),
+)
+
+CACHE_DIRECTORY = Setting(
+    "",
+    "directory for what this package builds: the demo model, T3's directories for vLLM",
+    unset="chatterbox-vllm in XDG_CACHE_HOME, else in ~/.cache",
+    variable="CHATTERBOX_VLLM_CACHE",
+)
+VOICES_DIRECTORY = Setting(
+    "",
+    "directory of the voices that were saved by name",
+    unset="chatterbox-vllm/voices in XDG_DATA_HOME, else in ~/.local/share",
+    variable="CHATTERBOX_VOICES",
+)
+# What only the environment sets; the last two are read by start.sh.
+ENVIRONMENT = (
+    CACHE_DIRECTORY,
+    VOICES_DIRECTORY,
+    Setting(
+        "",
+        "start.sh: which build of vLLM to install, cpu or cuda",
+        unset="cuda where the driver lists a GPU, else cpu",
+        variable="CHATTERBOX_VLLM_EXTRA",
+    ),
+    Setting(
+        "",
+        "start.sh: the Python to make .venv with, 3.11 to 3.13",
+        unset="the first that is found",
+        variable="CHATTERBOX_VLLM_PYTHON",
+    ),
+)
+
+GROUPS: dict[str, tuple[Setting, ...]] = {
+    "Which model, and where": MODEL,
+    "How it runs": ENGINE,
+    "Quantization": QUANTIZATION,
+    "How it speaks": SPEECH,
+    "How it reads a text": TEXT,
+    "Places and installation": ENVIRONMENT,
+}
+BY_KEYWORD: dict[str, Setting] = {s.keyword: s for group in GROUPS.values() for s in group if s.keyword}
+VARIABLES: dict[str, Setting] = {s.variable: s for group in GROUPS.values() for s in group if s.variable}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,24 +15,36 @@ import torch
 from typing_extensions import Self
 
 from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.engine.job import SAMPLE_RATE
 from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
-from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
-from chatterbox_vllm.engine.synthesis import Voicing
+from chatterbox_vllm.engine.scheduler import Scheduler
+from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
-from chatterbox_vllm.quantization.live import quantization_info
+from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
 from chatterbox_vllm.setup.models import resolve_model
-from chatterbox_vllm.setup.planning import DType, make_plan, make_settings, strategy_for, wanted_quantization
+from chatterbox_vllm.setup.planning import (
+    DType,
+    automatic_tier,
+    make_plan,
+    make_settings,
+    strategy_for,
+    wanted_quantization,
+)
+from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Stage
+from chatterbox_vllm.text.clean import Cleaning
+from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.library import ClipVoices
+from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
+_SHUT_DOWN = "this model was shut down; load it again"
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -43,6 +56,7 @@ class ChatterboxTTS:
         conds: the voice in use, a `Voice`, or None before there is one.
         quantization: the methods in force: those of files that are quantized already, and else those asked for, after
             the steps that `fallback` took; `get_quantization_info` counts.
+        settings: how the engine runs, as `settings_in_force` describes it for result files.
     """
 
     sr = SAMPLE_RATE
@@ -53,7 +67,7 @@ class ChatterboxTTS:
         device: torch.device,
         scheduler: Scheduler,
         talker: T3Stage,
-        voicing: Voicing,
+        voicing: Synthesis,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
@@ -61,13 +75,17 @@ class ChatterboxTTS:
         self.device = device
         self.conds = voice
         self._scheduler: Scheduler | None = scheduler
+        self._lending = threading.Lock()
+        self._stepping = threading.RLock()  # held while an iterator of `run` works
         self._in_use = False
+        self._end_use: Callable[[], None] | None = None
         self._talker = talker
         self._voicing = voicing
         self._enroller = enroller
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
-        self._clips = ClipVoices(enroller)
+        self.settings: dict[str, Any] = {}
+        self._files = FileVoices(enroller)
 
     @classmethod
     def from_pretrained(
@@ -147,6 +165,7 @@ class ChatterboxTTS:
         use_bnb_quantization: bool = False,
         quantization: QuantizationConfig | None = None,
         fallback: bool = False,
+        teacher_forcing: bool = False,
     ) -> Self:
         """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.
 
@@ -174,6 +193,7 @@ class ChatterboxTTS:
             fallback: where a component's method cannot be had on this machine, take the next that can; where the card
                 has no room, try what `QuantizationConfig.steps_down` lists. Each step is logged and shown by
                 `get_quantization_info`. Without, that is an error.
+            teacher_forcing: for evaluation: T3 takes requests that bring the tokens that they have to say.
 
         Raises:
             ConfigError, CheckpointError, DeviceError
@@ -188,7 +208,10 @@ class ChatterboxTTS:
             cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
+            teacher_forcing=teacher_forcing,
         )
+        if tier == AUTO:  # asked once: what is free on a card changes
+            tier = automatic_tier(settings.device).gb
         options = {
             "use_quantization": use_quantization,
             "quantization_method": quantization_method,
@@ -210,6 +233,8 @@ class ChatterboxTTS:
         tts = cls(directory, settings.device, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
         tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
+        tts.settings = settings_in_force(parts.talker, parts.voicing.stage, parts.plan, tts.quantization, tier)
+        tts.settings["watermark"] = watermark
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:
@@ -220,35 +245,34 @@ class ChatterboxTTS:
             not in memory (the voice encoder is loaded at the first enrolment); under "asked" what was asked for, and
             under "steps_down" what `fallback` gave up of it, in order.
         """
-        there = self._scheduler is not None
-        components = {
-            "t3": self._talker.model if there else None,
-            "s3gen": self._voicing.stage.model if there else None,
-            "voice_encoder": self._enroller.loaded_voice_encoder,
-        }
+        encoder, there = self._enroller.loaded_voice_encoder, self._scheduler is not None
         return {
-            **quantization_info(components),
+            "t3": self._talker.quantization.as_dict() if there else None,
+            "s3gen": component_info(self._voicing.stage.model).as_dict() if there else None,
+            "voice_encoder": None if encoder is None else component_info(encoder).as_dict(),
             "asked": str(self._quantization_asked),
             "steps_down": list(self._steps_down),
         }
 
     def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
-        """Make the speaker of an audio file the voice in use, for this and later calls.
+        """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
         Args:
-            wav_fpath: any common format, rate and channel count; 0.5 s to 10 minutes.
+            wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
+                `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
 
         Raises:
             AudioError: the file cannot be decoded or used.
+            CheckpointError: it is a saved voice that is damaged or made for another model.
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
         self.conds = self.enrol(wav_fpath)
 
     def enrol(self, path: str | os.PathLike[str]) -> Voice:
-        """The voice of an audio file; enrolled once for as long as the file does not change."""
-        return self._clips.voice(Path(path))
+        """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
+        return self._files.voice(Path(path))
 
     @overload
     def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...
@@ -257,17 +281,19 @@ class ChatterboxTTS:
     def generate(
         self,
         text: str | Sequence[str],
-        repetition_penalty: float = 1.2,
-        min_p: float = 0.05,
-        top_p: float = 1.0,
+        repetition_penalty: float | None = None,
+        min_p: float | None = None,
+        top_p: float | None = None,
         audio_prompt_path: str | os.PathLike[str] | None = None,
-        exaggeration: float = 0.5,
-        cfg_weight: float = 0.5,
-        temperature: float = 0.8,
+        exaggeration: float | None = None,
+        cfg_weight: float | None = None,
+        temperature: float | None = None,
         *,
-        max_tokens: int = 1000,
-        diffusion_steps: int = 10,
+        max_tokens: int | None = None,
+        diffusion_steps: int | None = None,
         seed: int | None = None,
+        pauses: Pauses = DEFAULT_PAUSES,
+        clean_text: bool | Cleaning = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
@@ -278,9 +304,11 @@ class ChatterboxTTS:
             audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
+            pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
+            clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
-            others: see `SpeechParameters`.
+            others: see `SpeechParameters`; what is None takes the model's own default.
 
         Returns:
             float32 audio (1, n) on the CPU at `sr`; for a list, a list of them (or errors, see above) in its order.
@@ -308,10 +336,18 @@ class ChatterboxTTS:
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
-        requests = [SpeechRequest(entry, self.voice, _nth(parameters, i)) for i, entry in enumerate(texts)]
+        voice = self.voice
         results: list[Any] = [None] * len(texts)
-        for result in with_progress(self.run(requests), len(requests), self.sr, progress):
-            results[result.index] = result.error if result.audio is None else result.audio.unsqueeze(0)
+        requests: dict[int, SpeechRequest] = {}
+        for i, entry in enumerate(texts):
+            try:
+                requests[i] = SpeechRequest(entry, voice, _nth(parameters, i), pauses=pauses, clean_text=clean_text)
+            except ConfigError as error:  # this text's alone
+                results[i] = error
+        places = list(requests)
+        for result in with_progress(self.run(requests.values()), len(requests), self.sr, progress):
+            spoken = result.error if result.audio is None else result.audio.unsqueeze(0)
+            results[places[result.index]] = spoken
         if isinstance(text, str):
             if isinstance(results[0], Exception):
                 raise results[0]
@@ -344,25 +380,44 @@ class ChatterboxTTS:
             ConfigError: the model was shut down, or an earlier run is neither exhausted nor closed.
         """
         scheduler, _ = self.lend_scheduler()
+        results = run_all(scheduler, requests, on_step)
         try:
-            yield from run_all(scheduler, requests, on_step)
+            while True:
+                with self._stepping:
+                    if self._scheduler is None:
+                        raise ConfigError(_SHUT_DOWN)
+                    result = next(results, None)
+                if result is None:
+                    return
+                yield result
         finally:
+            results.close()
             self.return_scheduler()
 
-    def lend_scheduler(self) -> tuple[Scheduler, T3Stage]:
-        """The engine's inside, for one user at a time, who calls `return_scheduler` in the end."""
-        if self._scheduler is None:
-            raise ConfigError("this model was shut down; load it again")
-        if self._in_use:
-            raise ConfigError(
-                "the model is in use: exhaust or close() the iterator of an earlier run, or close its AsyncChatterbox"
-            )
-        self._in_use = True
-        return self._scheduler, self._talker
+    def lend_scheduler(self, end_use: Callable[[], None] | None = None) -> tuple[Scheduler, T3Stage]:
+        """The engine's inside, for one user at a time, who calls `return_scheduler` in the end.
+
+        Args:
+            end_use: what `shutdown` calls first, to make the user give it back.
+
+        Raises:
+            ConfigError: the model was shut down, or somebody has it.
+        """
+        with self._lending:
+            if self._scheduler is None:
+                raise ConfigError(_SHUT_DOWN)
+            if self._in_use:
+                raise ConfigError(
+                    "the model is in use: exhaust or close() the iterator of an earlier run, or close its "
+                    "AsyncChatterbox"
+                )
+            self._in_use, self._end_use = True, end_use
+            return self._scheduler, self._talker
 
     def return_scheduler(self) -> None:
         """The end of `lend_scheduler`."""
-        self._in_use = False
+        with self._lending:
+            self._in_use, self._end_use = False, None
 
     @property
     def t3_stage(self) -> T3Stage:
@@ -386,9 +441,19 @@ class ChatterboxTTS:
         return self.conds
 
     def shutdown(self) -> None:
-        """Stop the engine and free its memory. Nothing happens when called again."""
-        if self._scheduler is not None:
-            self._scheduler = None
+        """Stop the engine and free its memory. Nothing happens when called again.
+
+        An `AsyncChatterbox` that is open on the model is closed first: its requests fail with `AbortedError`. An
+        iterator of `run` or `generate_iter` that is not exhausted raises `ConfigError` when it is asked for more.
+        """
+        end_use = self._end_use
+        if end_use is not None:
+            end_use()
+        with self._stepping, self._lending:
+            scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.abort_all()
+            scheduler.preparation.close()
             self._voicing.close()
             self._voicing.stage.release()
             self._talker.close()

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from chatterbox_vllm.settings import CACHE_DIRECTORY
+
 
 def cache_directory() -> Path:
     """CHATTERBOX_VLLM_CACHE, or this package's place in the user's cache.
@@ -16,7 +18,7 @@ def cache_directory() -> Path:
     Raises:
         OSError: the user has no home directory.
     """
-    if own := os.environ.get("CHATTERBOX_VLLM_CACHE"):
+    if own := CACHE_DIRECTORY.from_environment():
         return Path(own)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatterbox-vllm"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatterbox_vllm.cli.options import add_engine, add_model, add_speech, check_clip, load, speech_parameters
-from chatterbox_vllm.errors import ConfigError, OutputError
-from chatterbox_vllm.quantization.config import METHOD, S3GEN, USE, VOICE_ENCODER
+from chatterbox_vllm.errors import OutputError
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -59,17 +56,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _batch(options: argparse.Namespace) -> int:
     from chatterbox_vllm.batch.folder import Folder
+    from chatterbox_vllm.batch.identity import engine_identity, what_files_depend_on
     from chatterbox_vllm.batch.rows import Input
-    from chatterbox_vllm.batch.run import Batch, Summary
+    from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
     from chatterbox_vllm.engine.request import draw_seed
+    from chatterbox_vllm.setup.device import resolve_device
+    from chatterbox_vllm.setup.models import resolve_model
 
     # Whatever can be refused is refused before the model loads, and before anything is made.
     parameters = speech_parameters(options)
     _check_audio_format(options.audio_format)
     check_clip(options.voice)
     with Input(options.input, options.format) as source:
-        wanted = _what_files_depend_on(options, parameters, source.digest)
-        rows = source.check()
+        device, rows = resolve_device(options.device), source.check()
+        wanted = what_files_depend_on(
+            source.digest, resolve_model(options.model), options.voice, parameters, options.audio_format, device
+        )
         with Folder(options.output_dir) as folder:
             run = folder.open(wanted, rows, options.overwrite, options.retry_failed)
             if run["seed"] is None:
@@ -78,45 +80,14 @@ def _batch(options: argparse.Namespace) -> int:
             if Folder.OPEN not in folder.done:
                 failed = folder.done.count(Folder.FAILED)
                 return _report(options, parameters, Summary(rows, rows, failed=failed))
-            with load(options, options.max_batch_size) as tts:
+            told = tell_faults(source, folder)
+            work = parameters, options.voice, f".{options.audio_format}", told
+            if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
                 folder.begin(run)
-                batch = Batch(source, folder, tts, parameters, options.voice, f".{options.audio_format}")
-                return _report(options, parameters, batch.run())
-
-
-def _what_files_depend_on(options: argparse.Namespace, parameters: SpeechParameters, digest: str) -> dict[str, Any]:
-    """What must not change while a run goes on. Files of voices that rows name are not looked at."""
-    from chatterbox_vllm.setup.device import resolve_device
-
-    model = Path(options.model)
-    return {
-        "input": digest,
-        "model": str(model.resolve()) if model.is_dir() else options.model,
-        "voice": None if options.voice is None else _digest(options.voice),
-        "parameters": {key: value for key, value in asdict(parameters).items() if key != "seed"},
-        "seed": parameters.seed,
-        "audio_format": options.audio_format,
-        "watermark": not options.no_watermark,
-        "device": resolve_device(options.device).type,
-        "dtype": options.dtype,
-        "s3gen_dtype": options.s3gen_dtype,
-        "deterministic": options.deterministic,
-        "quantization": _quantization(options),
-    }
-
-
-def _quantization(options: argparse.Namespace) -> list[str | None]:
-    """Everything that decides which weights are quantized and how."""
-    variables = (setting.variable for setting in (USE, METHOD, S3GEN, VOICE_ENCODER))
-    return [options.tier, options.quantization, *map(os.environ.get, variables)]
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+                return _report(options, parameters, Batch(source, folder, None, *work).run())
+            with load(options, options.max_batch_size) as tts:
+                folder.begin(run, engine_identity(tts.settings))
+                return _report(options, parameters, Batch(source, folder, tts, *work).run())
 
 
 def _check_audio_format(name: str) -> None:

@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
             "max batch": max(options.batch),
             "watermark": not options.no_watermark,
             "synthetic": options.synthetic,
-            "reference tokens": len(tts.conds.prompt_tokens) if tts.conds is not None else None,
+            "reference tokens": len(tts.conds.prompt.tokens) if tts.conds is not None else None,
         }
         if upstream is not None:
             facts["published package"] = upstream.facts

@@ -28,12 +28,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _estimate(options: argparse.Namespace) -> int:
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator, render
     from chatterbox_vllm.setup.loading import in_force
-    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.models import model_headers
     from chatterbox_vllm.setup.tiers import TIERS
 
     chosen = TIERS if options.tier == "all" else (_tier(options.tier),)
-    directory = resolve_model(options.model)
-    estimator = QuantizationMemoryEstimator(directory)
+    model = model_headers(options.model)
+    directory, estimator = model.where, QuantizationMemoryEstimator(model)
     stored = estimator.config.quantized
     if options.strategies and stored.parts:
         raise ConfigError(f"{directory} is quantized already and fits one strategy at most: leave --strategies out")

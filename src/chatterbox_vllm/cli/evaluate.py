@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.evaluation.gates import Verdict
     from chatterbox_vllm.evaluation.plan import EvaluationPlan
 
-_LIBRARIES = ("matplotlib", "pesq", "pystoi")
+_LIBRARIES = ("matplotlib", "pystoi")
 _WORDS = {"true": True, "false": False, "none": None}
 _MOST_TROUBLES = 10
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if absent:
-        raise ConfigError(f"evaluate needs {', '.join(absent)}: pip install 'chatterbox-vllm[evaluate]'")
+        raise ConfigError(f"evaluate needs {', '.join(absent)}: in a checkout pip install '.[evaluate]'")
 
     from chatterbox_vllm.evaluation.asr import load_recogniser
     from chatterbox_vllm.evaluation.collect import CollectionJob, collect_in_process

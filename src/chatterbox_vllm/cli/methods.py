@@ -52,7 +52,7 @@ def _methods(options: argparse.Namespace) -> int:
     from chatterbox_vllm.bench.table import table
     from chatterbox_vllm.setup.device import resolve_device
     from chatterbox_vllm.setup.models import resolve_model
-    from chatterbox_vllm.setup.probe import machine
+    from chatterbox_vllm.setup.provenance import provenance
 
     directory, device = resolve_model(options.model), resolve_device(options.device)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
@@ -77,6 +77,6 @@ def _methods(options: argparse.Namespace) -> int:
         print(flush=True)
         rows += found
     if options.json is not None:
-        facts = {**machine(device), "model": str(options.model), "seconds": options.seconds}
+        facts = {**provenance(device, str(options.model), directory), "seconds": options.seconds}
         write_json(options.json, {**facts, "results": rows})
     return 0

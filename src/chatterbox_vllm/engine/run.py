@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterable
 
 from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.scheduler import Scheduler
@@ -10,35 +11,41 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 
 def run_all(
     scheduler: Scheduler, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
-) -> Iterator[SpeechResult]:
+) -> Generator[SpeechResult, None, None]:
     """Speak all requests; yield each result when it is ready, failures included, in no particular order.
 
-    Requests are taken from `requests` as room for them appears, so it may be endless. Closing the iterator early drops
-    what is left.
+    Requests are taken from `requests` as room for them appears, so it may be endless. Of those at hand the longest
+    texts go first: what is left for the end is short, and the stages stay busy together for longer. Closing the
+    iterator early drops what is left.
 
     Args:
-        on_step: called after every step with the number of segments that T3 is speaking.
+        on_step: called after every step with the number of pieces that T3 is speaking.
     """
     # Enough that T3 never runs dry, few enough that memory does not depend on the input.
-    most = 2 * scheduler.max_admitted + scheduler.max_waiting
+    most = 3 * scheduler.max_admitted + scheduler.max_waiting
     source = enumerate(requests)
-    ours: set[str] = set()
+    ours: set[int] = set()
     exhausted = False
     try:
         while ours or not exhausted:
-            while not exhausted and len(ours) < most:
-                entry = next(source, None)
-                if entry is None:
-                    exhausted = True
-                else:
-                    ours.add(scheduler.submit(entry[1], index=entry[0]))
+            if not exhausted:
+                room = most - len(ours)
+                at_hand = list(itertools.islice(source, room))
+                exhausted = len(at_hand) < room
+                for index, request in sorted(at_hand, key=_length, reverse=True):
+                    ours.add(scheduler.submit(request, index=index))
             for event in scheduler.step():
                 if isinstance(event, SpeechResult):
-                    ours.discard(event.request_id)
+                    ours.discard(event.serial)
                     yield event
             if on_step is not None:
                 on_step(scheduler.talking)
     finally:
-        for request_id in ours:
-            scheduler.abort(request_id)
+        for serial in ours:
+            scheduler.abort(serial)
         scheduler.collect()  # nobody is left to hear of them
+
+
+def _length(entry: tuple[int, object]) -> int:
+    """Of a request's text; whatever else it may be is for the scheduler to refuse."""
+    return len(getattr(entry[1], "text", ""))

@@ -17,12 +17,16 @@ from chatterbox_vllm.quantization.config import AUTO, COMPONENTS, QuantizationCo
 from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
 from chatterbox_vllm.setup.loading import in_force
 from chatterbox_vllm.setup.tiers import tier_named
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices.voice import Voice
 
 # What the evaluation sets itself, and what does.
-_TAKEN = {"model": "--baseline or --candidate", "ckpt_dir": "--baseline or --candidate", "device": "--device"}
+_TAKEN = {
+    "model": "--baseline or --candidate",
+    "ckpt_dir": "--baseline or --candidate",
+    "device": "--device",
+    "teacher_forcing": "the evaluation itself",
+}
 _QUANTIZATION = ("use_quantization", "quantization_method", "quantize_s3gen", "quantize_voice_encoder")
 
 
@@ -71,7 +75,7 @@ def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
     family = family_of(config.family, directory)
     if not options.get("fallback"):  # which may give up what cannot be had
         in_force(_quantization(options, config.quantized) or QuantizationConfig(), directory, config)
-    EnglishTokenizer(directory / family.tokenizer)
+    family.read_tokenizer(directory / family.tokenizer)
     check_parts(config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
     voice = directory / family.builtin_voice
     if voice.exists():
@@ -88,7 +92,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     hints = _keywords()
     for name, value in options.items():
         if name in _TAKEN:
-            raise ConfigError(f"the model option {name!r} is set by {_TAKEN[name]}; name it there")
+            raise ConfigError(f"the model option {name!r} is set by {_TAKEN[name]}; leave it out of the model options")
         if name == "quantization":
             raise ConfigError(
                 f"the model option 'quantization' takes no words such as {value!r}; name {', '.join(_QUANTIZATION)}"

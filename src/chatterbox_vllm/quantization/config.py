@@ -9,7 +9,13 @@ from typing_extensions import Self
 
 from chatterbox_vllm.checkpoint.config import QuantizedPart, QuantizedParts
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import Setting, flag
+from chatterbox_vllm.settings import (
+    QUANTIZATION_METHOD,
+    QUANTIZE_S3GEN,
+    QUANTIZE_VOICE_ENCODER,
+    USE_QUANTIZATION,
+    flag,
+)
 
 # What each method is, for `estimate` and for errors.
 METHODS: dict[str, str] = {
@@ -37,11 +43,6 @@ STRATEGIES: dict[str, tuple[str, str, str]] = {
     "nf4": ("bnb-4bit", "bnb-4bit", "bnb-4bit"),
 }
 AUTO = "auto"
-
-USE = Setting("use_quantization", "CHATTERBOX_USE_QUANTIZATION")
-METHOD = Setting("quantization_method", "CHATTERBOX_QUANTIZATION_METHOD")
-S3GEN = Setting("quantize_s3gen", "CHATTERBOX_QUANTIZE_S3GEN")
-VOICE_ENCODER = Setting("quantize_voice_encoder", "CHATTERBOX_QUANTIZE_VOICE_ENCODER")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class QuantizationConfig:
         """
         if not isinstance(use_bnb_quantization, bool):
             raise ConfigError(f"use_bnb_quantization must be True or False, not {use_bnb_quantization!r}")
-        use = USE.resolve(use_quantization, flag, None)
+        use = USE_QUANTIZATION.resolve(use_quantization, flag, None)
         if use_bnb_quantization:
             if (use_quantization is not None and not use) or quantization_method not in (None, "bnb-4bit"):
                 raise ConfigError(
@@ -136,20 +137,24 @@ class QuantizationConfig:
                 )
             use, quantization_method = True, "bnb-4bit"
         if not use and (use is not None or base is None):
-            given = {METHOD: quantization_method, S3GEN: quantize_s3gen, VOICE_ENCODER: quantize_voice_encoder}
+            given = {
+                QUANTIZATION_METHOD: quantization_method,
+                QUANTIZE_S3GEN: quantize_s3gen,
+                QUANTIZE_VOICE_ENCODER: quantize_voice_encoder,
+            }
             for setting, value in given.items():
                 if value not in (None, False):
                     raise ConfigError(f"{setting.keyword}={value!r} means nothing without use_quantization=True")
             return None if use is None else cls()
         stored, default = stored or QuantizedParts(), base or cls()
-        t3 = METHOD.resolve(quantization_method, _one_of(tuple(METHODS)), default.t3)
+        t3 = QUANTIZATION_METHOD.resolve(quantization_method, _one_of(tuple(METHODS)), default.t3)
         if use and t3 is None and stored.t3 is None:
             t3 = "bnb-4bit"
         beside = t3 or (stored.t3.method if stored.t3 else None)
         return cls(
             t3,
-            S3GEN.resolve(quantize_s3gen, _module_method(beside, stored.s3gen), default.s3gen),
-            VOICE_ENCODER.resolve(
+            QUANTIZE_S3GEN.resolve(quantize_s3gen, _module_method(beside, stored.s3gen), default.s3gen),
+            QUANTIZE_VOICE_ENCODER.resolve(
                 quantize_voice_encoder, _module_method(beside, stored.voice_encoder), default.voice_encoder
             ),
             default.double_quant,

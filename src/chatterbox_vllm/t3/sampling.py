@@ -11,6 +11,27 @@ import torch
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How one request draws its tokens.
+
+    Attributes:
+        cfg_weight: guidance towards the text, >= 0; 0 is none.
+        temperature: 0 takes the likeliest token.
+        min_p: drop tokens less likely than this share of the likeliest.
+        top_p: keep the likeliest tokens up to this total probability, above 0 to 1.
+        repetition_penalty: > 0; 1 is none.
+        max_tokens: most tokens drawn.
+    """
+
+    cfg_weight: float
+    temperature: float
+    min_p: float
+    top_p: float
+    repetition_penalty: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class RowValues:
     """What the requests of a batch ask for, one row each: all [N, 1] float32.
 
@@ -65,9 +86,10 @@ def restricted(logits: torch.Tensor, min_p: torch.Tensor, top_p: torch.Tensor | 
     logits = logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
     if top_p is None:
         return logits
-    # The least likely ids whose probabilities sum to at most 1 - top_p, but never the likeliest.
-    ascending, order = logits.sort(dim=-1)
-    outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+    # The least likely ids whose probabilities sum to at most 1 - top_p, but never the likeliest. Of equal ones those of
+    # lower id come first.
+    ascending, order = logits.sort(dim=-1, stable=True)
+    outside = ascending.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64) <= 1 - top_p.double()
     outside[:, -1] = False
     return logits.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), float("-inf"))
 

@@ -13,11 +13,20 @@ from torch import nn
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import recording
-from chatterbox_vllm.engine.request import SpeechParameters
+from chatterbox_vllm.cuda.streams import Urgency, new_stream, on_stream
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
-from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
-from chatterbox_vllm.t3.quantization.methods import check_t3_quantization, engine_quantization, method_in_force
+from chatterbox_vllm.quantization.live import ComponentInfo, component_info
+from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
+from chatterbox_vllm.t3.quantization.methods import (
+    AWQ_CPU_CONFIG,
+    BNB_CONFIG,
+    check_t3_quantization,
+    engine_quantization,
+    method_in_force,
+)
+from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.vllm.capture import working_on
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
 from chatterbox_vllm.t3.vllm.environment import (
@@ -26,12 +35,14 @@ from chatterbox_vllm.t3.vllm.environment import (
     require_ieee_float32,
     shield_kernel_dispatcher,
 )
+from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
 
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
 
-# In this order: what is forced leaves the sampler one token to choose from.
-_PROCESSORS = ("chatterbox_vllm.t3.vllm.forcing:TeacherForcing", "chatterbox_vllm.t3.vllm.sampler:SpeechSampler")
+_SAMPLER = "chatterbox_vllm.t3.vllm.sampler:SpeechSampler"
+# Before the sampler: what is forced leaves it one token to choose from.
+_FORCING = "chatterbox_vllm.t3.vllm.forcing:TeacherForcing"
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
 _LESS_MEMORY = "; here it is max_model_len, max_batch_size, kv_cache_bytes and the tier that say how much it takes"
 _UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
@@ -54,6 +65,7 @@ class T3Options:
             and takes a quantized one's own. Embeddings and the head stay in `dtype`.
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: batch sizes that CUDA graphs are captured for; None leaves them to vLLM.
+        teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.
     """
 
     dtype: torch.dtype
@@ -66,6 +78,7 @@ class T3Options:
     quantization: str | None = None
     double_quant: bool = True
     graph_sizes: tuple[int, ...] | None = None
+    teacher_forcing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
@@ -105,15 +118,23 @@ class T3Stage:
         options = replace(options, quantization=method)
         quantization = engine_quantization(method, options.double_quant, stored, device)
         self.config, self.options, self.device = config, options, device
+        self._stream = new_stream(device, Urgency.HIGHEST)
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
-        described = hf_config(config, GUIDANCE_STREAMS, options.max_model_len, options.max_model_len)
+        described = hf_config(config, config.guidance_streams, options.max_model_len, options.max_model_len)
         if quantization.hf_config is not None:
             described["quantization_config"] = quantization.hf_config
         self._directory = ModelDirectory(described, weights.path)
         try:
-            self._engine = self._start(self._directory.path, quantization.argument)
+            with recording:
+                enter(device)
+                try:
+                    self._engine = self._start(self._directory.path, quantization.argument)
+                except BaseException:
+                    # What vLLM has set up by then stays where another engine runs.
+                    leave(device)
+                    raise
         except BaseException as error:
             self._directory.close()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
@@ -129,6 +150,11 @@ class T3Stage:
         from chatterbox_vllm.t3.vllm.plugin import register
 
         register()
+        # They register themselves, which has to be before engine arguments are made.
+        if quantization == BNB_CONFIG:
+            import chatterbox_vllm.t3.vllm.bitsandbytes
+        elif quantization == AWQ_CPU_CONFIG:
+            import chatterbox_vllm.t3.vllm.awq  # noqa: F401
         shield_kernel_dispatcher()
         if self.options.dtype == torch.float32:
             require_ieee_float32()
@@ -152,14 +178,15 @@ class T3Stage:
             enforce_eager=not options.cuda_graphs,
             compilation_config=compilation,
             cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
-            logits_processors=list(_PROCESSORS),
+            logits_processors=[_FORCING, _SAMPLER] if options.teacher_forcing else [_SAMPLER],
             disable_log_stats=True,
             use_tqdm_on_load=False,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             seed=0,
             quantization=quantization,
         )
-        return LLMEngine.from_engine_args(arguments)
+        with working_on(self._stream):
+            return LLMEngine.from_engine_args(arguments)
 
     def _memory_share(self) -> float:
         """Of the card that must be free at the start; vLLM would insist on 92 %, though it is told its cache's size."""
@@ -182,6 +209,13 @@ class T3Stage:
         return self._engine.apply_model(lambda model: model)[0]
 
     @property
+    def quantization(self) -> ComponentInfo:
+        """What quantization is in force, asked of the live model."""
+        from chatterbox_vllm.t3.vllm.live import engine_layer
+
+        return component_info(self.model, engine_layer)
+
+    @property
     def kv_blocks_in_use(self) -> int:
         """Blocks of the KV cache that requests hold; none when nothing is being generated."""
         pool = self._engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
@@ -197,7 +231,7 @@ class T3Stage:
         self,
         request_id: str,
         prompt: torch.Tensor,
-        parameters: SpeechParameters,
+        sampling: Sampling,
         seed: int,
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
@@ -211,7 +245,8 @@ class T3Stage:
             forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
 
         Raises:
-            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, or the prompt has another width.
+            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or tokens are
+                forced on an engine without `teacher_forcing`.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import embeds_input
@@ -219,32 +254,34 @@ class T3Stage:
 
         config = self.config
         rows, width = prompt.shape
-        if width != GUIDANCE_STREAMS * config.hidden_size:
-            raise ConfigError(f"a T3 prompt must be {GUIDANCE_STREAMS * config.hidden_size} wide, not {width}")
-        if rows + parameters.max_tokens > self.options.max_model_len:
+        if width != config.guidance_streams * config.hidden_size:
+            raise ConfigError(f"a T3 prompt must be {config.guidance_streams * config.hidden_size} wide, not {width}")
+        if rows + sampling.max_tokens > self.options.max_model_len:
             raise ConfigError(
-                f"a prompt of {rows} rows and max_tokens={parameters.max_tokens} exceed "
+                f"a prompt of {rows} rows and max_tokens={sampling.max_tokens} exceed "
                 f"max_model_len={self.options.max_model_len}"
             )
         extra: dict[str, Any] = {
-            "cfg_weight": float(parameters.cfg_weight),
-            "repetition_penalty": float(parameters.repetition_penalty),
-            "temperature": float(parameters.temperature),
-            "min_p": float(parameters.min_p),
-            "top_p": float(parameters.top_p),
+            "cfg_weight": float(sampling.cfg_weight),
+            "repetition_penalty": float(sampling.repetition_penalty),
+            "temperature": float(sampling.temperature),
+            "min_p": float(sampling.min_p),
+            "top_p": float(sampling.top_p),
             "seed": seed,
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
         if forced is not None:
-            if len(forced.tokens) != parameters.max_tokens:
+            if not self.options.teacher_forcing:
+                raise ConfigError("this engine forces no tokens; open it with teacher_forcing=True, for evaluation")
+            if len(forced.tokens) != sampling.max_tokens:
                 raise ConfigError(
-                    f"max_tokens={parameters.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
+                    f"max_tokens={sampling.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
                 )
             extra["forced"] = forced
-        sampling = SamplingParams(
+        told = SamplingParams(
             temperature=0.0,  # the sampler's own is in `extra`
-            max_tokens=parameters.max_tokens,
+            max_tokens=sampling.max_tokens,
             stop_token_ids=[config.stop_speech_token],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -256,7 +293,7 @@ class T3Stage:
             prompt_token_ids=[config.start_speech_token] * rows,
             is_token_ids=[False] * rows,
         )
-        self._engine.add_request(request_id, engine_input, sampling)
+        self._engine.add_request(request_id, engine_input, told)
 
     def step(self) -> list[T3Output]:
         """Generate one token for every request that has room; return those that finished with it.
@@ -265,7 +302,7 @@ class T3Stage:
             GenerationError: the engine failed; nothing that it held is left.
         """
         try:
-            with recording:
+            with recording, on_stream(self._stream):
                 outputs = self._engine.step()
         except Exception as error:
             raise GenerationError(
@@ -286,7 +323,8 @@ class T3Stage:
         self._engine.abort_request(list(request_ids))
 
     def close(self) -> None:
-        """Stop the engine and free its memory."""
-        self._engine.engine_core.shutdown()
+        """Stop the engine and free its memory. Other models of the process go on."""
+        with recording, leaving(self.device):
+            self._engine.engine_core.shutdown()
         del self._engine
         self._directory.close()
