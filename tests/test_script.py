@@ -254,6 +254,7 @@ def test_scene_breaks(mark: str, prose: str) -> None:
 
 def test_scene_break_in_a_line() -> None:
     assert read(PROSE * 4 + "* * * " + PROSE * 4)[0] == ((PROSE * 4).strip(), SCENE)
+    assert read("He left. ***Now*** he is gone.") == [("He left. ***Now*** he is gone.", 0.0)]
     assert read(PROSE + "*** It stopped.") == [(PROSE.strip(), SCENE), ("It stopped.", 0.0)]
 
 

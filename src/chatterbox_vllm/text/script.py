@@ -25,7 +25,7 @@ _MARK_BEFORE_PUNCTUATION = re.compile(
 )
 
 # A scene break whose line breaks were lost: "went out. * * * The rain".
-_INNER_SCENE_BREAK = re.compile(r"(?<=[.!?…\"”’)])[ \t]+(?:(?:\*[ \t]{0,3}){3,20}|[❦❧☙⁂✻✽]{1,20}[ \t]+)(?=\S)")
+_INNER_SCENE_BREAK = re.compile(r"(?<=[.!?…\"”’)])[ \t]+(?:(?:\*[ \t]{0,3}){2,20}\*|[❦❧☙⁂✻✽]{1,20})[ \t]+(?=\S)")
 
 
 def read_script(
