@@ -102,7 +102,7 @@ def _locate(model: str | os.PathLike[str], revision: str | None) -> Path | Repos
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
         return demo_directory() if name == DEMO else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        # Of a hub id only its config.json says which family it is of, and without one it is the published one's.
+        # Taken for one of the published family's, as a directory without config.json is.
         return _repository(name, revision, ModelConfig().family)
     known = ", ".join(repr(n) for n in (*FAMILIES, DEMO))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
