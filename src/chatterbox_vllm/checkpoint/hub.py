@@ -53,7 +53,8 @@ class Repository:
             return cached
         try:
             commit = self._check_remote()
-            return Path(snapshot_download(self.name, revision=commit, allow_patterns=list(self.files)))
+            bar = _progress(shown=True)
+            return Path(snapshot_download(self.name, revision=commit, allow_patterns=list(self.files), tqdm_class=bar))
         except _hub_errors() as error:
             return self._newest_cached(error)
 
@@ -134,7 +135,11 @@ class Repository:
 
         _require_hub()
         listed = snapshot_download(
-            self.name, revision=self.revision, allow_patterns=list(self.files), dry_run=True, tqdm_class=_no_progress()
+            self.name,
+            revision=self.revision,
+            allow_patterns=list(self.files),
+            dry_run=True,
+            tqdm_class=_progress(shown=False),
         )
         names = {file.filename for file in listed}
         for file in self.files:
@@ -252,15 +257,15 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     return (OSError, http_error, errors.EntryNotFoundError, errors.XetDownloadError)
 
 
-def _no_progress() -> type[Any]:
-    """A progress bar that does not show, for listings."""
+def _progress(shown: bool) -> type[Any]:
+    """The library's progress bar, on a terminal only (tqdm's `disable=None`), or none at all."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Silent(tqdm):
+    class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
+            super().__init__(*arguments, **{**options, "disable": None if shown else True})
 
-    return Silent
+    return Bar
 
 
 def _require_hub() -> None:
