@@ -89,16 +89,15 @@ def speech_parameters(options: argparse.Namespace) -> SpeechParameters:
 
 
 def check_clip(path: Path | None) -> None:
-    """Refuse a reference clip that cannot serve, before the model loads.
+    """Refuse a clip or saved voice that cannot serve, before the model loads.
 
     Raises:
-        AudioError
+        AudioError, CheckpointError
     """
     if path is not None:
-        from chatterbox_vllm.audio.decode import decode_audio
-        from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
+        from chatterbox_vllm.voices.files import check_voice_file
 
-        check_reference(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
+        check_voice_file(path)
 
 
 def load(options: argparse.Namespace, max_batch_size: int | None) -> ChatterboxTTS:
