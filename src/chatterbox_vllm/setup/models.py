@@ -10,7 +10,7 @@ from pathlib import Path
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.hub import Repository
-from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.demo import demo_directory
 from chatterbox_vllm.families.registry import FAMILIES, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS
@@ -79,9 +79,12 @@ def model_headers(model: str | os.PathLike[str], revision: str | None = None) ->
     where = _locate(model, revision)
     if isinstance(where, Path):
         return ModelHeaders.of_directory(where)
-    if (cached := where.cached()) is not None:
+    try:
+        pinned = replace(where, revision=where.commit())  # all that follows is of one commit
+    except ModelUnavailableError as error:
+        return ModelHeaders.of_directory(where.newest_cached(error))
+    if (cached := pinned.cached()) is not None:
         return ModelHeaders.of_directory(cached)
-    pinned = replace(where, revision=where.commit())  # all that follows is of one commit
     path = pinned.small_file(CONFIG_FILE)
     config = ModelConfig() if path is None else ModelConfig.from_file(path)
     named = Path(where.name)
