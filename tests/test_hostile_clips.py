@@ -15,8 +15,11 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.audio.encode import FORMATS, encode_audio
 from chatterbox_vllm.audio.mix import Mix
 from chatterbox_vllm.errors import AudioError
 
@@ -161,6 +164,27 @@ def test_the_whole_takes_little_more_than_its_own_memory() -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert len(wave) == 30_000 * 1024 and wave.min() == 1
     assert grown * 1024 < 1.3 * wave.nbytes
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One of each format that we write, in bytes."""
+    return {suffix: encode_audio(babble(0.7), 24_000, suffix) for suffix in FORMATS}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), suffix=st.sampled_from(sorted(FORMATS)))
+def test_a_damaged_clip_is_decoded_or_refused(data: st.DataObject, suffix: str, clips: dict[str, bytes]) -> None:
+    damaged = bytearray(clips[suffix])
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 300) | st.integers(0, len(damaged) - 1))
+        damaged[place] = data.draw(st.integers(0, 255))
+    try:
+        wave, rate = decode_audio(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]), max_seconds=5)
+    except AudioError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 0 < len(wave) <= 5 * rate and wave.dtype == np.float32 and np.isfinite(wave).all()
 
 
 # --- where clips come from, and their channels
