@@ -47,7 +47,7 @@ print(json.dumps(said))
 
 
 def test_avx2_alone(demo: Path, tmp_path: Path) -> None:
-    """In a process of its own, since kernels are chosen once: the same speech, and AWQ, which vLLM has no kernel for."""
+    """In a process of its own, since kernels are chosen once: the same speech, and AWQ, which vLLM cannot do there."""
     quantize_model(demo, tmp_path / "awq", QuantizationConfig("awq"), texts=("The parcel left on Thursday.",))
     waves = [tmp_path / "plain.npy", tmp_path / "awq.npy"]
     command = [sys.executable, "-c", SCRIPT, str(demo), str(waves[0]), str(tmp_path / "awq"), str(waves[1])]
