@@ -22,6 +22,7 @@ from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.provenance import provenance
 from chatterbox_vllm.setup.quantize import calibration_utterances, calibration_voices, quantize_model
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.plain import LINEARS, Layer, PlainT3
@@ -70,7 +71,7 @@ def main() -> None:
         "calibrated": QuantizedT3(config.t3, Weights(options.output / file), part, device),
         "round to nearest": RoundedT3(plain.t3, weights, device),
     }
-    report = {"model": options.model, "device": str(device), "calibration_seconds": round(seconds, 1)}
+    report = {**provenance(device, options.model, directory), "calibration s": round(seconds, 1)}
     for name, candidate in candidates.items():
         report[name] = compare(exact, candidate.teacher_forced(rows), spans)
     print(json.dumps(report, indent=1))

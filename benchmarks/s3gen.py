@@ -18,19 +18,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from chatterbox_vllm import __version__
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.s3gen.ragged import padding_mask
+from chatterbox_vllm.setup.provenance import provenance
 
 TOKENS_PER_SECOND = 25
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,12 +79,7 @@ def main() -> None:
     path = options.model / "s3gen.safetensors" if options.model.is_dir() else options.model
     weights = Weights(path)
     facts: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "chatterbox-vllm": __version__,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name()
-        if options.device == "cuda"
-        else f"{torch.get_num_threads()} CPU threads",
+        **provenance(torch.device(options.device, 0 if options.device == "cuda" else None), str(options.model)),
         "reference s": options.reference,
         "utterance s": options.seconds,
         "steps": options.steps,

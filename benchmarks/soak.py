@@ -3,8 +3,15 @@
     python benchmarks/soak.py MODEL --seconds 240 [--device cuda] [--clip CLIP …] [--json FILE]
 
 Tasks come and go at random: short and long texts, several voices, all kinds of parameters, a share of them cancelled at
-a random moment, some with deadlines they cannot keep. In the end every request must have been delivered or cancelled,
-no KV block may be held, and memory after warm-up must not have grown.
+a random moment, some with deadlines they cannot keep.
+
+What must hold, whatever a run finds:
+
+- No request fails but those with a deadline that they cannot keep. One that says nothing has failed as well: the engine
+  tries a mute piece again with other draws, which is why no request here is greedy.
+- In the end no request is unfinished and no KV block is held.
+- Memory does not grow: of the time after the first 35 %, in which allocators and caches settle, the largest use in the
+  last third is at most 3 % above the largest in the first third. A leak goes on growing; what settles does not.
 """
 
 from __future__ import annotations
@@ -22,11 +29,11 @@ from typing import Any
 import torch
 
 from chatterbox_vllm import AsyncChatterbox, ChatterboxTTS, DeadlineError, SpeechParameters, SpeechRequest, Voice
+from chatterbox_vllm.setup.provenance import provenance
 
 WORDS = ["quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "quietly", "judge"]
 TASKS_AT_ONCE = 24
 WARM_UP_SHARE = 0.35
-# Allocators and caches settle late; a leak of one prompt a request would show as far more.
 GROWTH_ALLOWED = 1.03
 
 
@@ -50,7 +57,11 @@ def main() -> None:
         watermark=not options.no_watermark,
     ) as tts:
         voices = [tts.voice, *(tts.enrol(clip) for clip in options.clip)]
-        report = asyncio.run(soak(tts, voices, options))
+        report = {
+            **provenance(tts.device, options.model, tts.directory),
+            "settings": tts.settings,
+            **asyncio.run(soak(tts, voices, options)),
+        }
     print(json.dumps({k: v for k, v in report.items() if k != "samples"}, indent=1))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -60,7 +71,7 @@ def main() -> None:
 async def soak(tts: ChatterboxTTS, voices: list[Voice], options: argparse.Namespace) -> dict[str, Any]:
     rng = random.Random(0)
     end = time.monotonic() + options.seconds
-    counts = {"finished": 0, "cancelled": 0, "failed as asked": 0, "nothing said": 0, "failed": 0}
+    counts = {"finished": 0, "cancelled": 0, "failed as asked": 0, "failed": 0}
     failures: list[str] = []
     samples: list[dict[str, float]] = []
 
@@ -75,7 +86,7 @@ async def soak(tts: ChatterboxTTS, voices: list[Voice], options: argparse.Namesp
                 SpeechParameters(
                     seed=rng.randrange(1000),
                     cfg_weight=rng.choice([0.0, 0.5, 1.0]),
-                    temperature=rng.choice([0.0, 0.8]),
+                    temperature=rng.choice([0.3, 0.8]),
                     max_tokens=rng.randrange(5, options.max_tokens),
                 ),
                 priority=rng.randrange(3),
@@ -95,8 +106,6 @@ async def soak(tts: ChatterboxTTS, voices: list[Voice], options: argparse.Namesp
                 counts["finished"] += 1
             elif hopeless and isinstance(result.error, DeadlineError):
                 counts["failed as asked"] += 1
-            elif "before the first sound" in str(result.error):
-                counts["nothing said"] += 1  # a synthetic model draws end-of-speech first, now and then
             else:
                 counts["failed"] += 1
                 failures.append(str(result.error))
@@ -145,7 +154,7 @@ def memory(device: torch.device) -> dict[str, float]:
     found = {"host": pages * resource.getpagesize() / 2**20}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        found["device"] = (total - free) / 2**20
+        found["device"] = (total - free) / 2**20  # of all processes: a leak of ours shows in it too
     return found
 
 

@@ -1,12 +1,13 @@
-"""What each tier takes of a card and how fast it speaks there: the whole process, as the driver sees it.
+"""What each tier takes of a card and how fast it speaks there: the whole process.
 
     python benchmarks/tiers.py MODEL --clip CLIP [--plans none 4 6] [--json FILE]
 
 Every plan has a process of its own, which loads the model, enrols the clip, and speaks as many requests of 10 s at once
-as the plan holds; "none" is the model unquantized and without a tier, one request at a time. Peaks are what the card
-has in use beyond what others held before, CUDA's context included: let nobody else begin or end on it meanwhile. The
-estimate beside them is for requests of just that length. The tokens/s are T3's alone with one request. Compare speeds
-within one run only: hosts differ.
+as the plan holds; "none" is the model unquantized and without a tier, one request at a time. Peaks are what the process
+held of the card: as the driver counts it, CUDA's context included, or where the driver does not know the process, in a
+container, as PyTorch's allocator does, without the context. The estimate beside them is for requests of just that
+length. Speeds are medians; the tokens/s are T3's alone with one request. Compare speeds within one run only: hosts
+differ.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 import subprocess
 import sys
 import time
@@ -36,7 +38,8 @@ from chatterbox_vllm.bench.table import table
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.setup.models import resolve_model
-from chatterbox_vllm.setup.probe import Probe, device_bytes_in_use, machine
+from chatterbox_vllm.setup.probe import Probe
+from chatterbox_vllm.setup.provenance import provenance
 from chatterbox_vllm.setup.tiers import GIB, Plan, tier_named
 
 DEVICE = torch.device("cuda", 0)
@@ -70,13 +73,12 @@ def main() -> None:
         print(table([rows[-1]]), end="\n\n", flush=True)
     print(table(rows))
     if options.json is not None:
-        facts = {**machine(DEVICE), "model": options.model}
+        facts = provenance(DEVICE, options.model, resolve_model(options.model))
         options.json.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")
 
 
 def measure(model: str, plan: str, clip: Path, repeats: int) -> dict[str, Any]:
     logging.getLogger("chatterbox_vllm").setLevel(logging.ERROR)
-    held_by_others = device_bytes_in_use(DEVICE)  # before this process has a context
     arguments: dict[str, Any] = {"max_batch_size": 1} if plan == NONE else {"tier": plan}
     directory = resolve_model(model)
     start = time.perf_counter()
@@ -94,11 +96,13 @@ def measure(model: str, plan: str, clip: Path, repeats: int) -> dict[str, Any]:
     return {
         "plan": plan,
         "start s": round(started, 1),
-        **{f"{name}, GiB": gib(probe, held_by_others) for name, probe in peaks.items()},
+        **{f"{name}, GiB": gib(probe) for name, probe in peaks.items()},
+        "counted by": speaking.usage.counted_by,
         "estimate, GiB": round(expected(directory, plan, requests, tts.voice) / GIB, 3),
         "budget, GiB": None if plan == NONE else tier_named(plan).budget / GIB,
         "requests": requests,
-        "x real time": round(max(speeds), 1),
+        "x real time": round(statistics.median(speeds), 1),
+        "settings": tts.settings,
         "T3 tokens/s": t3["median"],
     }
 
@@ -123,9 +127,9 @@ def speak(tts: ChatterboxTTS, requests: int) -> float:
     return audio / (time.perf_counter() - start)
 
 
-def gib(probe: Probe, held_by_others: int) -> float | None:
+def gib(probe: Probe) -> float | None:
     peak = probe.usage.peak_device_bytes
-    return None if peak is None else round((peak - held_by_others) / GIB, 3)
+    return None if peak is None else round(peak / GIB, 3)
 
 
 if __name__ == "__main__":

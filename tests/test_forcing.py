@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,14 +70,18 @@ def test_bad_tokens() -> None:
             ForcedTokens(tokens, 6)
 
 
+FORCING: dict[str, Any] = {"teacher_forcing": True}
+
+
 class Talk:
     """A T3 stage on the demo checkpoint with its built-in voice; on CUDA under CUDA graphs."""
 
-    def __init__(self, directory: Path, device: str, **options: int):
+    def __init__(self, directory: Path, device: str, **options: Any):
         self.config = ModelConfig.from_directory(directory)
         weights = Weights(directory / "t3_cfg.safetensors")
         graphs = device == "cuda"
-        settings = T3Options(torch.float32, max_model_len=256, max_batch_size=4, cuda_graphs=graphs, **options)
+        options = {"max_model_len": 256, "max_batch_size": 4, **FORCING, **options}
+        settings = T3Options(torch.float32, cuda_graphs=graphs, **options)
         builder = PromptBuilder.from_weights(self.config.t3, weights)
         speaker = Voice.load(directory / "conds.pt", self.config).conditioning
         conditioning = builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, 0.5)
@@ -93,6 +98,17 @@ class Talk:
         while self.stage.unfinished:
             said.update({output.request_id: list(output.token_ids) for output in self.stage.step()})
         return said
+
+
+def test_an_engine_that_serves_forces_nothing(demo: Path) -> None:
+    served = Talk(demo, "cpu", teacher_forcing=False)
+    try:
+        processors = served.stage._engine.vllm_config.model_config.logits_processors
+        assert [str(name) for name in processors] == ["chatterbox_vllm.t3.vllm.sampler:SpeechSampler"]
+        with pytest.raises(ConfigError, match="teacher_forcing=True"):
+            served.say(forced=(SpeechParameters(max_tokens=2), served.forced([1, 2])))
+    finally:
+        served.stage.close()
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

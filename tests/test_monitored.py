@@ -77,6 +77,10 @@ class Engine:
                 self.on_result, SpeechResult(0, "r", 0, 1, error=GenerationError("the engine failed"))
             )
             raise GenerationError("the engine failed")
+        if request.text == "refused":
+            result = SpeechResult(0, "r", 0, 1, error=ConfigError("no such voice"))
+            await asyncio.to_thread(self.on_result, result)
+            return result
         failed = request.text == "bad"
         if failed:
             result = SpeechResult(0, "r", 0, 1, error=GenerationError("broken"))
@@ -309,6 +313,22 @@ def test_an_engine_that_fails_at_once_again_is_given_up(events: list[str]) -> No
 
     asyncio.run(main())
     assert events.count(f"load {NF4}") == events.count("shutdown") == 4
+
+
+def test_requests_that_are_refused_are_no_failures_of_the_engine(events: list[str]) -> None:
+    async def main() -> None:
+        async with MonitoredChatterbox(lambda config: Model(config, events), NF4, LIMITS) as engine:
+            for _ in range(5):
+                assert isinstance((await engine.speak(request("refused"))).error, ConfigError)
+            assert engine.monitor.figures.results == 0 and engine.steps == []
+            # Nor do they count between two failures of the engine.
+            with pytest.raises(GenerationError):
+                await engine.speak(request("die"))
+            await engine.speak(request("refused"))
+            assert (await engine.speak(request("good"))).error is None
+
+    asyncio.run(main())
+    assert events.count(f"load {NF4}") == 2
 
 
 def test_a_step_takes_an_engine_that_failed_along(events: list[str]) -> None:

@@ -51,14 +51,14 @@ def csv_rows(file: IO[str], known: Sequence[str], name: str) -> Iterator[tuple[i
 
 def _header(line: str, delimiters: Sequence[str], known: Sequence[str], name: str) -> tuple[str, list[str]]:
     """The delimiter under which the line names columns, and their names in lower case, "" for one without."""
-    found = []
+    most: list[str] = []
     for delimiter in delimiters:
         header = [cell.strip().lower() for cell in next(csv.reader([line], delimiter=delimiter), [])]
         names = [cell for cell in header if cell]
         if "text" in names and set(names) <= set(known) and len(set(names)) == len(names):
             return delimiter, header
-        found.append(names)
-    shown = ", ".join(map(repr, max(found, key=lambda names: len(names)))) or "nothing"
+        most = names if len(names) > len(most) else most
+    shown = ", ".join(map(repr, most)) or "nothing"
     raise ConfigError(
         f"{name}: the first line must name the columns, with commas, semicolons or tabs between them: text and, once "
         f"each, any of {', '.join(n for n in known if n != 'text')}; it holds {shown}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
-from chatterbox_vllm.setup.probe import Probe, Stopwatch
+from chatterbox_vllm.setup.probe import Probe, Stopwatch, Usage
 from chatterbox_vllm.text.split import split_text
 from chatterbox_vllm.tts import ChatterboxTTS
 
@@ -23,17 +25,19 @@ def end_to_end_row(
     synthetic: bool,
     steps: int,
     on_result: Callable[[int, int], None] | None = None,
+    repeats: int = 3,
 ) -> dict[str, Any]:
-    """Speak a text, split into chunks, all submitted at once.
+    """Speak a text, split into chunks, all submitted at once; once to warm up, then `repeats` times.
 
     Args:
         synthetic: give each chunk as many speech tokens as reading it would take, for weights that do not know when to
             stop; otherwise chunks end where the model ends them.
-        on_result: called with the number of finished chunks and of all.
+        on_result: called with the number of finished chunks and of all, repeats included.
 
     Returns:
-        x real time over everything and over the steady middle (from the first tenth of the audio to the last), time in
-        each stage as a share of the whole (they overlap on a GPU), the device's busy share, peak memory.
+        medians over the repeats: x real time over everything and over the steady middle (from the first tenth of the
+        audio to the last), time in each stage as a share of the whole (they overlap on a GPU), the device's busy share,
+        peak memory; and x real time of each.
     """
     chunks = [segment.text for segment in split_text(text)]
     requests = [
@@ -42,39 +46,78 @@ def end_to_end_row(
         )
         for i, chunk in enumerate(chunks)
     ]
-    finished: list[tuple[float, float]] = []
-    failures = []
-    with ExitStack() as stack:
-        probe = stack.enter_context(Probe(tts.device))
-        talking = stack.enter_context(Stopwatch(tts.t3_stage, "step"))
-        voicing = stack.enter_context(Stopwatch(tts.s3gen_stage, "run"))
-        start = time.perf_counter()
-        for result in tts.run(requests):
-            seconds = 0.0 if result.audio is None else len(result.audio) / tts.sr
-            finished.append((time.perf_counter() - start, seconds))
-            if result.error is not None:
-                failures.append(f"{result.index}: {result.error}")
-            if on_result is not None:
-                on_result(len(finished), len(chunks))
-        elapsed = time.perf_counter() - start
-    audio = sum(seconds for _, seconds in finished)
-    usage = probe.usage
+    done = itertools.count(1)
+    tick = (lambda: None) if on_result is None else lambda: on_result(next(done), (repeats + 1) * len(chunks))
+    runs = [_run(tts, requests, tick) for _ in range(repeats + 1)][1:]
     return {
         "stage": "end to end",
         "words": len(text.split()),
         "chunks": len(chunks),
-        "failed": failures,
-        "audio s": round(audio, 1),
-        "elapsed s": round(elapsed, 2),
-        "x real time": round(audio / elapsed, 1),
-        "x real time, steady": round(_steady(finished), 1),
-        "first result s": round(finished[0][0], 3),
-        "T3 share": round(talking.seconds / elapsed, 3),
-        "S3Gen share": round(voicing.seconds / elapsed, 3),
-        "GPU busy share": None if usage.gpu_busy_share is None else round(usage.gpu_busy_share, 3),
-        "peak device MiB": None if usage.peak_device_bytes is None else usage.peak_device_bytes >> 20,
-        "peak host MiB": usage.peak_host_bytes >> 20,
+        "runs": repeats,
+        "failed": [failure for run in runs for failure in run.failed],
+        "audio s": _median(1, [run.audio for run in runs]),
+        "elapsed s": _median(2, [run.elapsed for run in runs]),
+        "x real time": _median(1, [run.audio / run.elapsed for run in runs]),
+        "x real time, each": [round(run.audio / run.elapsed, 1) for run in runs],
+        "x real time, steady": _median(1, [_steady(run.finished) for run in runs]),
+        "first result s": _median(3, [run.finished[0][0] for run in runs]),
+        "T3 share": _median(3, [run.talking / run.elapsed for run in runs]),
+        "S3Gen share": _median(3, [run.voicing / run.elapsed for run in runs]),
+        "GPU busy share": _median(3, [run.usage.gpu_busy_share for run in runs]),
+        "peak device MiB": _mib([run.usage.peak_device_bytes for run in runs]),
+        "device memory counted by": runs[-1].usage.counted_by,
+        "peak host MiB": _mib([run.usage.peak_host_bytes for run in runs]),
     }
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The text spoken once.
+
+    Attributes:
+        finished: when each chunk was finished, from the start, and how much audio it has; both in seconds.
+        failed: chunks and their errors.
+        talking, voicing: seconds that the stages worked.
+    """
+
+    finished: list[tuple[float, float]]
+    failed: list[str]
+    elapsed: float
+    talking: float
+    voicing: float
+    usage: Usage
+
+    @property
+    def audio(self) -> float:
+        return sum(seconds for _, seconds in self.finished)
+
+
+def _run(tts: ChatterboxTTS, requests: Sequence[SpeechRequest], tick: Callable[[], None]) -> _Run:
+    finished, failed = [], []
+    with (
+        Probe(tts.device) as probe,
+        Stopwatch(tts.t3_stage, "step") as talking,
+        Stopwatch(tts.s3gen_stage, "run") as voicing,
+    ):
+        start = time.perf_counter()
+        for result in tts.run(requests):
+            finished.append((time.perf_counter() - start, result.samples / tts.sr))
+            if result.error is not None:
+                failed.append(f"{result.index}: {result.error}")
+            tick()
+        elapsed = time.perf_counter() - start
+    return _Run(finished, failed, elapsed, talking.seconds, voicing.seconds, probe.usage)
+
+
+def _median(digits: int, values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), digits) if known else None
+
+
+def _mib(values: Sequence[int | None]) -> int | None:
+    """The largest."""
+    known = [value for value in values if value is not None]
+    return max(known) >> 20 if known else None
 
 
 def most_tokens(chunk: str, synthetic: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Workload:
     Attributes:
         seconds: of speech at each measurement.
         batches: numbers of requests that T3's speed is measured at.
-        repeats: measurements of a speed, of which the best counts; one more warms up.
+        repeats: measurements of a speed, whose median counts; one more warms up.
         awq: a directory with T3 in AWQ, made from the same model; None calibrates one.
         dtype: that T3 computes in; None leaves it to device and method, as a model is served.
     """
@@ -54,8 +55,8 @@ def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
     return float((got - exact).norm() / exact.norm())
 
 
-def best_speed(work: Callable[[], float], device: torch.device, repeats: int) -> float:
-    """What `work` returns, a second; the best of `repeats` after one to warm up."""
+def median_speed(work: Callable[[], float], device: torch.device, repeats: int) -> float:
+    """What `work` returns, a second; the median of `repeats` after one to warm up."""
     work()
     speeds = []
     for _ in range(repeats):
@@ -64,4 +65,4 @@ def best_speed(work: Callable[[], float], device: torch.device, repeats: int) ->
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         speeds.append(done / (time.perf_counter() - start))
-    return max(speeds)
+    return statistics.median(speeds)

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
+from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed, relative_error
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
@@ -59,7 +59,7 @@ class S3GenMethods:
             "dtype": str(self.dtype).removeprefix("torch."),
             **bytes_of(component_info(model), theory),
             "error": error,
-            "x real time": best_speed(voice_it, self.device, self.workload.repeats),
+            "x real time": median_speed(voice_it, self.device, self.workload.repeats),
         }
 
     def _load(self, dtype: torch.dtype, method: str | None) -> S3Gen:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
+from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed, relative_error
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.prompts import PromptMaker
@@ -162,7 +162,7 @@ class T3Methods:
                 talker.add(str(i), self._prompts[0], self._sampling, seed=i)
             return sum(len(output.token_ids) for output in _run(talker))
 
-        return best_speed(speak, self.device, self.workload.repeats)
+        return median_speed(speak, self.device, self.workload.repeats)
 
 
 def _run(talker: T3Stage) -> list[T3Output]:

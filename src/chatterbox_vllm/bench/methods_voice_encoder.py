@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.bench.measure import Row, Workload, best_speed, bytes_of, relative_error
+from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed, relative_error
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
 from chatterbox_vllm.families.registry import FAMILIES
@@ -53,7 +53,7 @@ class VoiceEncoderMethods:
             "dtype": "float32",
             **bytes_of(component_info(encoder), theory),
             "error": error,
-            "x real time": best_speed(embed, self.device, self.workload.repeats),
+            "x real time": median_speed(embed, self.device, self.workload.repeats),
         }
 
     def _load(self, method: str | None) -> VoiceEncoder:

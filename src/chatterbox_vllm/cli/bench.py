@@ -36,14 +36,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=list(PARTS),
         help="parts to run (default: all but upstream)",
     )
-    parser.add_argument("--batch", type=int, nargs="+", metavar="N", default=[1, 8], help="batch sizes of T3 and S3Gen")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="batch sizes of T3 and S3Gen (default: 1 and the engine's own, which a tier may say)",
+    )
     parser.add_argument(
         "--lengths", type=float, nargs="+", metavar="S", default=[10.0], help="seconds of speech, S3Gen"
     )
     parser.add_argument("--tokens", type=int, metavar="N", default=250, help="speech tokens a request, T3 and latency")
     parser.add_argument("--steps", type=int, metavar="N", default=10, help="diffusion steps")
     parser.add_argument("--repeats", type=int, metavar="N", default=3, help="runs after the first, which warms up")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text of end-to-end and of upstream (UTF-8)")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="text of end-to-end and of upstream (UTF-8; default: ours)"
+    )
     parser.add_argument("--voice", type=Path, metavar="CLIP", help="reference clip (default: the built-in voice)")
     parser.add_argument(
         "--synthetic",
@@ -61,9 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if "end-to-end" in options.only and options.text is None:
-        raise ConfigError("give the end-to-end part a text with --text FILE, or leave it out with --only")
-    if min(options.batch) < 1 or options.repeats < 1 or min(options.lengths) <= 0:
+    if min(options.batch or [1]) < 1 or options.repeats < 1 or min(options.lengths) <= 0:
         raise ConfigError("--batch, --repeats and --lengths must be positive")
     text = "" if options.text is None else _read(options.text)
     if options.json is not None:
@@ -72,23 +78,20 @@ def run(options: argparse.Namespace) -> int:
     from chatterbox_vllm.bench.end_to_end import end_to_end_row
     from chatterbox_vllm.bench.stages import latency_row, s3gen_rows, t3_rows
     from chatterbox_vllm.bench.table import table
+    from chatterbox_vllm.bench.texts import batch_sizes, text_for
     from chatterbox_vllm.bench.upstream import side_by_side_rows, side_by_side_table
-    from chatterbox_vllm.setup.probe import machine
+    from chatterbox_vllm.setup.provenance import provenance
 
     # Before our model loads, so that each side has the machine to itself.
     workload, upstream = _run_upstream(options, text) if UPSTREAM in options.only else (None, None)
-    with load(options, max_batch_size=max(options.batch)) as tts:
+    with load(options, max_batch_size=max(options.batch) if options.batch else None) as tts:
         if options.voice is not None:
             tts.prepare_conditionals(options.voice)
-        facts: dict[str, Any] = machine(tts.device)
-        facts["model"] = str(options.model)
+        sizes = batch_sizes(options.batch, tts)
+        facts: dict[str, Any] = provenance(tts.device, str(options.model), tts.directory)
         facts["settings"] = {
-            "T3 dtype": str(tts.t3_stage.options.dtype),
-            "CUDA graphs": tts.t3_stage.options.cuda_graphs,
-            "S3Gen dtype": options.s3gen_dtype,
+            **tts.settings,
             "steps": options.steps,
-            "max batch": max(options.batch),
-            "watermark": not options.no_watermark,
             "synthetic": options.synthetic,
             "reference tokens": len(tts.conds.prompt.tokens) if tts.conds is not None else None,
         }
@@ -98,13 +101,14 @@ def run(options: argparse.Namespace) -> int:
         rows: list[dict[str, Any]] = []
         for part in options.only:
             if part == "t3":
-                found = t3_rows(tts, options.batch, options.tokens, options.repeats)
+                found = t3_rows(tts, sizes, options.tokens, options.repeats)
             elif part == "s3gen":
-                found = s3gen_rows(tts, options.batch, options.lengths, options.steps, options.repeats)
+                found = s3gen_rows(tts, sizes, options.lengths, options.steps, options.repeats)
             elif part == "latency":
                 found = [latency_row(tts, options.tokens, options.repeats)]
             elif part == "end-to-end":
-                found = [end_to_end_row(tts, text, options.synthetic, options.steps, _tick)]
+                spoken = text or text_for(tts)
+                found = [end_to_end_row(tts, spoken, options.synthetic, options.steps, _tick, options.repeats)]
             elif workload is not None and upstream is not None:
                 found = side_by_side_rows(tts, upstream, workload)
             rows += found

@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="T3's (default: as it is served)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of speech at each measurement")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="requests at once, T3's speed")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs after the first; the best counts")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs after the first; the median counts")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
 
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
+import pydantic
 import tomllib
 
 from chatterbox_vllm.errors import ConfigError
+
+# Any number but NaN, which nothing is compared with; infinite ones let everything pass, or nothing.
+_Bound = Annotated[float, pydantic.Field(ge=-math.inf)]
 
 
 @dataclass(frozen=True)
@@ -165,25 +169,27 @@ def _parse(text: str, where: str, defaults: dict[str, Threshold]) -> dict[str, T
     return thresholds
 
 
-def _threshold(name: str, table: Any, where: str, default: Threshold | None) -> Threshold:
+class _Table(pydantic.BaseModel):
+    """What a file says of a gate; its kind names one of the two bounds."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    maximum: _Bound | None = None
+    minimum: _Bound | None = None
+    required: bool | None = None
+
+
+def _threshold(name: str, table: object, where: str, default: Threshold | None) -> Threshold:
     side = KINDS[name].bound
-    if not isinstance(table, dict) or set(table) - {side, "required"}:
-        raise ConfigError(f"{where}: gate {name!r} takes a table of {side!r} and 'required', found {table!r}")
-    given = table.get(side, None if default is None else default.bound)
-    bound = _number(given)
-    required = table.get("required", True if default is None else default.required)
-    if math.isnan(bound):
-        raise ConfigError(f"{where}: {name}.{side} must be a number that a float holds, not {given!r:.40}")
-    if not isinstance(required, bool):
-        raise ConfigError(f"{where}: {name}.required must be true or false, not {required!r}")
-    return Threshold(bound, required)
-
-
-def _number(value: object) -> float:
-    """NaN where it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
+    other = "minimum" if side == "maximum" else "maximum"
     try:
-        return float(value)
-    except OverflowError:
-        return math.nan
+        given = _Table.model_validate(table)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([name, *map(str, first["loc"])])
+        raise ConfigError(f"{where}: {key}: {first['msg']}, found {str(first['input'])[:40]}") from error
+    bound = getattr(given, side) if default is None or getattr(given, side) is not None else default.bound
+    if bound is None or getattr(given, other) is not None:
+        raise ConfigError(f"{where}: gate {name!r} takes a {side!r}, and no {other!r}")
+    required = given.required if given.required is not None else default is None or default.required
+    return Threshold(bound, required)

@@ -39,7 +39,6 @@ def voice_tokens(
     for case in plan.cases:
         tokens, voice = said[case.index].speech_tokens, voices[case.voice]
         if tokens:
-            # On the CPU: a generator's numbers differ from device to device.
             noise = stage.model.draw_noise(case.seed, len(tokens), voice.prompt)
             waiting.append((case.index, TokensToSpeak(tuple(tokens), voice, plan.diffusion_steps, case.seed, noise)))
             pitch = baseline.load("pitch", case.index)
@@ -115,7 +114,9 @@ def _replace_pitch(
 ) -> torch.Tensor:
     """For one utterance, a mel [1, mels, frames], whose pitch [1, frames] was found."""
     (mel,) = inputs
-    key = next((key for key, own in mels.items() if own.shape == mel[0].T.shape and torch.equal(own, mel[0].T)), None)
+    row = mel[0].T
+    alike = (key for key, own in mels.items() if own.shape == row.shape and torch.equal(own.to(row), row))
+    key = next(alike, None)
     if key is None:
         raise GenerationError("the vocoder takes the pitch of a mel that it was not given")
     heard.pitches[key] = found[0]

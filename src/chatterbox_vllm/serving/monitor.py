@@ -21,14 +21,30 @@ from typing import Any
 import torch
 
 from chatterbox_vllm.engine.request import SpeechResult
-from chatterbox_vllm.errors import AbortedError, AudioError, CheckpointError, ConfigError, DeadlineError, OutputError
+from chatterbox_vllm.errors import (
+    AbortedError,
+    AudioError,
+    CheckpointError,
+    ConfigError,
+    DeadlineError,
+    OutputError,
+    OverloadedError,
+)
 from chatterbox_vllm.families.registry import DEFAULT_FAMILY
 
 _SAMPLE_RATE = 24_000
 _FOUR_BITS = ("bnb-4bit", "awq")
 _EIGHT_BITS = "bnb-8bit"
 # A caller who withdrew, or whose text, clip, voice or disk cannot be used; and a busy machine.
-_NOT_THE_MODELS = (AbortedError, DeadlineError, ConfigError, AudioError, CheckpointError, OutputError)
+_NOT_THE_MODELS = (
+    AbortedError,
+    DeadlineError,
+    OverloadedError,
+    ConfigError,
+    AudioError,
+    CheckpointError,
+    OutputError,
+)
 
 
 class Rollback(Enum):

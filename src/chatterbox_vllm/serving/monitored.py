@@ -223,7 +223,7 @@ class MonitoredChatterbox:
     def _observe(self, result: SpeechResult) -> None:
         """Called in the engine's thread."""
         if result.error is None:
-            self._recovered = False
+            self._recovered = False  # a refusal says nothing of the engine
         decision = self.monitor.assess(result)
         if decision is not None and decision.step is not None:
             self._loop.call_soon_threadsafe(self._begin, decision)

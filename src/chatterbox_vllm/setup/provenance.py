@@ -18,7 +18,7 @@ from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.errors import DeviceError
 from chatterbox_vllm.families.fingerprint import model_identity
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.setup.tiers import Plan
+from chatterbox_vllm.setup.tiers import Plan, tier_named
 from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -81,7 +81,7 @@ def settings_in_force(
     """How an engine runs, as its live stages say; `tier` is the one that it was laid out by."""
     t3, s3gen = talker.options, stage.model.execution
     return {
-        "tier": tier,
+        "tier": None if tier is None else tier_named(tier).gb,
         "quantization": str(quantization),
         "T3 dtype": _dtype(t3.dtype),
         "flow dtype": _dtype(s3gen.dtype),
