@@ -2,112 +2,125 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from chatterbox_vllm.cli.options import add_engine, add_model, add_speech, check_clip, load, speech_parameters
-from chatterbox_vllm.errors import ConfigError, OutputError
-from chatterbox_vllm.settings import QUANTIZATION_METHOD, QUANTIZE_S3GEN, QUANTIZE_VOICE_ENCODER, USE_QUANTIZATION
+import typer
+
+from chatterbox_vllm.cli.arguments import Keywords, from_settings
+from chatterbox_vllm.cli.audio import AudioFormat, check_format
+from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.settings import (
+    ENGINE,
+    MODEL,
+    QUANTIZATION,
+    QUANTIZATION_METHOD,
+    QUANTIZE_S3GEN,
+    QUANTIZE_VOICE_ENCODER,
+    SPEECH,
+    USE_QUANTIZATION,
+)
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
     from chatterbox_vllm.engine.request import SpeechParameters
 
 SOME_FAILED = 1
-_DESCRIPTION = """\
-Speak every row of INPUT into OUTDIR, one audio file a row, with a manifest (manifest.jsonl). Killed at any moment and
-started again with the same command, it goes on where it was. Exit status: 0; 1 if rows failed (the manifest and
-standard error say which and why); 2 if the input or an option cannot be used or OUTDIR cannot be written.
-"""
-_INPUT_HELP = """\
-.txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the audio
-file), voice (a clip, relative to INPUT), and exaggeration, cfg_weight, temperature, min_p, top_p, repetition_penalty,
-max_tokens, diffusion_steps, seed. - reads standard input
-"""
+_INPUT_HELP = (
+    ".txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the "
+    "audio file), voice (a clip, relative to INPUT), and exaggeration, cfg_weight, temperature, min_p, top_p, "
+    "repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
+)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.set_defaults(command=_batch)
-    parser.description = _DESCRIPTION
-    parser.add_argument("input", metavar="INPUT", help=_INPUT_HELP)
-    parser.add_argument("-d", "--output-dir", type=Path, metavar="OUTDIR", required=True, help="made where missing")
-    parser.add_argument("--format", choices=("txt", "jsonl", "csv"), help="of INPUT (default: by its suffix)")
-    parser.add_argument(
-        "--audio-format", choices=("wav", "flac", "ogg", "opus", "mp3"), default="wav", help="of the audio files"
-    )
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--overwrite", action="store_true", help="start anew, never go on; an earlier run's files are removed"
-    )
-    again.add_argument("--retry-failed", action="store_true", help="try rows again that failed in an earlier run")
-    parser.add_argument("--voice", type=Path, metavar="CLIP", help="reference clip of rows that name none")
-    add_model(parser, "english")
-    add_speech(parser)
-    engine = add_engine(parser)
-    engine.add_argument(
-        "--max-batch-size",
-        type=int,
-        metavar="N",
-        help="texts at once (default: the tier's, else 16, on a CPU 4)",
-    )
+@from_settings(MODEL, SPEECH, ENGINE, QUANTIZATION)
+def batch(
+    *,
+    input: Annotated[str, typer.Argument(metavar="INPUT", help=_INPUT_HELP, show_default=False)],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-d", metavar="OUTDIR", help="made where missing", show_default=False)
+    ],
+    format: Annotated[
+        Literal["txt", "jsonl", "csv"] | None, typer.Option(help="of INPUT", show_default="by its suffix")
+    ] = None,
+    audio_format: Annotated[AudioFormat, typer.Option(help="of the audio files")] = "wav",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="start anew, never go on; an earlier run's files are removed")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="try rows again that failed in an earlier run")
+    ] = False,
+    voice: VoiceOption = None,
+    given: Keywords,
+    quiet: bool,
+) -> int:
+    """Speak every row of INPUT into OUTDIR, one audio file a row, with a manifest (manifest.jsonl).
 
-
-def _batch(options: argparse.Namespace) -> int:
+    Killed at any moment and started again with the same command, it goes on where it was. Exit status: 0; 1 if rows
+    failed (the manifest and standard error say which and why); 2 if the input or an option cannot be used or OUTDIR
+    cannot be written.
+    """
     from chatterbox_vllm.batch.folder import Folder
     from chatterbox_vllm.batch.rows import Input
     from chatterbox_vllm.batch.run import Batch, Summary
     from chatterbox_vllm.engine.request import draw_seed
 
     # Whatever can be refused is refused before the model loads, and before anything is made.
-    parameters = speech_parameters(options)
-    _check_audio_format(options.audio_format)
-    check_clip(options.voice)
-    with Input(options.input, options.format) as source:
-        wanted = _what_files_depend_on(options, parameters, source.digest)
+    if overwrite and retry_failed:
+        raise ConfigError("--overwrite and --retry-failed contradict each other: leave one of the two out")
+    parameters = speech_parameters(given)
+    check_format(audio_format)
+    clip = check_voice(voice)
+    with Input(input, format) as source:
+        wanted = _what_files_depend_on(given, parameters, source.digest, clip, audio_format)
         rows = source.check()
-        with Folder(options.output_dir) as folder:
-            run = folder.open(wanted, rows, options.overwrite, options.retry_failed)
+        with Folder(output_dir) as folder:
+            run = folder.open(wanted, rows, overwrite, retry_failed)
             if run["seed"] is None:
                 run["seed"] = draw_seed() >> 32  # short enough to be typed
             parameters = replace(parameters, seed=run["seed"])
             if Folder.OPEN not in folder.done:
-                failed = folder.done.count(Folder.FAILED)
-                return _report(options, parameters, Summary(rows, rows, failed=failed))
-            with load(options, options.max_batch_size) as tts:
-                folder.begin(run)
-                batch = Batch(source, folder, tts, parameters, options.voice, f".{options.audio_format}")
-                return _report(options, parameters, batch.run())
+                summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
+            else:
+                with load(given) as tts:
+                    folder.begin(run)
+                    summary = Batch(source, folder, tts, parameters, clip, f".{audio_format}").run()
+    if not quiet:
+        print(f"{output_dir}: {_summary(summary, parameters, given)}")
+    return SOME_FAILED if summary.failed else 0
 
 
-def _what_files_depend_on(options: argparse.Namespace, parameters: SpeechParameters, digest: str) -> dict[str, Any]:
+def _what_files_depend_on(
+    given: Keywords, parameters: SpeechParameters, digest: str, clip: Path | None, audio_format: str
+) -> dict[str, Any]:
     """What must not change while a run goes on. Files of voices that rows name are not looked at."""
     from chatterbox_vllm.setup.device import resolve_device
 
-    model = Path(options.model)
+    model = given.get("model", "english")
     return {
         "input": digest,
-        "model": str(model.resolve()) if model.is_dir() else options.model,
-        "voice": None if options.voice is None else _digest(options.voice),
+        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "voice": None if clip is None else _digest(clip),
         "parameters": {key: value for key, value in asdict(parameters).items() if key != "seed"},
         "seed": parameters.seed,
-        "audio_format": options.audio_format,
-        "watermark": not options.no_watermark,
-        "device": resolve_device(options.device).type,
-        "dtype": options.dtype,
-        "s3gen_dtype": options.s3gen_dtype,
-        "deterministic": options.deterministic,
-        "quantization": _quantization(options),
+        "audio_format": audio_format,
+        "watermark": given.get("watermark", True),
+        "device": resolve_device(given.get("device", "auto")).type,
+        "dtype": given.get("dtype", "auto"),
+        "s3gen_dtype": given.get("s3gen_dtype", "auto"),
+        "deterministic": given.get("deterministic", False),
+        "quantization": _quantization(given),
     }
 
 
-def _quantization(options: argparse.Namespace) -> list[str | None]:
+def _quantization(given: Keywords) -> list[str | None]:
     """Everything that decides which weights are quantized and how."""
     settings = (USE_QUANTIZATION, QUANTIZATION_METHOD, QUANTIZE_S3GEN, QUANTIZE_VOICE_ENCODER)
-    return [options.tier, options.quantization, *(setting.from_environment() or None for setting in settings)]
+    deciding = (given.get(s.keyword, s.from_environment() or None) for s in settings)
+    return [given.get("tier"), given.get("quantization_strategy"), *deciding]
 
 
 def _digest(path: Path) -> str:
@@ -118,17 +131,7 @@ def _digest(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _check_audio_format(name: str) -> None:
-    import soundfile
-
-    from chatterbox_vllm.audio.encode import FORMATS
-
-    container, coding = FORMATS[f".{name}"]
-    if not soundfile.check_format(container, coding):
-        raise OutputError(f"this libsndfile cannot write {container}/{coding}; use --audio-format wav or flac")
-
-
-def _report(options: argparse.Namespace, parameters: SpeechParameters, summary: Summary) -> int:
+def _summary(summary: Summary, parameters: SpeechParameters, given: Keywords) -> str:
     """One line for a person."""
     from chatterbox_vllm.setup.models import DEMO
 
@@ -144,7 +147,6 @@ def _report(options: argparse.Namespace, parameters: SpeechParameters, summary: 
         speed = summary.seconds / summary.wall
         notes.append(f"{summary.seconds:.1f} s of audio in {summary.wall:.1f} s, {speed:.1f}x real time")
     notes.append(f"seed {parameters.seed}")
-    if options.model == DEMO:
+    if given.get("model") == DEMO:
         notes.append("babble: the demo model's weights are synthetic")
-    print(f"{options.output_dir}: {', '.join(notes)}")
-    return SOME_FAILED if summary.failed else 0
+    return ", ".join(notes)

@@ -253,13 +253,3 @@ def s3gen_working(plan: Plan, element: int) -> int:
     encoder = frames * _ENCODER_FRAME + pairs * _ENCODER_PAIR
     estimator = frames * _ESTIMATOR_FRAME + _ESTIMATOR_FIXED
     return max(encoder, estimator, frames * _VOCODER_FRAME) * element // 4
-
-
-def render(name: str, estimate: MemoryEstimate, budget: int | None = None) -> str:
-    """An estimate as lines for a terminal."""
-    lines = [f"{name}:"]
-    lines += [f"  {what:<42} {size / _MIB:9.1f} MiB" for what, size in estimate.device.items()]
-    against = "" if budget is None else f" (budget {budget / _MIB:.0f} MiB)"
-    lines.append(f"  {'on the device, together':<42} {estimate.device_total / _MIB:9.1f} MiB{against}")
-    lines += [f"  {what + ', on the host':<42} {size / _MIB:9.1f} MiB" for what, size in estimate.host.items()]
-    return "\n".join(lines)
