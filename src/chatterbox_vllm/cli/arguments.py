@@ -35,6 +35,8 @@ _TYPES: dict[str, Any] = {
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 # Spellings of earlier versions.
 _SHORT = {"diffusion_steps": "--steps", "quantization_strategy": "--quantization"}
+# Without it, there is no strategy; in Python it is the keyword of a method of its own, which has a default.
+_SHOWN = {"quantization_strategy": "none: the options above and the tier decide"}
 PANELS: dict[str, tuple[Setting, ...]] = {
     "Which model": MODEL,
     "How to speak": SPEECH,
@@ -85,11 +87,12 @@ def from_settings(*groups: tuple[Setting, ...], leave_out: Sequence[str] = ()) -
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     kind = setting_type(setting)
+    shown = _SHOWN.get(setting.keyword, setting.shown_default)
     names = [setting.option, *filter(None, [_SHORT.get(setting.keyword)])]
     option = typer.Option(
         *names,
         # The default is the library's to take, so that an environment variable or a tier can stand before it.
-        help=rf"{setting.meaning} [dim]\[default: {setting.shown_default}][/dim]",
+        help=rf"{setting.meaning} [dim]\[default: {shown}][/dim]",
         show_default=False,
         metavar=_METAVARS.get(kind),
         rich_help_panel=next(title for title, group in PANELS.items() if setting in group),
