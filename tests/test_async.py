@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import (
+    AbortedError,
     AsyncChatterbox,
-    CancelledError,
     ChatterboxTTS,
     ConfigError,
     DeadlineError,
@@ -82,7 +82,7 @@ def test_errors_reach_their_own_task(tts: ChatterboxTTS) -> None:
             with pytest.raises(ConfigError, match="'twice'"):
                 await engine.speak(request(tts), "twice")
             engine.abort("twice")
-            assert isinstance((await task).error, CancelledError)
+            assert isinstance((await task).error, AbortedError)
             assert (await fine).error is None
             assert engine.stats().kv_blocks_in_use == 0
 
@@ -116,7 +116,7 @@ def test_closing_ends_everything_and_gives_the_model_back(tts: ChatterboxTTS) ->
         task = asyncio.create_task(engine.speak(request(tts, LONG)))
         await asyncio.sleep(0.1)
         await asyncio.to_thread(engine.close)
-        assert isinstance((await task).error, CancelledError)
+        assert isinstance((await task).error, AbortedError)
         with pytest.raises(GenerationError, match="closed"):
             await engine.speak(request(tts))
 
@@ -188,5 +188,5 @@ def test_every_result_is_told_and_a_listener_that_fails_harms_nothing(
 
     asyncio.run(main())
     found = {result.request_id: type(result.error) for result in told}
-    assert found == {"spoken": type(None), "streamed": type(None), "left": CancelledError, "late": DeadlineError}
+    assert found == {"spoken": type(None), "streamed": type(None), "left": AbortedError, "late": DeadlineError}
     assert caplog.text.count("on_result failed") == 4

@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from chatterbox_vllm.bench.table import table
 from chatterbox_vllm.cli import main
 
 TEXT = "This is the first sentence of a short text. And this is the second one, which is the last."
@@ -30,16 +29,6 @@ def test_every_part(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert 0 < whole["T3 share"] + whole["S3Gen share"] <= 1.01
     printed = capsys.readouterr().out
     assert "x real time, steady" in printed and "GPU busy share" in printed
-
-
-def test_table() -> None:
-    rows = [{"stage": "T3", "batch": 1, "median": 12.3456}, {"stage": "T3", "batch": 128, "median": 23684.4}]
-    assert table(rows).splitlines() == ["stage  batch  median", "T3         1   12.35", "T3       128  23,684"]
-    assert table([{"failed": [], "peak MiB": None, "settings": {"steps": 10}}]).splitlines() == [
-        "failed    none",
-        "peak MiB  -",
-        "settings  steps 10",
-    ]
 
 
 def test_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

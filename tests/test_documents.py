@@ -31,7 +31,7 @@ standard error; 130 after Ctrl-C, 143 and 129 after SIGTERM and SIGHUP. This pag
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 # Options of start.sh itself, and of programs that are not ours.
 _START = {"--reinstall", "--low-vram", "--ultra-low-vram", "--medium-vram", "--high-vram", "--tier"}
-_OTHERS = {"--goldens"}  # of the tests
+_OTHERS = {"--goldens", "--help"}  # of the tests, and of every command
 _OLD = {"CHANGELOG.md"}  # tells of options as they were
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("pystoi")
 from safetensors.torch import load_file, save_file
 
 from chatterbox_vllm.cli import main
-from chatterbox_vllm.cli.evaluate import model_options
+from chatterbox_vllm.cli.model_options import model_options
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collect import CollectionJob, collect, collect_in_process
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
@@ -304,4 +304,4 @@ def test_long_texts_are_evaluated_piece_by_piece() -> None:
 def test_options_of_a_model() -> None:
     words = ["use_quantization=true", "quantization_method=bnb-4bit", "max_model_len=512", "x=0.5", "y=None"]
     expected = {"use_quantization": True, "quantization_method": "bnb-4bit", "max_model_len": 512, "x": 0.5, "y": None}
-    assert model_options(words) == expected
+    assert model_options("--candidate-options", words) == expected

@@ -17,6 +17,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import guided
@@ -87,7 +88,7 @@ class Talk:
 
     def say(self, **requests: tuple[SpeechParameters, ForcedTokens | None]) -> dict[str, list[int]]:
         for name, (parameters, forced) in requests.items():
-            self.stage.add(name, self.prompt, parameters, seed=3, forced=forced)
+            self.stage.add(name, self.prompt, parameters.resolved(ENGLISH.defaults).sampling, seed=3, forced=forced)
         said: dict[str, list[int]] = {}
         while self.stage.unfinished:
             said.update({output.request_id: list(output.token_ids) for output in self.stage.step()})
@@ -137,7 +138,9 @@ def test_any_tokens_can_be_forced_beside_a_request_that_is_free(talk: Talk) -> N
     # The same history, so the same thoughts, up to the order of sums in another batch.
     torch.testing.assert_close(requests["short"].logits[:7], requests["strange"].logits[:7], rtol=1e-4, atol=1e-3)
     with pytest.raises(ConfigError, match="max_tokens=30"):
-        talk.stage.add("wrong", talk.prompt, parameters, 0, forced=talk.forced(short))
+        talk.stage.add(
+            "wrong", talk.prompt, parameters.resolved(ENGLISH.defaults).sampling, 0, forced=talk.forced(short)
+        )
 
 
 def test_prompts_taken_in_piece_by_piece_give_the_same_logits(talk: Talk, demo: Path) -> None:

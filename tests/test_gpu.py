@@ -37,7 +37,7 @@ def float32(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:  # noqa: F811
 def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None:  # noqa: F811
     golden, cases = goldens.arrays("t3_english"), goldens.json("t3_english")["cases"]
     for case in cases:
-        add(float32._talker, case, prompt_of(case, float32._scheduler.prompts.builder, golden), case["n"])
+        add(float32._talker, case, prompt_of(case, float32._scheduler.preparation.prompts.builder, golden), case["n"])
     tokens = drain(float32._talker)
     assert [c["key"] for c in cases if tokens[c["key"]] != golden[f"{c['key']}_tokens"].tolist()] == []
 

@@ -11,8 +11,8 @@ import torch
 
 from chatterbox_vllm.engine.request import SpeechResult, Timings
 from chatterbox_vllm.errors import (
+    AbortedError,
     AudioError,
-    CancelledError,
     CheckpointError,
     ConfigError,
     DeadlineError,
@@ -108,7 +108,7 @@ def test_speed_is_taken_over_the_results_that_failures_are() -> None:
 
 def test_what_says_nothing_of_the_model_is_not_counted() -> None:
     monitor = Monitor(LIMITS, Config())
-    for kind in (CancelledError, DeadlineError, TextTooLongError, AudioError, CheckpointError, OutputError):
+    for kind in (AbortedError, DeadlineError, TextTooLongError, AudioError, CheckpointError, OutputError):
         monitor.observe(bad(kind("x")))
     assert monitor.figures.results == 0 and monitor.figures.failure_rate is None
     monitor.observe(bad(DeviceError("x")))

@@ -22,6 +22,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedPart, T3Conf
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import check_t3
 from chatterbox_vllm.quantization.bnb import constants, linear
 from chatterbox_vllm.quantization.config import QuantizationConfig
@@ -95,7 +96,8 @@ def speak(
 
     with monkeypatch.context() as patch:
         patch.setattr(SpeechSampler, "apply", recording)
-        stage.add("one", prompt, SpeechParameters(max_tokens=12, temperature=0.0, repetition_penalty=1.0), seed=0)
+        asked = SpeechParameters(max_tokens=12, temperature=0.0, repetition_penalty=1.0)
+        stage.add("one", prompt, asked.resolved(ENGLISH.defaults).sampling, seed=0)
         finished = []
         while stage.unfinished:
             finished += stage.step()

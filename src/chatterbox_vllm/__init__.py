@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.errors import (
+    AbortedError,
     AudioError,
     BatchError,
-    CancelledError,
     ChatterboxError,
     CheckpointError,
     ConfigError,
@@ -17,10 +17,12 @@ from chatterbox_vllm.errors import (
     GenerationError,
     ModelUnavailableError,
     OutputError,
+    OverloadedError,
     TextTooLongError,
 )
 
 if TYPE_CHECKING:
+    from chatterbox_vllm.engine.budgets import Limits
     from chatterbox_vllm.engine.request import SpeechChunk, SpeechParameters, SpeechRequest, SpeechResult
     from chatterbox_vllm.quantization.config import QuantizationConfig
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbortedError",
     "AsyncChatterbox",
     "AudioError",
     "BatchError",
-    "CancelledError",
     "ChatterboxError",
     "ChatterboxTTS",
     "CheckpointError",
@@ -43,8 +45,10 @@ __all__ = [
     "DeadlineError",
     "DeviceError",
     "GenerationError",
+    "Limits",
     "ModelUnavailableError",
     "OutputError",
+    "OverloadedError",
     "QuantizationConfig",
     "QuantizationMemoryEstimator",
     "SpeechChunk",
@@ -61,13 +65,14 @@ __all__ = [
 _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
     "ChatterboxTTS": "chatterbox_vllm.tts",
+    "Limits": "chatterbox_vllm.engine.budgets",
     "QuantizationConfig": "chatterbox_vllm.quantization.config",
     "QuantizationMemoryEstimator": "chatterbox_vllm.setup.estimate",
     "SpeechChunk": "chatterbox_vllm.engine.request",
     "SpeechParameters": "chatterbox_vllm.engine.request",
     "SpeechRequest": "chatterbox_vllm.engine.request",
     "SpeechResult": "chatterbox_vllm.engine.request",
-    "Voice": "chatterbox_vllm.voices.enrolment",
+    "Voice": "chatterbox_vllm.voices.voice",
     "check_quantization_support": "chatterbox_vllm.setup.support",
 }
 

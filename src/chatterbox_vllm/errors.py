@@ -8,9 +8,10 @@ ChatterboxError
 ├── AudioError (ValueError)          a reference clip that cannot be used as a voice
 ├── DeviceError                      a device that was asked for and is not there, or has no room
 ├── OutputError (OSError)            audio that could not be written
+├── OverloadedError                  a request that the engine has no room for now
 └── GenerationError                  a request that failed while it was being spoken
     ├── BatchError                   some texts of a list failed; holds the others' audio
-    ├── CancelledError               a request that its caller aborted
+    ├── AbortedError                 a request that its caller aborted
     └── DeadlineError                a request that was not done in time
 
 Each message says what is wrong, with the value, and what to do about it.
@@ -53,6 +54,10 @@ class OutputError(ChatterboxError, OSError):
     """An audio file could not be written; nothing was left in its place."""
 
 
+class OverloadedError(ChatterboxError):
+    """The engine has as much on its way as it takes; nothing is wrong with the request. Try again later."""
+
+
 class GenerationError(ChatterboxError):
     """One request failed; other requests are not affected."""
 
@@ -73,8 +78,11 @@ class BatchError(GenerationError):
             "or pass return_exceptions=True"
         )
 
+    def __reduce__(self) -> tuple[type[BatchError], tuple[list[Any]]]:
+        return type(self), (self.results,)
 
-class CancelledError(GenerationError):
+
+class AbortedError(GenerationError):
     """The caller aborted the request."""
 
 

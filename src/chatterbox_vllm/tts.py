@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from typing_extensions import Self
 
 from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.engine.job import SAMPLE_RATE
 from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
-from chatterbox_vllm.engine.scheduler import SAMPLE_RATE, Scheduler
+from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import Voicing
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
@@ -32,6 +34,7 @@ from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.library import ClipVoices
 from chatterbox_vllm.voices.voice import Voice
 
+_SHUT_DOWN = "this model was shut down; load it again"
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -61,7 +64,10 @@ class ChatterboxTTS:
         self.device = device
         self.conds = voice
         self._scheduler: Scheduler | None = scheduler
+        self._lending = threading.Lock()
+        self._stepping = threading.RLock()  # held while an iterator of `run` works
         self._in_use = False
+        self._end_use: Callable[[], None] | None = None
         self._talker = talker
         self._voicing = voicing
         self._enroller = enroller
@@ -257,16 +263,16 @@ class ChatterboxTTS:
     def generate(
         self,
         text: str | Sequence[str],
-        repetition_penalty: float = 1.2,
-        min_p: float = 0.05,
-        top_p: float = 1.0,
+        repetition_penalty: float | None = None,
+        min_p: float | None = None,
+        top_p: float | None = None,
         audio_prompt_path: str | os.PathLike[str] | None = None,
-        exaggeration: float = 0.5,
-        cfg_weight: float = 0.5,
-        temperature: float = 0.8,
+        exaggeration: float | None = None,
+        cfg_weight: float | None = None,
+        temperature: float | None = None,
         *,
-        max_tokens: int = 1000,
-        diffusion_steps: int = 10,
+        max_tokens: int | None = None,
+        diffusion_steps: int | None = None,
         seed: int | None = None,
         return_exceptions: bool = False,
         progress: bool | None = None,
@@ -280,7 +286,7 @@ class ChatterboxTTS:
                 device, in float32 whatever else is in the batch.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
-            others: see `SpeechParameters`.
+            others: see `SpeechParameters`; what is None takes the model's own default.
 
         Returns:
             float32 audio (1, n) on the CPU at `sr`; for a list, a list of them (or errors, see above) in its order.
@@ -308,10 +314,17 @@ class ChatterboxTTS:
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
-        requests = [SpeechRequest(entry, self.voice, _nth(parameters, i)) for i, entry in enumerate(texts)]
         results: list[Any] = [None] * len(texts)
-        for result in with_progress(self.run(requests), len(requests), self.sr, progress):
-            results[result.index] = result.error if result.audio is None else result.audio.unsqueeze(0)
+        requests: dict[int, SpeechRequest] = {}
+        for i, entry in enumerate(texts):
+            try:
+                requests[i] = SpeechRequest(entry, self.voice, _nth(parameters, i))
+            except ConfigError as error:  # this text's alone
+                results[i] = error
+        places = list(requests)
+        for result in with_progress(self.run(requests.values()), len(requests), self.sr, progress):
+            spoken = result.error if result.audio is None else result.audio.unsqueeze(0)
+            results[places[result.index]] = spoken
         if isinstance(text, str):
             if isinstance(results[0], Exception):
                 raise results[0]
@@ -344,25 +357,44 @@ class ChatterboxTTS:
             ConfigError: the model was shut down, or an earlier run is neither exhausted nor closed.
         """
         scheduler, _ = self.lend_scheduler()
+        results = run_all(scheduler, requests, on_step)
         try:
-            yield from run_all(scheduler, requests, on_step)
+            while True:
+                with self._stepping:
+                    if self._scheduler is None:
+                        raise ConfigError(_SHUT_DOWN)
+                    result = next(results, None)
+                if result is None:
+                    return
+                yield result
         finally:
+            results.close()
             self.return_scheduler()
 
-    def lend_scheduler(self) -> tuple[Scheduler, T3Stage]:
-        """The engine's inside, for one user at a time, who calls `return_scheduler` in the end."""
-        if self._scheduler is None:
-            raise ConfigError("this model was shut down; load it again")
-        if self._in_use:
-            raise ConfigError(
-                "the model is in use: exhaust or close() the iterator of an earlier run, or close its AsyncChatterbox"
-            )
-        self._in_use = True
-        return self._scheduler, self._talker
+    def lend_scheduler(self, end_use: Callable[[], None] | None = None) -> tuple[Scheduler, T3Stage]:
+        """The engine's inside, for one user at a time, who calls `return_scheduler` in the end.
+
+        Args:
+            end_use: what `shutdown` calls first, to make the user give it back.
+
+        Raises:
+            ConfigError: the model was shut down, or somebody has it.
+        """
+        with self._lending:
+            if self._scheduler is None:
+                raise ConfigError(_SHUT_DOWN)
+            if self._in_use:
+                raise ConfigError(
+                    "the model is in use: exhaust or close() the iterator of an earlier run, or close its "
+                    "AsyncChatterbox"
+                )
+            self._in_use, self._end_use = True, end_use
+            return self._scheduler, self._talker
 
     def return_scheduler(self) -> None:
         """The end of `lend_scheduler`."""
-        self._in_use = False
+        with self._lending:
+            self._in_use, self._end_use = False, None
 
     @property
     def t3_stage(self) -> T3Stage:
@@ -386,9 +418,19 @@ class ChatterboxTTS:
         return self.conds
 
     def shutdown(self) -> None:
-        """Stop the engine and free its memory. Nothing happens when called again."""
-        if self._scheduler is not None:
-            self._scheduler = None
+        """Stop the engine and free its memory. Nothing happens when called again.
+
+        An `AsyncChatterbox` that is open on the model is closed first: its requests fail with `AbortedError`. An
+        iterator of `run` or `generate_iter` that is not exhausted raises `ConfigError` when it is asked for more.
+        """
+        end_use = self._end_use
+        if end_use is not None:
+            end_use()
+        with self._stepping, self._lending:
+            scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.abort_all()
+            scheduler.preparation.close()
             self._voicing.close()
             self._voicing.stage.release()
             self._talker.close()

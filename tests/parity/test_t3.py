@@ -11,6 +11,7 @@ import torch
 
 from chatterbox_vllm import ChatterboxTTS
 from chatterbox_vllm.engine.request import SpeechParameters
+from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.t3 import sampling
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.vllm.stage import T3Stage
@@ -34,7 +35,7 @@ def cases(goldens: Goldens) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def builder(english: ChatterboxTTS) -> PromptBuilder:
-    return english._scheduler.prompts.builder
+    return english._scheduler.preparation.prompts.builder
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def add(talker: T3Stage, case: dict[str, Any], prompt: torch.Tensor, max_tokens:
         max_tokens=max_tokens,
     )
     uniforms = None if greedy else recipe.uniform(case["uniform_key"], 2000).tolist()
-    talker.add(case["key"], prompt, parameters, seed=0, uniforms=uniforms)
+    talker.add(case["key"], prompt, parameters.resolved(ENGLISH.defaults).sampling, seed=0, uniforms=uniforms)
 
 
 def drain(talker: T3Stage) -> dict[str, list[int]]:

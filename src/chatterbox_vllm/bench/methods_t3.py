@@ -7,6 +7,7 @@ weights, dequantized and multiplied in plain float32, is what its kernels do.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,13 +26,11 @@ from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
 from chatterbox_vllm.setup.tiers import Plan
-from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.file import QuantizedT3
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
 from chatterbox_vllm.t3.vllm.forcing import ForcedTokens
 from chatterbox_vllm.t3.vllm.stage import T3Options, T3Output, T3Stage
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 
 # None of them is what AWQ is calibrated on.
 TEXTS = (
@@ -51,15 +50,17 @@ class T3Methods:
     def __init__(self, directory: Path, device: torch.device, workload: Workload, work: Path):
         self.directory, self.device, self.workload, self.work = directory, device, workload, work
         self.config = ModelConfig.from_directory(directory)
-        self._file = FAMILIES[self.config.family].t3
+        family = FAMILIES[self.config.family]
+        self._file = family.t3
         self._tokens = max(1, round(workload.seconds * TOKENS_PER_SECOND))
-        self._parameters = SpeechParameters(max_tokens=self._tokens)
         weights = Weights(directory / self._file)
-        self._builder = PromptBuilder.from_weights(self.config.t3, weights)
+        self._builder = family.read_prompt_builder(self.config.t3, weights)
         (voice,) = calibration_voices(directory, self.config, (), device)
-        tokenizer = EnglishTokenizer(directory / FAMILIES[self.config.family].tokenizer)
-        maker = PromptMaker(tokenizer, self._builder, self.config.t3.speech_positions)
-        self._prompts = [maker.prompt(text, voice, self._parameters) for text in TEXTS]
+        tokenizer = family.read_tokenizer(directory / family.tokenizer)
+        maker = PromptMaker(family, tokenizer, self._builder, self.config.t3.speech_positions)
+        parameters = SpeechParameters(max_tokens=self._tokens)
+        self._prompts = [maker.prompt_of(text, voice, parameters)[0] for text in TEXTS]
+        self._sampling = maker.values(parameters).sampling
         self._said: list[tuple[int, ...]] = []
         self._exact: list[torch.Tensor] = []
 
@@ -126,7 +127,7 @@ class T3Methods:
             ConfigError: nothing to one of them.
         """
         for i, prompt in enumerate(self._prompts):
-            talker.add(str(i), prompt, self._parameters, seed=i)
+            talker.add(str(i), prompt, self._sampling, seed=i)
         spoken = {int(output.request_id): output.token_ids for output in _run(talker)}
         stop = self.config.t3.stop_speech_token
         said = [tuple(token for token in spoken[i] if token != stop) for i in range(len(TEXTS))]
@@ -138,7 +139,8 @@ class T3Methods:
         """Guided logits [n, V] of each text's tokens, from the engine."""
         forced = [ForcedTokens(tokens, self.config.t3.speech_vocab_size) for tokens in self._said]
         for i, (prompt, tokens) in enumerate(zip(self._prompts, forced, strict=True)):
-            talker.add(str(i), prompt, SpeechParameters(max_tokens=len(tokens.tokens)), seed=i, forced=tokens)
+            sampling = replace(self._sampling, max_tokens=len(tokens.tokens))
+            talker.add(str(i), prompt, sampling, seed=i, forced=tokens)
         _run(talker)
         return [tokens.logits for tokens in forced]
 
@@ -151,13 +153,13 @@ class T3Methods:
         for streams, tokens in zip(model.teacher_forced(rows), self._said, strict=True):
             # The prompt's last row draws the first token; what the last token leads to is not drawn.
             conditional, unconditional = streams[:, -len(tokens) - 1 : -1].cpu()
-            found.append(conditional + self._parameters.cfg_weight * (conditional - unconditional))
+            found.append(conditional + self._sampling.cfg_weight * (conditional - unconditional))
         return found
 
     def _speed(self, talker: T3Stage, batch: int) -> float:
         def speak() -> float:
             for i in range(batch):
-                talker.add(str(i), self._prompts[0], self._parameters, seed=i)
+                talker.add(str(i), self._prompts[0], self._sampling, seed=i)
             return sum(len(output.token_ids) for output in _run(talker))
 
         return best_speed(speak, self.device, self.workload.repeats)

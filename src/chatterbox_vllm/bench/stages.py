@@ -29,11 +29,11 @@ def t3_rows(tts: ChatterboxTTS, batches: Sequence[int], tokens: int, repeats: in
     scheduler, talker = tts.lend_scheduler()
     try:
         parameters = SpeechParameters(max_tokens=tokens)
-        prompt = scheduler.prompts.prompt(SENTENCE, tts.voice, parameters)
+        prompt, values = scheduler.preparation.prompts.prompt_of(SENTENCE, tts.voice, parameters)
 
         def run(batch: int) -> float:
             for i in range(batch):
-                talker.add(f"bench-{i}", prompt, parameters, seed=i)
+                talker.add(f"bench-{i}", prompt, values.sampling, seed=i)
             spoken, start = 0, time.perf_counter()
             while talker.unfinished:
                 spoken += sum(len(output.token_ids) for output in talker.step())

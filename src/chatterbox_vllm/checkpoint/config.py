@@ -53,6 +53,8 @@ class T3Config:
     speech_prompt_tokens: int = 150
     perceiver_queries: int = 32
     perceiver_heads: int = 4
+    # Classifier-free guidance computes two streams of every sequence; a model without it has one.
+    guidance_streams: int = 2
 
     @property
     def conditioning_length(self) -> int:
@@ -214,8 +216,15 @@ class ModelConfig:
             ConfigError: the file is not JSON, not ours, or names an unknown field or a value of the wrong type.
         """
         path = directory / CONFIG_FILE
-        if not path.exists():
-            return cls()
+        return cls.from_file(path) if path.exists() else cls()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Dimensions from a `config.json`, wherever it lies.
+
+        Raises:
+            ConfigError: as `from_directory`.
+        """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

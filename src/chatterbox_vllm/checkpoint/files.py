@@ -39,43 +39,70 @@ class _PickledTensors:
         return self._state[name]
 
     def get_slice(self, name: str) -> Any:
-        return _Shape(tuple(self._state[name].shape))
+        return _Described(tuple(self._state[name].shape))
 
     def metadata(self) -> None:
         return None
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Header:
+    """The header of a `.safetensors` file.
+
+    Attributes:
+        tensors: by key, a tensor's shape and its element type by the format's own name ("F32", "U8", …).
+        metadata: what its maker wrote beside them.
+    """
+
+    tensors: dict[str, tuple[tuple[int, ...], str]]
+    metadata: dict[str, str]
+
+
+class _HeaderAlone:
+    """A file of which nothing but the header is at hand."""
+
+    def __init__(self, path: Path, header: Header):
+        self._path, self._header = path, header
+
+    def keys(self) -> Iterable[str]:
+        return self._header.tensors.keys()
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        raise CheckpointError(f"{self._path}: only its header was fetched, not {name!r}; download the model")
+
+    def get_slice(self, name: str) -> Any:
+        return _Described(*self._header.tensors[name])
+
+    def metadata(self) -> dict[str, str]:
+        return self._header.metadata
+
+
+@dataclass(frozen=True)
+class _Described:
     shape: tuple[int, ...]
+    dtype: str = ""
 
     def get_shape(self) -> tuple[int, ...]:
         return self.shape
+
+    def get_dtype(self) -> str:
+        return self.dtype
 
 
 class Weights:
     """One checkpoint file (`.safetensors` or `.pt`), read lazily: a tensor is in memory only once asked for.
 
+    Args:
+        path: the file, or its name where `header` is given.
+        header: of a file that is not on this machine; shapes and types can be asked for, tensors cannot.
+
     Raises:
         CheckpointError: the file is missing, truncated or of another format.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, header: Header | None = None):
         self.path = path
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path}: no such checkpoint file; complete the directory or download the model again"
-            )
-        try:
-            self._file: _TensorFile = (
-                _PickledTensors(path) if path.suffix == ".pt" else safe_open(path, framework="pt", device="cpu")
-            )
-        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{path}: truncated or damaged ({error}); {_AGAIN}") from error
-        except Exception as error:  # pickle raises many kinds for a file that is not a checkpoint
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_AGAIN}") from error
+        self._file: _TensorFile = _open(path) if header is None else _HeaderAlone(path, header)
         self.keys = frozenset(self._file.keys())
         self.metadata: dict[str, str] = self._file.metadata() or {}
 
@@ -116,6 +143,19 @@ class Weights:
         """
         for key, shape in shapes.items():
             self._check(key, shape)
+
+
+def _open(path: Path) -> _TensorFile:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file; complete the directory or download the model again")
+    try:
+        return _PickledTensors(path) if path.suffix == ".pt" else safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({error}); {_AGAIN}") from error
+    except Exception as error:  # pickle raises many kinds for a file that is not a checkpoint
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_AGAIN}") from error
 
 
 @runtime_checkable

@@ -43,12 +43,12 @@ def estimate(
     from chatterbox_vllm.cli.tables import memory_table, show
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
     from chatterbox_vllm.setup.loading import in_force
-    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.models import model_headers
     from chatterbox_vllm.setup.tiers import TIERS
 
     chosen = TIERS if tier == "all" else (_tier(tier),)
-    directory = resolve_model(model)
-    estimator = QuantizationMemoryEstimator(directory)
+    headers = model_headers(model)
+    directory, estimator = headers.where, QuantizationMemoryEstimator(headers)
     stored = estimator.config.quantized
     if strategies and stored.parts:
         raise ConfigError(f"{directory} is quantized already and fits one strategy at most: leave --strategies out")

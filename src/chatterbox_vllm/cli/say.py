@@ -61,7 +61,8 @@ def say(
         seconds = len(result.audio) / tts.sr
     notes = [f"{seconds:.2f} s", f"seed {result.seed}"]
     if result.finish_reason == "length":
-        notes.append(f"cut off at --max-tokens {parameters.max_tokens}")
+        limit = "" if parameters.max_tokens is None else f" {parameters.max_tokens}"
+        notes.append(f"cut off at --max-tokens{limit}")
     if given.get("model") == DEMO:
         notes.append("babble: the demo model's weights are synthetic")
     if not quiet:

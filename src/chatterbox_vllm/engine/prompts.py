@@ -2,30 +2,110 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 
 from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
+from chatterbox_vllm.families.family import Family, TextTokenizer
+from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.t3.conditioning import PromptBuilder
-from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import LONGEST, Segment, split_text
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices.voice import Voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
+# What a character of text takes of a sequence: a text token, and speech at half the usual 15 characters a second.
+_POSITIONS_PER_CHARACTER = 4
+_LEAST_SPEECH_TOKENS = 25  # a second of speech
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segment of a text, ready for T3.
+
+    Attributes:
+        segment: the text and the pause after it.
+        tokens: its text tokens.
+        values: how it is spoken; `max_tokens` fits the model length.
+    """
+
+    segment: Segment
+    tokens: list[int]
+    values: SpeechValues
+
+
+@dataclass(frozen=True)
+class Script:
+    """All pieces of a request, and the conditioning rows of its voice."""
+
+    pieces: list[Piece]
+    conditioning: torch.Tensor
 
 
 class PromptMaker:
-    """Splits texts, tokenizes segments, builds prompts; remembers the conditioning rows of recent voices."""
+    """Splits texts, tokenizes segments, conditions on voices. For several threads.
 
-    def __init__(self, tokenizer: EnglishTokenizer, builder: PromptBuilder, max_model_len: int):
+    Args:
+        family: of the model.
+        tokenizer, builder: of the family, read from the model's files.
+        max_model_len: longest sequence of T3, prompt and speech tokens together.
+    """
+
+    def __init__(self, family: Family, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
+        self.family = family
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len
         self._conditionings: MemoryCache[tuple[str, float], torch.Tensor] = MemoryCache(
             lambda rows: rows.nbytes, _CONDITIONINGS_BYTES
         )
+
+    def script(self, request: SpeechRequest) -> Script:
+        """Everything that T3 needs to know of a request; takes milliseconds, and a second for a megabyte of text.
+
+        Raises:
+            ConfigError: the text cannot be spoken, the voice is not for this model, or a parameter is out of range.
+            TextTooLongError: a piece of the text and its speech do not fit the model length.
+        """
+        self._require_encodable(request.text)
+        self._require_fitting(request.voice)
+        values = self.values(request.parameters)
+        segments = self.segments(request)
+        pieces = [self._piece(segment, request.parameters, values) for segment in segments]
+        uniforms = request.uniforms
+        if uniforms is not None and len(uniforms) < pieces[0].values.max_tokens:
+            raise ConfigError(
+                f"uniforms holds {len(uniforms)} draws for max_tokens={pieces[0].values.max_tokens}; give one for each"
+            )
+        return Script(pieces, self._conditioning(request.voice, values.exaggeration))
+
+    def prompt(self, conditioning: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """T3's prompt for a piece, [P, streams * H]."""
+        return self.builder.prompt(conditioning, piece.tokens)
+
+    def prompt_of(self, text: str, voice: Voice, parameters: SpeechParameters) -> tuple[torch.Tensor, SpeechValues]:
+        """T3's prompt for one piece of text, and the values to speak it with: for what measures T3 alone.
+
+        Raises:
+            ConfigError, TextTooLongError: see `script`.
+        """
+        values = self.values(parameters)
+        piece = self._piece(Segment(text, 0.0), parameters, values)
+        return self.prompt(self._conditioning(voice, values.exaggeration), piece), piece.values
+
+    def values(self, parameters: SpeechParameters) -> SpeechValues:
+        """What is asked for, and the family's defaults for the rest.
+
+        Raises:
+            ConfigError: a parameter that the family does not have, or more tokens than the model has positions for.
+        """
+        family, most = self.family, self.builder.config.speech_positions - 1
+        values = parameters.resolved(family.defaults, family.absent, f"the {family.name} model")
+        if parameters.max_tokens is not None and parameters.max_tokens > most:
+            raise ConfigError(f"max_tokens={parameters.max_tokens} is more than this model's {most}")
+        return replace(values, max_tokens=min(values.max_tokens, most))
 
     def segments(self, request: SpeechRequest) -> list[Segment]:
         """The pieces that a request's text is spoken in, at least one.
@@ -35,42 +115,61 @@ class PromptMaker:
         """
         if not request.text.strip():
             raise ConfigError(f"there is no text to speak in {request.text[:40]!r}; give at least one word")
-        if len(request.text) <= LONGEST:
+        longest = self._longest(request.parameters)
+        if len(request.text) <= longest:
             return [Segment(request.text, 0.0)]
-        segments = split_text(request.text, LONGEST)
+        segments = split_text(request.text, longest)
         if len(segments) > 1 and (request.noise is not None or request.uniforms is not None):
             raise ConfigError(
                 f"noise and uniforms were given for a text of {len(request.text)} characters, which is spoken in "
-                f"{len(segments)} segments; give them for texts of at most {LONGEST} characters"
+                f"{len(segments)} segments; give them for texts of at most {longest} characters"
             )
         return segments
 
-    def prompt(self, text: str, voice: Voice, parameters: SpeechParameters) -> torch.Tensor:
-        """T3's prompt for one segment, [P, streams * H].
+    def _longest(self, parameters: SpeechParameters) -> int:
+        """Most characters of a piece: fewer than usual where the model length has no room for the usual speech."""
+        room = self.max_model_len - self.builder.prompt_length(0)
+        if parameters.max_tokens is not None:
+            return LONGEST
+        return max(1, min(LONGEST, room // _POSITIONS_PER_CHARACTER))
 
-        Raises:
-            TextTooLongError: the text and its speech do not fit the model length.
-            ConfigError: `max_tokens` is more than the model has positions for.
-        """
+    def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues) -> Piece:
         config = self.builder.config
-        if parameters.max_tokens > config.speech_positions - 1:
-            raise ConfigError(
-                f"max_tokens={parameters.max_tokens} is more than this model's {config.speech_positions - 1}"
-            )
-        tokens = self.tokenizer.encode(normalize_punctuation(text))
-        room = min(
-            config.text_positions - 2, self.max_model_len - parameters.max_tokens - self.builder.prompt_length(0)
-        )
-        if len(tokens) > room:
+        tokens = self.tokenizer.encode(self.family.normalize(segment.text))
+        free = self.max_model_len - self.builder.prompt_length(len(tokens))
+        speech = values.max_tokens
+        if parameters.max_tokens is None:
+            speech = min(speech, max(free, _LEAST_SPEECH_TOKENS))
+        if len(tokens) > config.text_positions - 2 or speech > free:
+            room = min(config.text_positions - 2, len(tokens) + free - speech)
             raise TextTooLongError(
-                f"a text of {len(text)} characters is {len(tokens)} tokens long; with "
-                f"max_tokens={parameters.max_tokens} and max_model_len={self.max_model_len} there is room for "
-                f"{max(room, 0)}: lower max_tokens, or raise max_model_len, or put spaces or full stops into the text"
+                f"a text of {len(segment.text)} characters is {len(tokens)} tokens long; with max_tokens={speech} and "
+                f"max_model_len={self.max_model_len} there is room for {max(room, 0)}: lower max_tokens, or raise "
+                "max_model_len, or put spaces or full stops into the text"
             )
-        return self.builder.prompt(self._conditioning(voice, parameters.exaggeration), tokens)
+        return Piece(segment, tokens, replace(values, max_tokens=speech))
 
     def _conditioning(self, voice: Voice, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(
             (voice.key, float(exaggeration)),
             lambda: self.builder.conditioning(voice.speaker_embedding, voice.speech_prompt, exaggeration),
         )
+
+    @staticmethod
+    def _require_encodable(text: str) -> None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the text holds half of a surrogate pair, {text[error.start]!r} at character {error.start}, which is "
+                "no character; decode the text anew from its source"
+            ) from None
+
+    def _require_fitting(self, voice: Voice) -> None:
+        config = self.builder.config
+        size = (1, config.speaker_embedding_size)
+        if tuple(voice.speaker_embedding.shape) != size:
+            raise ConfigError(
+                f"the voice is for another model: its speaker embedding has shape "
+                f"{list(voice.speaker_embedding.shape)}, this model needs {list(size)}; enrol the clip with this model"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.scheduler import Scheduler
@@ -10,19 +10,19 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 
 def run_all(
     scheduler: Scheduler, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
-) -> Iterator[SpeechResult]:
+) -> Generator[SpeechResult, None, None]:
     """Speak all requests; yield each result when it is ready, failures included, in no particular order.
 
     Requests are taken from `requests` as room for them appears, so it may be endless. Closing the iterator early drops
     what is left.
 
     Args:
-        on_step: called after every step with the number of segments that T3 is speaking.
+        on_step: called after every step with the number of pieces that T3 is speaking.
     """
     # Enough that T3 never runs dry, few enough that memory does not depend on the input.
-    most = 2 * scheduler.max_admitted + scheduler.max_waiting
+    most = 3 * scheduler.max_admitted + scheduler.max_waiting
     source = enumerate(requests)
-    ours: set[str] = set()
+    ours: set[int] = set()
     exhausted = False
     try:
         while ours or not exhausted:
@@ -34,11 +34,11 @@ def run_all(
                     ours.add(scheduler.submit(entry[1], index=entry[0]))
             for event in scheduler.step():
                 if isinstance(event, SpeechResult):
-                    ours.discard(event.request_id)
+                    ours.discard(event.serial)
                     yield event
             if on_step is not None:
                 on_step(scheduler.talking)
     finally:
-        for request_id in ours:
-            scheduler.abort(request_id)
+        for serial in ours:
+            scheduler.abort(serial)
         scheduler.collect()  # nobody is left to hear of them

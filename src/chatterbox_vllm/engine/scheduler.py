@@ -1,42 +1,40 @@
 """The scheduler: one loop that keeps both stages busy.
 
-A request's way: submitted -> split into segments -> admitted to T3 -> its tokens wait for S3Gen -> voiced -> joined ->
-delivered. `step` moves everything on by one T3 step; S3Gen works beside it (voicing.py).
+A request's way: submitted -> prepared (split, tokenized, conditioned) -> its pieces take turns with other requests' at
+T3 -> their tokens wait for S3Gen -> voiced -> joined -> delivered. `step` moves everything on by one T3 step; preparing
+(preparation.py) and S3Gen (synthesis.py) work beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 
-from chatterbox_vllm.audio.join import Joiner
 from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.engine.prompts import PromptMaker
-from chatterbox_vllm.engine.request import (
-    SpeechChunk,
-    SpeechParameters,
-    SpeechRequest,
-    SpeechResult,
-    Timings,
-    draw_seed,
-    segment_seed,
-)
+from chatterbox_vllm.engine.job import SAMPLE_RATE, Job
+from chatterbox_vllm.engine.preparation import Preparation
+from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
 from chatterbox_vllm.engine.synthesis import Outcome, Voicing
-from chatterbox_vllm.errors import CancelledError, ChatterboxError, ConfigError, DeadlineError, GenerationError
+from chatterbox_vllm.engine.turns import Turns
+from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
+from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.stage import T3Output
-from chatterbox_vllm.text.split import Segment
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 24_000
+Event = SpeechChunk | SpeechResult
+# Tries at a piece that the model ends before its first sound.
+_ATTEMPTS = 3
+# How long to wait for S3Gen where a request may come out of preparation meanwhile.
+_GLANCE = 0.005
 
 
 class Talker(Protocol):
@@ -46,7 +44,7 @@ class Talker(Protocol):
         self,
         request_id: str,
         prompt: torch.Tensor,
-        parameters: SpeechParameters,
+        sampling: Sampling,
         seed: int,
         uniforms: Sequence[float] | None = None,
     ) -> None: ...
@@ -54,99 +52,97 @@ class Talker(Protocol):
     def abort(self, request_ids: Sequence[str]) -> None: ...
 
 
-@dataclass
-class _Job:
-    """A request on its way."""
-
-    request_id: str
-    index: int
-    request: SpeechRequest
-    seed: int
-    submitted: float
-    segments: list[Segment]
-    admitted: int = 0  # segments given to T3
-    talked: int = 0  # segments that T3 has finished
-    outcomes: dict[int, torch.Tensor] = field(default_factory=dict)  # voiced ahead of an earlier segment
-    joiner: Joiner = field(default_factory=lambda: Joiner(SAMPLE_RATE))
-    chunks: list[torch.Tensor] = field(default_factory=list)
-    delivered: int = 0
-    tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    cut: bool = False
-    first_admission: float = 0.0
-    last_token: float = 0.0
-
-    def segment_id(self, k: int) -> str:
-        return f"{self.request_id}/{k}"
-
-    @property
-    def live_segments(self) -> list[str]:
-        return [self.segment_id(k) for k in range(self.admitted)]
-
-
 class Scheduler:
     """Speaks many requests through both stages at once. Not for several threads: `AsyncChatterbox` is.
 
-    Memory is bounded whatever is submitted: at most `max_admitted` segments are in T3's hands, T3 gets none while
-    `max_waiting` wait for S3Gen, and a request that waits is its text alone.
+    Whatever is wrong with a request ends that request alone. Memory is bounded whatever is submitted: at most
+    `max_admitted` pieces are in T3's hands, T3 gets none while `max_waiting` wait for S3Gen, a request gets none while
+    its caller leaves `max_untaken` seconds of audio untaken, and a request that waits is its text and tokens alone.
+
+    Args:
+        max_untaken: seconds.
     """
 
     def __init__(
         self,
         config: T3Config,
-        prompts: PromptMaker,
+        preparation: Preparation,
         talker: Talker,
         voicing: Voicing,
         max_admitted: int,
         max_waiting: int,
+        max_untaken: float = 120.0,
     ):
         self.config = config
-        self.prompts = prompts
+        self.preparation = preparation
         self.talker = talker
         self.voicing = voicing
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
-        self._jobs: dict[str, _Job] = {}
-        self._queue: list[tuple[int, int, str]] = []  # heap of (priority, arrival, request id)
-        self._talking: dict[str, tuple[_Job, int]] = {}  # by segment id
-        self._voicing: dict[str, tuple[_Job, int]] = {}
-        self._deadlines: list[tuple[float, str]] = []
-        self._arrivals = itertools.count()
-        self._ready: list[SpeechChunk | SpeechResult] = []
+        self.max_untaken = max_untaken
+        self._jobs: dict[int, Job] = {}
+        self._turns: Turns[Job] = Turns()
+        self._paused: set[int] = set()  # until their callers take what is ready
+        self._talking: dict[str, tuple[Job, int]] = {}  # by piece id
+        self._voicing: dict[str, tuple[Job, int]] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._serials = itertools.count()
+        self._ready: list[Event] = []
 
-    def submit(self, request: SpeechRequest, request_id: str | None = None, index: int = 0) -> str:
+    def submit(self, request: SpeechRequest, label: str | None = None, index: int = 0, whole: bool = True) -> int:
         """Queue a request; its result comes out of a later `step`, a refusal too.
 
         Args:
-            request_id: a name of the caller's, or None for one of ours.
+            label: the caller's name for it, or None for one of ours. Names need not differ.
             index: handed back in the result.
+            whole: the result holds all the audio. Otherwise each chunk comes as soon as it is ready, and what the
+                caller has taken is reported by `taken`.
+
+        Returns:
+            the request's number.
 
         Raises:
-            ConfigError: a request of that name is on its way.
+            ConfigError: it is no request.
         """
-        arrival = next(self._arrivals)
-        request_id = f"request-{arrival}" if request_id is None else request_id
-        if request_id in self._jobs:
-            raise ConfigError(f"a request named {request_id!r} is on its way; use another name")
+        if not isinstance(request, SpeechRequest):
+            raise ConfigError(f"a request must be a SpeechRequest, not {type(request).__name__}")
+        serial = next(self._serials)
         seed = request.parameters.seed
-        job = _Job(request_id, index, request, draw_seed() if seed is None else seed, time.monotonic(), [])
-        self._jobs[request_id] = job
-        try:
-            job.segments = self.prompts.segments(request)
-        except ChatterboxError as error:
-            self._fail(job, error)
-            return request_id
-        heapq.heappush(self._queue, (request.priority, arrival, request_id))
+        job = Job(
+            serial,
+            f"request-{serial}" if label is None else label,
+            index,
+            request,
+            draw_seed() if seed is None else seed,
+            whole,
+        )
+        self._jobs[serial] = job
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (job.submitted + request.deadline, request_id))
-        return request_id
+            heapq.heappush(self._deadlines, (job.submitted + request.deadline, serial))
+        self.preparation.add(serial, request)
+        return serial
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free what it holds; its result says `CancelledError`. False if there is none such."""
-        job = self._jobs.get(request_id)
+    def taken(self, serial: int, samples: int) -> None:
+        """The caller of a request that goes out in chunks has taken so many samples."""
+        job = self._jobs.get(serial)
+        if job is not None:
+            job.waiting_samples -= samples
+            if serial in self._paused and not self._is_full(job):
+                self._paused.discard(serial)
+                self._turns.add(job, job.request.priority)
+
+    def abort(self, serial: int) -> bool:
+        """Drop a request and free what it holds; its result says `AbortedError`. False if there is none such."""
+        job = self._jobs.get(serial)
         if job is None:
             return False
-        self._fail(job, CancelledError(f"request {request_id!r} was aborted"))
+        self._fail(job, AbortedError(f"request {job.label!r} was aborted"))
         return True
+
+    def abort_all(self) -> None:
+        """Drop all requests."""
+        for serial in list(self._jobs):
+            self.abort(serial)
 
     @property
     def unfinished(self) -> int:
@@ -155,36 +151,45 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """Requests none of whose segments has been admitted."""
+        """Requests none of whose pieces has been given to T3."""
         return sum(job.admitted == 0 for job in list(self._jobs.values()))  # a copy: other threads ask, too
 
     @property
     def talking(self) -> int:
-        """Segments in T3's hands."""
+        """Pieces in T3's hands."""
         return len(self._talking)
 
     @property
     def waiting_for_voice(self) -> int:
-        """Segments spoken by T3 and not yet taken by S3Gen."""
+        """Pieces spoken by T3 and not yet taken by S3Gen."""
         return self.voicing.waiting
 
-    def step(self, patience: float = 1.0) -> list[SpeechChunk | SpeechResult]:
+    @property
+    def blocked(self) -> bool:
+        """Whether all that is left to do waits for callers to take audio."""
+        return not (self._talking or self._ready or self.voicing.busy or self.preparation.pending or len(self._turns))
+
+    def step(self, patience: float = 1.0) -> list[Event]:
         """One turn of the loop: what became ready, in the order in which it did.
 
         Args:
-            patience: seconds to wait for S3Gen where T3 has nothing to do.
+            patience: seconds to wait where T3 has nothing to do.
         """
         self._drop_late()
+        only_preparing = self.preparation.pending and not (self._talking or self.voicing.busy or len(self._turns))
+        self._take_prepared(patience if only_preparing and not self._ready else 0.0)
         self._admit()
         if self._talking:
             for output in self.talker.step():
                 self._hear(output)
         idle = not self._talking and not self._ready
-        for segment_id, outcome in self.voicing.poll(patience if idle else 0.0):
-            self._deliver(segment_id, outcome)
+        if idle and self.preparation.pending:
+            patience = min(patience, _GLANCE)
+        for piece_id, outcome in self.voicing.poll(patience if idle else 0.0):
+            self._deliver(piece_id, outcome)
         return self.collect()
 
-    def collect(self) -> list[SpeechChunk | SpeechResult]:
+    def collect(self) -> list[Event]:
         """What is ready without another step."""
         ready, self._ready = self._ready, []
         return ready
@@ -192,59 +197,93 @@ class Scheduler:
     def _drop_late(self) -> None:
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
-            job = self._jobs.get(request_id)
+            job = self._jobs.get(heapq.heappop(self._deadlines)[1])
             if job is not None:
-                self._fail(job, DeadlineError(f"request {request_id!r} was not done in {job.request.deadline} s"))
+                self._fail(job, DeadlineError(f"request {job.label!r} was not done in {job.request.deadline} s"))
+
+    def _take_prepared(self, patience: float) -> None:
+        for serial, script in self.preparation.finished(patience):
+            job = self._jobs.get(serial)
+            if job is None:
+                continue  # dropped meanwhile
+            if isinstance(script, ChatterboxError):
+                self._fail(job, script)
+                continue
+            job.script = script
+            self._turns.add(job, job.request.priority)
 
     def _admit(self) -> None:
-        while self._queue and len(self._talking) < self.max_admitted and self.voicing.waiting < self.max_waiting:
-            job = self._jobs.get(self._queue[0][2])
-            if job is None or job.admitted == len(job.segments):
-                heapq.heappop(self._queue)
+        """Give T3 pieces of the requests whose turn it is, as many as it has room for."""
+        while len(self._talking) < self.max_admitted and self.voicing.waiting < self.max_waiting:
+            job = self._turns.take()
+            if job is None:
+                return
+            if self._is_full(job):
+                self._paused.add(job.serial)
                 continue
-            k = job.admitted
-            try:
-                prompt = self.prompts.prompt(job.segments[k].text, job.request.voice, job.request.parameters)
-                seed = segment_seed(job.seed, k)
-                self.talker.add(job.segment_id(k), prompt, job.request.parameters, seed, job.request.uniforms)
-            except ChatterboxError as error:
-                self._fail(job, error)
-                continue
-            if k == 0:
-                job.first_admission = time.monotonic()
-            job.admitted += 1
-            self._talking[job.segment_id(k)] = job, k
+            with self._its_own_fault(job):
+                self._talk(job, job.admitted)
+                job.first_admission = job.first_admission or time.monotonic()
+                job.admitted += 1
+                if job.admitted < len(job.pieces):
+                    self._turns.add(job, job.request.priority)
+
+    def _talk(self, job: Job, k: int) -> None:
+        """Give T3 piece k."""
+        assert job.script is not None  # it has turns
+        piece, piece_id = job.pieces[k], job.piece_id(k)
+        prompt = self.preparation.prompts.prompt(job.script.conditioning, piece)
+        seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
+        self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms)
+        self._talking[piece_id] = job, k
+        job.live.add(piece_id)
+
+    def _is_full(self, job: Job) -> bool:
+        return job.waiting_samples > self.max_untaken * SAMPLE_RATE
 
     def _hear(self, output: T3Output) -> None:
-        """T3 has finished a segment."""
+        """T3 has finished a piece."""
         job, k = self._talking.pop(output.request_id)
+        job.live.discard(output.request_id)
+        tokens = self._speech(output.token_ids)
+        if not tokens:
+            self._try_again(job, k)
+            return
         job.talked += 1
-        if job.talked == len(job.segments):
+        if job.talked == len(job.pieces):
             job.last_token = time.monotonic()
+        values = job.pieces[k].values
         if output.finish_reason == "length" and not job.cut:
             job.cut = True
             logger.warning(
                 "request %s reached max_tokens=%d without end of speech; its end may be missing or invented",
-                job.request_id,
-                job.request.parameters.max_tokens,
+                job.label,
+                values.max_tokens,
             )
-        tokens = self._speech(output.token_ids)
-        if not tokens:
-            self._fail(
-                job,
-                GenerationError(
-                    f"the model ended its speech before the first sound (seed {job.seed}); try another seed or text"
-                ),
-            )
-            return
         job.tokens[k] = tokens
-        parameters, request = job.request.parameters, job.request
-        utterance = TokensToSpeak(
-            tokens, request.voice, parameters.diffusion_steps, segment_seed(job.seed, k), request.noise
+        request, piece_id = job.request, job.piece_id(k)
+        seed = segment_seed(job.seed, k)
+        self._voicing[piece_id] = job, k
+        job.live.add(piece_id)
+        self.voicing.add(piece_id, TokensToSpeak(tokens, request.voice, values.diffusion_steps, seed, request.noise))
+
+    def _try_again(self, job: Job, k: int) -> None:
+        """Piece k stayed mute: other draws may find its beginning."""
+        tried = job.attempts[k] = job.attempts.get(k, 0) + 1
+        if tried < _ATTEMPTS and job.request.uniforms is None and job.pieces[k].values.temperature > 0:
+            with self._its_own_fault(job):
+                self._talk(job, k)
+            return
+        text = job.pieces[k].segment.text
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        times = "time" if tried == 1 else "times"
+        self._fail(
+            job,
+            GenerationError(
+                f"the model ended its speech before the first sound of {shown!r}, {tried} {times} (seed {job.seed}); "
+                "try another seed, or put the words differently"
+            ),
         )
-        self._voicing[output.request_id] = job, k
-        self.voicing.add(output.request_id, utterance)
 
     def _speech(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Drops what is no speech: everything from the first end-of-speech on, and ids outside the codebook."""
@@ -252,59 +291,42 @@ class Scheduler:
             tokens = tokens[: tokens.index(self.config.stop_speech_token)]
         return tuple(token for token in tokens if token < self.config.start_speech_token)
 
-    def _deliver(self, segment_id: str, outcome: Outcome) -> None:
-        """S3Gen has finished a segment: pass on what is now ready of its request, in the text's order."""
-        job, k = self._voicing.pop(segment_id)
+    def _deliver(self, piece_id: str, outcome: Outcome) -> None:
+        """S3Gen has finished a piece: pass on what is now ready of its request, in the text's order."""
+        job, k = self._voicing.pop(piece_id)
+        job.live.discard(piece_id)
         if isinstance(outcome, ChatterboxError):
             self._fail(job, outcome)
             return
-        job.outcomes[k] = outcome
-        while job.delivered in job.outcomes:
-            wave = job.outcomes.pop(job.delivered)
-            last = job.delivered == len(job.segments) - 1
-            piece = job.segments[job.delivered]
-            audio = wave if len(job.segments) == 1 else torch.from_numpy(job.joiner.add(wave, piece.pause, last))
-            job.delivered += 1
-            job.chunks.append(audio)
-            self._ready.append(SpeechChunk(job.request_id, audio))
-        if job.delivered == len(job.segments):
-            self._finish(job)
+        with self._its_own_fault(job):
+            for audio in job.voiced(k, outcome):
+                if not job.whole:
+                    job.waiting_samples += len(audio)
+                    self._ready.append(SpeechChunk(job.serial, job.label, audio))
+            if job.done:
+                result = job.result()
+                self._forget(job)
+                self._ready.append(result)
 
-    def _finish(self, job: _Job) -> None:
-        del self._jobs[job.request_id]
-        self._ready.append(
-            SpeechResult(
-                job.request_id,
-                job.index,
-                job.seed,
-                audio=job.chunks[0] if len(job.chunks) == 1 else torch.cat(job.chunks),
-                speech_tokens=tuple(itertools.chain.from_iterable(job.tokens[k] for k in sorted(job.tokens))),
-                finish_reason="length" if job.cut else "stop",
-                segments=len(job.segments),
-                timings=self._timings(job),
-            )
-        )
+    @contextlib.contextmanager
+    def _its_own_fault(self, job: Job) -> Iterator[None]:
+        """What goes wrong inside is this request's alone."""
+        try:
+            yield
+        except ChatterboxError as error:
+            self._fail(job, error)
+        except Exception as error:
+            logger.exception("request %s failed", job.label)
+            self._fail(job, GenerationError(f"the request failed ({type(error).__name__}: {error})"))
 
-    def _fail(self, job: _Job, error: ChatterboxError) -> None:
+    def _fail(self, job: Job, error: ChatterboxError) -> None:
         """Deliver the error and free all that the request holds."""
-        del self._jobs[job.request_id]
-        live = job.live_segments
-        self.talker.abort([segment_id for segment_id in live if self._talking.pop(segment_id, None)])
-        self.voicing.drop({segment_id for segment_id in live if self._voicing.pop(segment_id, None)})
-        self._ready.append(
-            SpeechResult(
-                job.request_id, job.index, job.seed, error=error, segments=len(job.segments), timings=self._timings(job)
-            )
-        )
+        self._forget(job)
+        self.talker.abort([piece_id for piece_id in job.live if self._talking.pop(piece_id, None)])
+        self.voicing.drop({piece_id for piece_id in job.live if self._voicing.pop(piece_id, None)})
+        self._ready.append(job.failure(error))
 
-    @staticmethod
-    def _timings(job: _Job) -> Timings:
-        now = time.monotonic()
-        admitted = job.first_admission or now
-        talked = job.last_token or now
-        return Timings(
-            queued=admitted - job.submitted,
-            talking=max(0.0, talked - admitted),
-            voicing=max(0.0, now - talked),
-            total=now - job.submitted,
-        )
+    def _forget(self, job: Job) -> None:
+        del self._jobs[job.serial]
+        self._paused.discard(job.serial)
+        self._turns.drop(job, job.request.priority)

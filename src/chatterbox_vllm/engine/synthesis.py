@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.voices.voice import Voice
@@ -29,7 +29,7 @@ class Voicing(Protocol):
 
     stage: S3GenStage
 
-    def warm_up(self, voice: Voice) -> None:
+    def warm_up(self, voice: Voice, steps: int) -> None:
         """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None: ...
@@ -73,7 +73,7 @@ class InlineVoicing:
         self.watermarker = watermarker
         self._waiting = _Waiting()
 
-    def warm_up(self, voice: Voice) -> None:
+    def warm_up(self, voice: Voice, steps: int) -> None:
         """Nothing is compiled on a CPU."""
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
@@ -126,13 +126,13 @@ class ThreadedVoicing:
         torch.cuda.set_device(self.device)
         torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=priority))
 
-    def warm_up(self, voice: Voice) -> None:
+    def warm_up(self, voice: Voice, steps: int) -> None:
         """In the thread that will do the work, with utterances of 5 and 10 s, alone and as many as a batch holds."""
 
         def speak() -> None:
             for seconds in (5, 10):
                 tokens = (0,) * (seconds * TOKENS_PER_SECOND)
-                trial = TokensToSpeak(tokens, voice, SpeechParameters().diffusion_steps, seed=0)
+                trial = TokensToSpeak(tokens, voice, steps, seed=0)
                 for count in {1, len(self.stage.choose([trial] * self.stage.max_batch_size))}:
                     for outcome in self.stage.run([trial] * count):
                         if isinstance(outcome, Exception):

@@ -17,7 +17,6 @@ from chatterbox_vllm.quantization.config import AUTO, COMPONENTS, QuantizationCo
 from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
 from chatterbox_vllm.setup.loading import in_force
 from chatterbox_vllm.setup.tiers import tier_named
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices.voice import Voice
 
@@ -71,7 +70,7 @@ def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
     family = family_of(config.family, directory)
     if not options.get("fallback"):  # which may give up what cannot be had
         in_force(_quantization(options, config.quantized) or QuantizationConfig(), directory, config)
-    EnglishTokenizer(directory / family.tokenizer)
+    family.read_tokenizer(directory / family.tokenizer)
     check_parts(config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
     voice = directory / family.builtin_voice
     if voice.exists():

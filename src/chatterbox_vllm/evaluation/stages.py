@@ -12,7 +12,7 @@ import torch
 
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.cuda.precision import ieee_float32
-from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
+from chatterbox_vllm.engine.request import SpeechRequest
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.evaluation.collection import CaseFacts, Collection
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
@@ -121,9 +121,9 @@ def _run_forced(
     scheduler, talker = tts.lend_scheduler()
     try:
         for case, forced in work:
-            parameters: SpeechParameters = replace(plan.parameters(case.seed), max_tokens=len(forced.tokens))
-            prompt = scheduler.prompts.prompt(case.text, voices[case.voice], parameters)
-            talker.add(f"forced-{case.index}", prompt, parameters, case.seed, forced=forced)
+            parameters = replace(plan.parameters(case.seed), max_tokens=len(forced.tokens))
+            prompt, values = scheduler.preparation.prompts.prompt_of(case.text, voices[case.voice], parameters)
+            talker.add(f"forced-{case.index}", prompt, values.sampling, case.seed, forced=forced)
         while talker.unfinished:
             talker.step()
     finally:

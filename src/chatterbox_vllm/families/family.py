@@ -1,23 +1,54 @@
-"""The published model families, as data: repositories, files and the voice each one speaks with.
+"""What a model family is: everything that is particular to it, in one place.
 
-Only families whose way through the stages is implemented are listed; another one is a row here plus its talker.
+A family is a recipe of data and makers. The rooms above (engine, setup, evaluation, the command line) ask it and never
+look at its name, so that another family is another module beside english.py and a row in registry.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.families.parameters import SpeechValues
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+
+
+class TextTokenizer(Protocol):
+    """From normalised text to T3's text tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without start and stop."""
+
+
+class Normalizer(Protocol):
+    """From a piece of text to the form that the model was trained on."""
+
+    def __call__(self, text: str) -> str: ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """One published model.
+    """One family of models.
 
     Attributes:
+        name: as users say it and `config.json` names it.
+        title: what the model speaks, in words for messages.
         repository: hub id; `revision` is the commit that this version was checked against.
         t3, s3gen, voice_encoder, tokenizer, builtin_voice: file names in the repository.
+        config: the published dimensions, the talker's guidance streams and the flow's kind among them.
+        defaults: how it speaks where nobody says otherwise.
+        absent: parameters of `SpeechParameters` that it does not have.
+        read_tokenizer: from the tokenizer's file.
+        normalize: a piece of text, before it is tokenized.
+        read_prompt_builder: from T3's file; makes T3's prompts of conditioning and text tokens.
     """
 
     name: str
+    title: str
     repository: str
     revision: str
     t3: str
@@ -25,6 +56,12 @@ class Family:
     voice_encoder: str
     tokenizer: str
     builtin_voice: str
+    config: ModelConfig
+    defaults: SpeechValues
+    read_tokenizer: Callable[[Path], TextTokenizer]
+    normalize: Normalizer
+    read_prompt_builder: Callable[[T3Config, Weights], PromptBuilder]
+    absent: frozenset[str] = frozenset()
 
     @property
     def optional_files(self) -> tuple[str, ...]:

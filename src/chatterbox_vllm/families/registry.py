@@ -9,6 +9,8 @@ from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.family import Family
 
 FAMILIES = {family.name: family for family in (ENGLISH,)}
+# What files without a `config.json` are, and what is spoken with where nobody names a model.
+DEFAULT_FAMILY = ENGLISH
 
 
 def family_of(name: str, directory: Path) -> Family:

@@ -11,22 +11,23 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from typing_extensions import Self
 
+from chatterbox_vllm.engine.budgets import Limits, Meter
 from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.errors import ConfigError, GenerationError
-
-if TYPE_CHECKING:
-    from chatterbox_vllm.tts import ChatterboxTTS
+from chatterbox_vllm.tts import ChatterboxTTS
 
 logger = logging.getLogger(__name__)
 
 Event = SpeechChunk | SpeechResult
 # How long the loop waits for S3Gen before it looks for new requests again.
 _PATIENCE = 0.005
+# How long it sleeps where all that is left waits for callers to take their audio, before it looks at deadlines again.
+_NAP = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class EngineStats:
     """What the engine is doing, and has done since it started.
 
     Attributes:
-        queued: requests that no segment has been admitted of.
-        talking: segments that T3 speaks; `waiting_for_voice`: spoken, not yet in S3Gen's hands.
+        queued: requests none of whose pieces has been given to T3.
+        talking: pieces that T3 speaks.
+        waiting_for_voice: pieces that T3 has spoken and S3Gen has not taken yet.
         unfinished: requests on their way.
         completed, failed: requests delivered (aborted ones count as failed).
         audio_seconds: delivered.
+        untaken_seconds: of audio that is ready and that callers have not taken.
         kv_blocks_in_use: of T3's cache.
         uptime: seconds.
     """
@@ -50,40 +53,60 @@ class EngineStats:
     completed: int
     failed: int
     audio_seconds: float
+    untaken_seconds: float
     kv_blocks_in_use: int
     uptime: float
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Caller:
-    """Who waits for a request's events, and the seed that it is spoken with."""
+    """Who waits for a request's events.
 
-    sink: Callable[[Event | Exception], None]
+    Attributes:
+        serial: the scheduler's number of the request, once it is submitted.
+        untaken: samples in chunks that the caller has not taken.
+    """
+
+    label: str
     seed: int
+    sink: Callable[[Event | Exception], None]
+    serial: int | None = None
+    untaken: int = 0
 
 
 class AsyncChatterbox:
     """Runs a loaded model's scheduler in a thread of its own; use it from one event loop or several.
 
     The model must not be used otherwise while this is open. Closing drops what is unfinished, with errors, and leaves
-    the model as it was.
+    the model as it was; shutting the model down closes this first.
 
     Args:
         on_result: told every result, also of streamed, failed and aborted requests and of those that were on their way
             when the engine failed, in the engine's thread: it must be quick. What it raises is logged and harms no
             request.
+        limits: how much may be on its way at once; beyond it new requests are refused with `OverloadedError`.
     """
 
-    def __init__(self, tts: ChatterboxTTS, on_result: Callable[[SpeechResult], object] | None = None):
+    def __init__(
+        self,
+        tts: ChatterboxTTS,
+        on_result: Callable[[SpeechResult], object] | None = None,
+        limits: Limits | None = None,
+    ):
         self.tts = tts
+        self.limits = limits or Limits()
         self._on_result = on_result
-        self._scheduler, self._talker = tts.lend_scheduler()
+        self._meter = Meter(self.limits, tts.sr)
+        self._scheduler, self._talker = tts.lend_scheduler(self.close)
+        self._scheduler.max_untaken = self.limits.waiting_seconds
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._callers: dict[str, _Caller] = {}
+        self._callers: dict[int, _Caller] = {}  # by the request's number
+        self._labels: dict[str, int] = {}
         self._completed = self._failed = 0
         self._audio_samples = 0
         self._started = time.monotonic()
         self._failure: Exception | None = None
+        self._closing = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="chatterbox-engine", daemon=True)
         self._thread.start()
@@ -93,13 +116,17 @@ class AsyncChatterbox:
     ) -> AsyncGenerator[SpeechChunk, None]:
         """Audio of a request in parts, each as soon as it is ready; together they are the whole.
 
-        Leaving the iterator early aborts the request.
+        Closing the iterator aborts the request: `async with contextlib.aclosing(engine.generate(...)) as chunks` does
+        so as soon as the block is left, however it is left. Where a loop is merely left by `break`, Python closes the
+        iterator when nothing refers to it any more; until then the request goes on to `limits.waiting_seconds`.
+
+        Args:
+            request_id: a name for it, to abort it by; no other request on its way may have it.
 
         Raises:
-            ConfigError, GenerationError, CancelledError, DeadlineError: as the request meets them.
+            ConfigError, GenerationError, AbortedError, DeadlineError, OverloadedError: as the request meets them.
         """
-        request_id = request_id or uuid.uuid4().hex
-        async with contextlib.aclosing(self._events(request, request_id)) as events:
+        async with contextlib.aclosing(self._events(request, request_id, whole=False)) as events:
             async for event in events:
                 if isinstance(event, SpeechChunk):
                     yield event
@@ -107,8 +134,14 @@ class AsyncChatterbox:
                     raise event.error
 
     async def speak(self, request: SpeechRequest, request_id: str | None = None) -> SpeechResult:
-        """The whole result of a request; failures are in its `error`. Cancelling the task aborts the request."""
-        async with contextlib.aclosing(self._events(request, request_id or uuid.uuid4().hex)) as events:
+        """The whole result of a request; failures are in its `error`. Cancelling the task aborts the request.
+
+        Raises:
+            ConfigError: another request of that name is on its way, or the text is longer than any that is taken.
+            OverloadedError: the engine has no room now.
+            GenerationError: the engine is closed, or has failed.
+        """
+        async with contextlib.aclosing(self._events(request, request_id, whole=True)) as events:
             async for event in events:
                 if isinstance(event, SpeechResult):
                     return event
@@ -123,8 +156,9 @@ class AsyncChatterbox:
         """Drop a request and free what it holds within one step; nothing happens if there is none of that name."""
 
         def drop() -> None:
-            if self._failure is None:
-                self._scheduler.abort(request_id)
+            serial = self._labels.get(request_id)
+            if serial is not None and self._failure is None:
+                self._scheduler.abort(serial)
 
         self._commands.put(drop)
 
@@ -139,17 +173,19 @@ class AsyncChatterbox:
             completed=self._completed,
             failed=self._failed,
             audio_seconds=self._audio_samples / self.tts.sr,
+            untaken_seconds=self._meter.waiting_samples / self.tts.sr,
             kv_blocks_in_use=self._talker.kv_blocks_in_use,
             uptime=time.monotonic() - self._started,
         )
 
     def close(self) -> None:
         """Abort everything and stop the thread. Nothing happens when called again."""
-        if not self._closed:
-            self._closed = True
-            self._commands.put(None)
-            self._thread.join()
-            self.tts.return_scheduler()
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._commands.put(None)
+                self._thread.join()
+                self.tts.return_scheduler()
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,7 +195,10 @@ class AsyncChatterbox:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _events(self, request: SpeechRequest, request_id: str) -> AsyncGenerator[Event, None]:
+    async def _events(self, request: SpeechRequest, request_id: str | None, whole: bool) -> AsyncGenerator[Event, None]:
+        """A request's events; the result is the last."""
+        if not isinstance(request, SpeechRequest):
+            raise ConfigError(f"a request must be a SpeechRequest, not {type(request).__name__}")
         self._require_open()
         seed = request.parameters.seed
         if seed is None:
@@ -172,30 +211,24 @@ class AsyncChatterbox:
             with contextlib.suppress(RuntimeError):  # the caller's loop has closed
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
-        def submit() -> None:
-            if self._failure is not None:
-                sink(self._closed_error())
-                return
-            if request_id in self._callers:
-                sink(ConfigError(f"a request named {request_id!r} is on its way; use another name"))
-                return
-            self._callers[request_id] = _Caller(sink, seed)
-            self._scheduler.submit(request, request_id)
-
-        self._commands.put(submit)
-        self._require_open()  # again: the thread may have ended before, and would never answer
+        caller = _Caller(request_id or uuid.uuid4().hex, seed, sink)
+        self._meter.take_on(len(request.text))
         done = False
         try:
+            self._commands.put(lambda: self._submit(request, caller, whole))
+            self._require_open()  # again: the thread may have ended before, and would never answer
             while not done:
                 event = await inbox.get()
                 if isinstance(event, Exception):
                     done = True
                     raise event
+                if isinstance(event, SpeechChunk):
+                    self._commands.put(partial(self._take, caller, event))
                 done = isinstance(event, SpeechResult)
                 yield event
         finally:
-            if not done:
-                self.abort(request_id)
+            self._commands.put(lambda: self._leave(caller))
+            self._meter.let_go(len(request.text))
 
     def _require_open(self) -> None:
         if self._closed or self._failure is not None:
@@ -203,6 +236,33 @@ class AsyncChatterbox:
 
     def _closed_error(self) -> GenerationError:
         return GenerationError(f"the engine is closed ({self._failure or 'close() was called'})")
+
+    # What follows runs in the engine's thread.
+
+    def _submit(self, request: SpeechRequest, caller: _Caller, whole: bool) -> None:
+        if self._failure is not None:
+            caller.sink(self._closed_error())
+        elif caller.label in self._labels:
+            caller.sink(ConfigError(f"a request named {caller.label!r} is on its way; use another name"))
+        else:
+            caller.serial = self._scheduler.submit(request, caller.label, whole=whole)
+            self._callers[caller.serial] = caller
+            self._labels[caller.label] = caller.serial
+
+    def _take(self, caller: _Caller, chunk: SpeechChunk) -> None:
+        """The caller has taken a chunk."""
+        self._count_untaken(caller, -len(chunk.audio))
+        self._scheduler.taken(chunk.serial, len(chunk.audio))
+
+    def _leave(self, caller: _Caller) -> None:
+        """The caller is gone, with or without all that was asked for."""
+        self._count_untaken(caller, -caller.untaken)
+        if caller.serial is not None and self._failure is None:
+            self._scheduler.abort(caller.serial)
+
+    def _count_untaken(self, caller: _Caller, samples: int) -> None:
+        caller.untaken += samples
+        self._meter.waiting(samples)
 
     def _work(self) -> None:
         try:
@@ -213,11 +273,11 @@ class AsyncChatterbox:
     def _fail(self, error: Exception) -> None:
         self._failure = error
         failure = GenerationError(f"the engine failed ({type(error).__name__}: {error}); load the model anew")
-        for request_id, caller in self._callers.items():
+        for serial, caller in list(self._callers.items()):
             self._failed += 1
-            self._tell(SpeechResult(request_id, 0, caller.seed, error=failure))
+            self._forget(serial)
+            self._tell(SpeechResult(serial, caller.label, 0, caller.seed, error=failure))
             caller.sink(failure)
-        self._callers.clear()
         with contextlib.suppress(queue.Empty):
             while True:  # requests that came just before
                 command = self._commands.get_nowait()
@@ -227,34 +287,39 @@ class AsyncChatterbox:
     def _loop(self) -> None:
         scheduler = self._scheduler
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):
                 while True:
-                    # Nothing to do: sleep until somebody wants something.
-                    command = self._commands.get(block=not scheduler.unfinished)
+                    command = self._commands.get(timeout=self._nap())
                     if command is None:
-                        for request_id in list(self._callers):
-                            scheduler.abort(request_id)
+                        scheduler.abort_all()
                         self._publish(scheduler.step(0.0))
                         return
                     command()
-            except queue.Empty:
-                pass
             self._publish(scheduler.step(_PATIENCE))
+
+    def _nap(self) -> float | None:
+        """Seconds to wait for a command before the next step; None waits until there is one."""
+        if not self._scheduler.unfinished:
+            return None
+        return _NAP if self._scheduler.blocked else 0.0
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:
-            caller = self._callers.get(event.request_id)
-            if isinstance(event, SpeechResult):
-                self._callers.pop(event.request_id, None)
-                if event.audio is None:
-                    self._failed += 1
-                else:
-                    self._completed += 1
-                    self._audio_samples += len(event.audio)
-                if caller is not None:  # an earlier engine's request is none of ours
-                    self._tell(event)
-            if caller is not None:
-                caller.sink(event)
+            caller = self._callers.get(event.serial)
+            if caller is None:  # an earlier engine's request is none of ours
+                continue
+            if isinstance(event, SpeechChunk):
+                self._count_untaken(caller, len(event.audio))
+            else:
+                self._forget(event.serial)
+                self._completed += event.error is None
+                self._failed += event.error is not None
+                self._audio_samples += 0 if event.error is not None else event.samples
+                self._tell(event)
+            caller.sink(event)
+
+    def _forget(self, serial: int) -> None:
+        del self._labels[self._callers.pop(serial).label]
 
     def _tell(self, result: SpeechResult) -> None:
         if self._on_result is not None:

@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.engine.request import SpeechParameters, SpeechResult
-from chatterbox_vllm.errors import AudioError, CancelledError, CheckpointError, ConfigError, DeadlineError, OutputError
+from chatterbox_vllm.engine.request import SpeechResult
+from chatterbox_vllm.errors import AbortedError, AudioError, CheckpointError, ConfigError, DeadlineError, OutputError
+from chatterbox_vllm.families.registry import DEFAULT_FAMILY
 
 _SAMPLE_RATE = 24_000
 _FOUR_BITS = ("bnb-4bit", "awq")
 _EIGHT_BITS = "bnb-8bit"
 # A caller who withdrew, or whose text, clip, voice or disk cannot be used; and a busy machine.
-_NOT_THE_MODELS = (CancelledError, DeadlineError, ConfigError, AudioError, CheckpointError, OutputError)
+_NOT_THE_MODELS = (AbortedError, DeadlineError, ConfigError, AudioError, CheckpointError, OutputError)
 
 
 class Rollback(Enum):
@@ -253,15 +254,15 @@ def device_bytes_in_use(device: torch.device) -> int:
 
 def _lost_its_way(result: SpeechResult) -> bool:
     """Whether the model spoke on to the end of the room that requests have by default, without end of speech."""
-    room = SpeechParameters().max_tokens * max(1, result.segments)
+    room = DEFAULT_FAMILY.defaults.max_tokens * max(1, result.segments)
     return result.finish_reason == "length" and len(result.speech_tokens) >= room
 
 
 def _factor(result: SpeechResult) -> float | None:
     """Seconds of work for a second of audio; None without audio."""
-    if result.audio is None or not len(result.audio):
+    if result.error is not None or not result.samples:
         return None
-    return (result.timings.talking + result.timings.voicing) * _SAMPLE_RATE / len(result.audio)
+    return (result.timings.talking + result.timings.voicing) * _SAMPLE_RATE / result.samples
 
 
 def _is_number(value: object) -> bool:

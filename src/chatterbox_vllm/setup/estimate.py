@@ -1,8 +1,7 @@
 """How much memory a checkpoint will take, before anything is loaded: from its files' headers and a plan.
 
-Weights and KV cache are computed to the byte. Working memory is an estimate: bytes a frame or a row, measured on the
-CPU at full size (peak of live tensors, float32), halved in half precision. CUDA's own share was measured on an H200,
-and what the allocator holds beside live tensors is fitted to what tiers 4, 6 and 8 took there.
+Weights and KV cache are computed to the byte. Working memory, CUDA's own share and what the allocator holds are
+estimates; `measured.py` says where their figures come from.
 """
 
 from __future__ import annotations
@@ -16,34 +15,19 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
-from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.families.registry import family_of
-from chatterbox_vllm.quantization.config import STRATEGIES, QuantizationConfig
+from chatterbox_vllm.quantization.config import COMPONENTS, STRATEGIES, QuantizationConfig
 from chatterbox_vllm.quantization.files import check_origin, scheme_in_force, stored_quantization
 from chatterbox_vllm.quantization.modules import QuantizedModule, quantize_layers
 from chatterbox_vllm.quantization.storage import SCHEMES, scheme_of
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.model import S3Gen
+from chatterbox_vllm.setup import measured
+from chatterbox_vllm.setup.models import ModelHeaders
 from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
-from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
-
-_MIB = 1 << 20
-# Per process on an H200 (torch 2.11, CUDA 13); other cards take less.
-_CUDA_CONTEXT = 621 * _MIB
-# Not measured by themselves: loaded code; workspaces of cuBLAS for two streams and their recording, of 4 and of 32 MiB;
-# what a captured size of T3 keeps.
-_CUDA_LIBRARIES, _FRUGAL_WORKSPACES, _WORKSPACES = 80 * _MIB, 16 * _MIB, 128 * _MIB
-_T3_GRAPH = 8 * _MIB
-_ALLOCATOR_SHARE = 0.25  # beside live tensors, for each byte of them; the KV cache is one block
-_DEFAULT_GRAPHS = 35  # sizes that vLLM captures unless told
-
-# Peak bytes of live tensors in float32: a frame of the batch, and a pair of frames of one row.
-_ENCODER_FRAME, _ENCODER_PAIR = 80_000, 96
-_ESTIMATOR_FRAME, _ESTIMATOR_FIXED = 30_000, 28 * _MIB
-_VOCODER_FRAME = 244_000
 
 _T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.(\w+)")
 _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
@@ -52,6 +36,14 @@ _T3_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_
 _T3_ON_DEVICE = ("tfmr.layers.", "tfmr.norm.", "speech_emb.", "speech_pos_emb.", "speech_head.")
 # Convolutions that our kernels read in another form than torch does; by phases, half as large again (packed_hift.py).
 _KEPT_TWICE, _PHASES_LARGER = ("vocoder.ups.", "vocoder.source_downs.", "vocoder.conv_post."), 3
+# What an estimate is sure of.
+_EXACT = (
+    "T3 linear layers",
+    "T3 embeddings and head",
+    "T3 KV cache",
+    "S3Gen flow, quantizable layers",
+    "S3Gen, the rest",
+)
 _HEAD_MULTIPLE = 64  # rows that vLLM rounds a vocabulary up to
 _AWQ_GROUP = 128
 
@@ -67,32 +59,38 @@ class MemoryEstimate:
     def device_total(self) -> int:
         return sum(self.device.values())
 
+    @property
+    def exact(self) -> int:
+        """Bytes on the device that follow from shapes alone: weights and KV cache. Less cannot do."""
+        return sum(self.device[name] for name in _EXACT)
+
     def as_dict(self) -> dict[str, Any]:
         return {"device": self.device, "device_total": self.device_total, "host": self.host}
 
 
 class QuantizationMemoryEstimator:
-    """Estimates for one checkpoint directory. Reads headers only.
+    """Estimates for one checkpoint. Reads headers only.
 
     Args:
-        directory: of the published files.
+        model: a directory, or what `model_headers` found of a model.
         half: whether T3 and S3Gen compute in half precision, as they do on CUDA; else float32, as on the CPU.
         cuda: whether the device is a CUDA device.
+        s3gen_half: S3Gen alone, where its precision is another than T3's.
 
     Raises:
         CheckpointError, ConfigError: the files are not those of a model.
     """
 
-    def __init__(self, directory: Path | str, half: bool = True, cuda: bool = True):
-        directory = Path(directory)
-        self.config = ModelConfig.from_directory(directory)
-        family = family_of(self.config.family, directory)
-        self._t3 = Weights(directory / family.t3)
-        self._s3gen = Weights(directory / family.s3gen)
-        self._voice_encoder = Weights(directory / family.voice_encoder)
-        for part, weights in (("t3", self._t3), ("s3gen", self._s3gen), ("voice_encoder", self._voice_encoder)):
+    def __init__(
+        self, model: Path | str | ModelHeaders, half: bool = True, cuda: bool = True, s3gen_half: bool | None = None
+    ):
+        headers = model if isinstance(model, ModelHeaders) else ModelHeaders.of_directory(Path(model))
+        self.config = headers.config
+        for part, weights in headers.files.items():
             check_origin(weights, getattr(self.config.quantized, part))
+        self._t3, self._s3gen, self._voice_encoder = (headers.files[part] for part in COMPONENTS)
         self._dtype = torch.float16 if half else torch.float32
+        self._s3gen_dtype = torch.float16 if (half if s3gen_half is None else s3gen_half) else torch.float32
         self._cuda = cuda
 
     def estimate(self, plan: Plan) -> MemoryEstimate:
@@ -112,23 +110,23 @@ class QuantizationMemoryEstimator:
             "T3 working memory": _t3_working(self.config.t3, plan, element, self._t3_method(quantization)),
             "S3Gen flow, quantizable layers": flow,
             "S3Gen, the rest": rest,
-            "S3Gen working memory": s3gen_working(plan, element),
+            "S3Gen working memory": s3gen_working(plan, self._s3gen_dtype.itemsize),
         }
         on_host = {"T3 conditioning": conditioning}
         if self._cuda:
-            graphs = _DEFAULT_GRAPHS if plan.graph_sizes is None else len(plan.graph_sizes)
+            graphs = measured.DEFAULT_GRAPHS if plan.graph_sizes is None else len(plan.graph_sizes)
             on_device |= {
                 "S3Gen, convolutions as kernels read them": copies,
-                "CUDA graphs of T3": graphs * _T3_GRAPH,
-                "workspaces of CUDA's libraries": _FRUGAL_WORKSPACES if plan.frugal else _WORKSPACES,
+                "CUDA graphs of T3": graphs * measured.T3_GRAPH,
+                "workspaces of CUDA's libraries": measured.FRUGAL_WORKSPACES if plan.frugal else measured.WORKSPACES,
             }
         (on_host if plan.enrolment == "cpu" else on_device)["enrolment nets"] = enrolment
         if self._cuda:
-            gaps = int(_ALLOCATOR_SHARE * (sum(on_device.values()) - on_device["T3 KV cache"]))
+            gaps = int(measured.ALLOCATOR_SHARE * (sum(on_device.values()) - on_device["T3 KV cache"]))
             on_device |= {
                 "allocator, beside live tensors": gaps,
-                "CUDA context": _CUDA_CONTEXT,
-                "CUDA libraries": _CUDA_LIBRARIES,
+                "CUDA context": measured.CUDA_CONTEXT,
+                "CUDA libraries": measured.CUDA_LIBRARIES,
             }
         return MemoryEstimate(on_device, on_host)
 
@@ -181,11 +179,11 @@ class QuantizationMemoryEstimator:
             model = S3Gen(self.config.s3gen)
         if (scheme := scheme_in_force(quantization, "s3gen", stored_quantization(self._s3gen))) is not None:
             quantize_layers(model, model.quantizable_layers(), scheme)
-        model.set_precision(self._dtype, self._dtype, kernels="torch")
+        model.set_precision(self._s3gen_dtype, self._s3gen_dtype, kernels="torch")
         layers = {f"{name}.weight" for name in model.quantizable_layers()}
         matrices, rest = _matrix_and_other_bytes(model, layers)
         copies = 0
-        if self._dtype != torch.float32:
+        if self._s3gen_dtype != torch.float32:
             for name, value in model.named_parameters():
                 if value.dim() == 3 and name.startswith(_KEPT_TWICE):
                     copies += _PHASES_LARGER * value.numel() * value.element_size() // 2
@@ -233,9 +231,9 @@ def _t3_linear_bytes(
 
 def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
     """The widest moment of a step: a layer's gate, up and their product for every row; logits of every request."""
-    rows = max(plan.max_batched_tokens, plan.max_batch_size) * GUIDANCE_STREAMS
+    rows = max(plan.max_batched_tokens, plan.max_batch_size) * config.guidance_streams
     layer = rows * (3 * config.intermediate_size + 3 * config.hidden_size) * element
-    logits = plan.max_batch_size * config.speech_vocab_size * (GUIDANCE_STREAMS * element + 4 * 4)
+    logits = plan.max_batch_size * config.speech_vocab_size * (config.guidance_streams * element + 4 * 4)
     widest = 2 * config.intermediate_size  # of a product's output
     if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
         layer += 2 * rows * widest * 4
@@ -250,6 +248,6 @@ def s3gen_working(plan: Plan, element: int) -> int:
     rows, frames = plan.s3gen_batch, min(plan.s3gen_frames, plan.s3gen_batch * longest)
     # A full batch of rows alike, or one row of the longest.
     pairs = max(rows * (frames // rows) ** 2, min(frames, longest) ** 2)
-    encoder = frames * _ENCODER_FRAME + pairs * _ENCODER_PAIR
-    estimator = frames * _ESTIMATOR_FRAME + _ESTIMATOR_FIXED
-    return max(encoder, estimator, frames * _VOCODER_FRAME) * element // 4
+    encoder = frames * measured.ENCODER_FRAME + pairs * measured.ENCODER_PAIR
+    estimator = frames * measured.ESTIMATOR_FRAME + measured.ESTIMATOR_FIXED
+    return max(encoder, estimator, frames * measured.VOCODER_FRAME) * element // 4

@@ -13,6 +13,7 @@ from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
+from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
@@ -27,14 +28,14 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup.planning import Settings
 from chatterbox_vllm.setup.support import require_support, support
 from chatterbox_vllm.setup.tiers import Plan
-from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.quantization.methods import method_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.voice import Voice
 
 logger = logging.getLogger(__name__)
+
+_PREPARING_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     options = _t3_options(settings, plan)
     family = family_of(config.family, directory)
     # Everything cheap is read and checked before the engine starts.
-    tokenizer = EnglishTokenizer(directory / family.tokenizer)
+    tokenizer = family.read_tokenizer(directory / family.tokenizer)
     files = {part: Weights(directory / getattr(family, part)) for part in COMPONENTS}
     check_parts(config, files)
     s3gen_scheme = scheme_in_force(quantization, "s3gen", config.quantized.s3gen)
@@ -125,7 +126,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         quantization=encoder_scheme,
         keep=plan.enrolment != "released",
     )
-    builder = PromptBuilder.from_weights(config.t3, files["t3"])
+    builder = family.read_prompt_builder(config.t3, files["t3"])
     watermarker = Watermarker(aside) if settings.watermark else None
     s3gen = S3Gen.from_weights(
         config.s3gen,
@@ -140,18 +141,19 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     voicing = make_voicing(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
     if voice is not None:
         try:
-            voicing.warm_up(voice)
+            voicing.warm_up(voice, family.defaults.diffusion_steps)
         except ChatterboxError as error:
             voicing.close()
             talker.close()
             raise DeviceError(f"S3Gen cannot start: {error}") from error
     scheduler = Scheduler(
         config.t3,
-        PromptMaker(tokenizer, builder, plan.max_model_len),
+        Preparation(PromptMaker(family, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
         talker,
         voicing,
-        # Enough queued that T3's batch stays full.
-        max_admitted=2 * plan.max_batch_size,
+        # No more than T3 speaks at once: what waits inside vLLM cannot be overtaken. A place that one piece leaves is
+        # taken by another before the next step.
+        max_admitted=plan.max_batch_size,
         max_waiting=max(16, 4 * plan.s3gen_batch),
     )
     return Parts(plan, scheduler, talker, voicing, enroller, voice)

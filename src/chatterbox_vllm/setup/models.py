@@ -1,20 +1,22 @@
-"""From what a user calls a model to a directory of its files."""
+"""From what a user calls a model to a directory of its files, or to what can be known of it without them."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chatterbox_vllm.checkpoint.hub import download
-from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.checkpoint.hub import Repository
+from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.demo import demo_directory
 from chatterbox_vllm.families.english import ENGLISH
-from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.families.registry import FAMILIES, family_of
+from chatterbox_vllm.quantization.config import COMPONENTS
 
 DEMO = "demo"
-
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -26,18 +28,86 @@ def resolve_model(model: str | os.PathLike[str], revision: str | None = None) ->
         revision: commit, branch or tag of a hub id; a family's own pinned commit otherwise.
 
     Raises:
-        ConfigError: no such name or directory.
-        ModelUnavailableError: not in the cache and the hub cannot be reached.
+        ConfigError: no such name or directory, or a revision of what has none.
+        ModelUnavailableError: not in the cache and the hub cannot be reached, or no room for it.
     """
+    where = _locate(model, revision)
+    return where.download() if isinstance(where, Repository) else where
+
+
+def download_model(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """`resolve_model`, to fetch ahead: later starts need no network for a family or a pinned commit."""
+    return resolve_model(model, revision)
+
+
+@dataclass(frozen=True)
+class ModelHeaders:
+    """What can be known of a model without its tensors.
+
+    Attributes:
+        where: its directory, or its hub id.
+        config: its dimensions, and what is quantized.
+        files: by the part's name in `Family` ("t3", "s3gen", "voice_encoder"); of one on the hub only headers.
+    """
+
+    where: Path
+    config: ModelConfig
+    files: dict[str, Weights]
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> ModelHeaders:
+        """Of files on this machine.
+
+        Raises:
+            CheckpointError, ConfigError: they are not those of a model.
+        """
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such directory of model files; give another one")
+        config = ModelConfig.from_directory(directory)
+        family = family_of(config.family, directory)
+        return cls(directory, config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
+
+
+def model_headers(model: str | os.PathLike[str], revision: str | None = None) -> ModelHeaders:
+    """What can be known of `model` without downloading it: some hundred KiB of a hub's repository.
+
+    Args:
+        model, revision: as for `resolve_model`.
+
+    Raises:
+        ConfigError, CheckpointError, ModelUnavailableError
+    """
+    where = _locate(model, revision)
+    if isinstance(where, Path):
+        return ModelHeaders.of_directory(where)
+    if (cached := where.cached()) is not None:
+        return ModelHeaders.of_directory(cached)
+    pinned = replace(where, revision=where.commit())  # all that follows is of one commit
+    path = pinned.small_file(CONFIG_FILE)
+    config = ModelConfig() if path is None else ModelConfig.from_file(path)
+    named = Path(where.name)
+    family = family_of(config.family, named)
+    files = {part: getattr(family, part) for part in COMPONENTS}
+    headers = pinned.headers(tuple(files.values()))
+    return ModelHeaders(named, config, {part: Weights(named / file, headers[file]) for part, file in files.items()})
+
+
+def _locate(model: str | os.PathLike[str], revision: str | None) -> Path | Repository:
+    """The directory of a model on this machine, or the hub's repository that holds it."""
     name = os.fspath(model)
-    if name == DEMO:
-        return demo_directory()
     if name in FAMILIES:
         family = FAMILIES[name]
-        return download(family.repository, revision or family.revision, family.files, family.optional_files)
-    if name and Path(name).is_dir():
-        return Path(name)
+        return _repository(family.repository, revision or family.revision, name)
+    if name and (name == DEMO or Path(name).is_dir()):
+        if revision is not None:
+            raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
+        return demo_directory() if name == DEMO else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        return download(name, revision, ENGLISH.files, ENGLISH.optional_files)
+        return _repository(name, revision, ENGLISH.name)
     known = ", ".join(repr(n) for n in (*FAMILIES, DEMO))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
+
+
+def _repository(name: str, revision: str | None, family: str) -> Repository:
+    wanted = FAMILIES[family]
+    return Repository(name, revision, (*wanted.files, CONFIG_FILE), (*wanted.optional_files, CONFIG_FILE))

@@ -10,18 +10,21 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts
+from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts, T3Config
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.tiers import CPU_PLAN, GIB, Plan, Tier, tier_for, tier_named
+from chatterbox_vllm.t3.conditioning import PROMPT_TOKENS_ADDED
 from chatterbox_vllm.t3.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 D = TypeVar("D")
+# A sentence of a dozen words, and the time to say it.
+_LEAST_TEXT_TOKENS, _LEAST_SPEECH_TOKENS = 64, 100
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -38,9 +41,14 @@ class Settings:
     watermark: bool
 
     @cached_property
+    def config(self) -> ModelConfig:
+        """The model's dimensions."""
+        return ModelConfig.from_directory(self.directory)
+
+    @property
     def stored(self) -> QuantizedParts:
         """Which parts' files are quantized."""
-        return ModelConfig.from_directory(self.directory).quantized
+        return self.config.quantized
 
     def t3_dtype(self, method: str | None) -> torch.dtype:
         """What T3 computes in, quantized by `method` where its file is not quantized already."""
@@ -170,6 +178,7 @@ def make_plan(
         max_batch_size=MAX_BATCH_SIZE.resolve(max_batch_size, positive, base.max_batch_size),
         kv_cache_bytes=kv_cache_bytes,
     )
+    check_model_len(settings.config.t3, plan.max_model_len)
     # On a CPU one utterance fills the cores; on a GPU more than 32 bring no speed and take memory. In float32 every
     # utterance goes alone, so that it is the same in any company: the vocoder's phase, a running sum of pitch, makes a
     # thousandth of the last bit of a mel.
@@ -179,7 +188,7 @@ def make_plan(
     if used is not None:
         plan = _with_share(plan, settings, used, kv_cache_bytes, gpu_memory_utilization is not None)
     if chosen is not None and on_cuda:
-        needed = _estimator(settings, plan).estimate(plan).device_total
+        needed = estimator_for(settings, plan).estimate(plan).device_total
         if needed > chosen.budget:
             raise ConfigError(
                 f"tier {chosen.gb} promises to stay under {chosen.budget / GIB:.2f} GiB, and with "
@@ -214,7 +223,7 @@ def _with_share(plan: Plan, settings: Settings, used: float, kv_cache_bytes: int
     if settings.device.type != "cuda":
         where = "gpu_memory_utilization" if by_keyword else GPU_MEMORY_UTILIZATION.variable
         raise ConfigError(f"{where}={used} needs a CUDA device; leave it out on a CPU")
-    estimator = _estimator(settings, plan)
+    estimator = estimator_for(settings, plan)
     total = torch.cuda.mem_get_info(settings.device)[1]
     left = int(used * total) - estimator.estimate(replace(plan, kv_cache_bytes=1)).device_total
     least = least_kv_cache_bytes(
@@ -228,6 +237,29 @@ def _with_share(plan: Plan, settings: Settings, used: float, kv_cache_bytes: int
     return replace(plan, kv_cache_bytes=left)
 
 
-def _estimator(settings: Settings, plan: Plan) -> QuantizationMemoryEstimator:
-    half = settings.t3_dtype(plan.quantization.t3) != torch.float32
-    return QuantizationMemoryEstimator(settings.directory, half, settings.device.type == "cuda")
+def estimator_for(settings: Settings, plan: Plan) -> QuantizationMemoryEstimator:
+    """The estimator of a model in the precision that it will run in."""
+    return QuantizationMemoryEstimator(
+        settings.directory,
+        half=settings.t3_dtype(plan.quantization.t3) != torch.float32,
+        cuda=settings.device.type == "cuda",
+        s3gen_half=settings.flow_dtype != torch.float32,
+    )
+
+
+def check_model_len(config: T3Config, max_model_len: int) -> None:
+    """Refuse a model length in which nothing sensible can be said, or that the model has no positions for.
+
+    Raises:
+        ConfigError
+    """
+    least = config.conditioning_length + PROMPT_TOKENS_ADDED + _LEAST_TEXT_TOKENS + _LEAST_SPEECH_TOKENS
+    if max_model_len < least:
+        raise ConfigError(
+            f"max_model_len={max_model_len} leaves no room to speak: a voice and a short sentence with "
+            f"{_LEAST_SPEECH_TOKENS / 25:.0f} s of speech take {least} positions; for texts of any length give 1280 "
+            "or more"
+        )
+    most = config.speech_positions + config.text_positions
+    if max_model_len > most:
+        raise ConfigError(f"max_model_len={max_model_len} is more than the model can ever use: {most} at most")

@@ -22,11 +22,9 @@ from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import Progress, scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
 from chatterbox_vllm.setup.quantized_directory import check_output, write_checkpoint
-from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.quantization.awq import Utterance, quantize_t3_awq
 from chatterbox_vllm.t3.quantization.file import quantize_t3_bnb, quantized_t3_layout
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
 from chatterbox_vllm.voices.voice import Voice
@@ -92,7 +90,7 @@ def quantize_model(
     family = family_of(config.family, directory)
     files = {part: Weights(directory / getattr(family, part)) for part in quantization.methods}
     check_parts(config, files)
-    EnglishTokenizer(directory / family.tokenizer)
+    family.read_tokenizer(directory / family.tokenizer)
     if "t3" in parts:
         quantized_t3_layout(config.t3, parts["t3"])
     made: dict[str, tuple[QuantizedPart, Tensors]] = {}
@@ -186,13 +184,14 @@ def calibration_utterances(
     if not texts:
         raise ConfigError("there are no texts to calibrate on; give at least one")
     length = min(_CALIBRATION_LENGTH, config.t3.speech_positions)
-    tokenizer = EnglishTokenizer(directory / FAMILIES[config.family].tokenizer)
-    maker = PromptMaker(tokenizer, PromptBuilder.from_weights(config.t3, weights), length)
+    family = FAMILIES[config.family]
+    tokenizer = family.read_tokenizer(directory / family.tokenizer)
+    maker = PromptMaker(family, tokenizer, family.read_prompt_builder(config.t3, weights), length)
     prompts = []
     for i, (text, voice) in enumerate(zip(texts, itertools.cycle(voices), strict=False)):
         parameters = SpeechParameters(max_tokens=_CALIBRATION_TOKENS, seed=i)
         segments = maker.segments(SpeechRequest(text, voice, parameters))
-        prompts += [(maker.prompt(segment.text, voice, parameters), parameters) for segment in segments]
+        prompts += [maker.prompt_of(segment.text, voice, parameters) for segment in segments]
     options = T3Options(
         dtype=automatic_dtype(None, device),
         # No longer than these need, which keeps the KV cache small.
@@ -202,8 +201,8 @@ def calibration_utterances(
     )
     talker = T3Stage(config.t3, weights, options, device)
     try:
-        for i, (prompt, parameters) in enumerate(prompts):
-            talker.add(str(i), prompt, parameters, seed=i)
+        for i, (prompt, values) in enumerate(prompts):
+            talker.add(str(i), prompt, values.sampling, seed=i)
         spoken = {}
         while talker.unfinished:
             spoken.update({int(output.request_id): output.token_ids for output in talker.step()})

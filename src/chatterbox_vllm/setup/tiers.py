@@ -29,7 +29,7 @@ class Plan:
         graph_sizes: batch sizes that T3's CUDA graphs are captured for; None leaves them to vLLM.
         s3gen_batch: most utterances that S3Gen voices at once.
         s3gen_frames: most mel frames of a batch of S3Gen, prompts included; a longer utterance goes alone.
-        frugal: small workspaces and an allocator without gaps (`runtime.spare_device_memory`).
+        frugal: small workspaces and an allocator without gaps (`cuda.memory.spare_device_memory`).
         enrolment: where the nets that make voices live: "cpu"; on the device and "released" after use, or "kept".
     """
 
@@ -72,12 +72,56 @@ _MIXED = QuantizationConfig(t3="bnb-4bit", s3gen="bnb-8bit")
 _INT8 = QuantizationConfig.from_strategy("conservative")
 
 TIERS: tuple[Tier, ...] = (
-    Tier(4, 3 * GIB, Plan(_NF4, _SHORT, 1, 512, None, (1,), 1, 2_560, "cpu", True)),
-    Tier(6, 4 * GIB, Plan(_MIXED, _SHORT, 4, 512, None, (1, 2, 4), 2, 3_000, "cpu", True)),
-    Tier(8, 6 * GIB, Plan(_INT8, 2048, 8, 1024, None, (1, 2, 4, 8), 4, 6_000, "released")),
-    Tier(12, 9 * GIB, Plan(QuantizationConfig(), 2048, 16, 2048, None, (1, 2, 4, 8, 16), 8, 12_000, "kept")),
-    Tier(24, 20 * GIB, Plan(QuantizationConfig(), 2048, 48, 2048, None, None, 16, 24_000, "kept")),
-    Tier(48, 42 * GIB, Plan(QuantizationConfig(), 2048, 128, 2048, None, None, 32, 48_000, "kept")),
+    Tier(
+        gb=4,
+        budget=3 * GIB,
+        plan=Plan(
+            quantization=_NF4,
+            max_model_len=_SHORT,
+            max_batch_size=1,
+            max_batched_tokens=512,
+            graph_sizes=(1,),
+            s3gen_batch=1,
+            s3gen_frames=2_560,
+            enrolment="cpu",
+            frugal=True,
+        ),
+    ),
+    Tier(
+        gb=6,
+        budget=4 * GIB,
+        plan=Plan(
+            quantization=_MIXED,
+            max_model_len=_SHORT,
+            max_batch_size=4,
+            max_batched_tokens=512,
+            graph_sizes=(1, 2, 4),
+            s3gen_batch=2,
+            s3gen_frames=3_000,
+            enrolment="cpu",
+            frugal=True,
+        ),
+    ),
+    Tier(
+        gb=8,
+        budget=6 * GIB,
+        plan=Plan(
+            quantization=_INT8,
+            max_batch_size=8,
+            max_batched_tokens=1024,
+            graph_sizes=(1, 2, 4, 8),
+            s3gen_batch=4,
+            s3gen_frames=6_000,
+            enrolment="released",
+        ),
+    ),
+    Tier(
+        gb=12,
+        budget=9 * GIB,
+        plan=Plan(max_batch_size=16, graph_sizes=(1, 2, 4, 8, 16), s3gen_batch=8, s3gen_frames=12_000),
+    ),
+    Tier(gb=24, budget=20 * GIB, plan=Plan(max_batch_size=48, s3gen_batch=16, s3gen_frames=24_000)),
+    Tier(gb=48, budget=42 * GIB, plan=Plan(max_batch_size=128, s3gen_batch=32, s3gen_frames=48_000)),
 )
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights, load_module, published_shapes
 
+PROMPT_TOKENS_ADDED = 4  # to conditioning and text: the text's start and stop, and start-of-speech twice
+
 
 class PerceiverAttention(nn.Module):
     """Pre-norm attention block; one LayerNorm serves queries and keys."""
@@ -110,7 +112,7 @@ class PromptBuilder(nn.Module):
 
     def prompt_length(self, num_text_tokens: int) -> int:
         """Rows of a prompt whose text has that many tokens (start and stop not counted)."""
-        return self.config.conditioning_length + num_text_tokens + 4
+        return self.config.conditioning_length + num_text_tokens + PROMPT_TOKENS_ADDED
 
     @torch.inference_mode()
     def conditioning(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from chatterbox_vllm.checkpoint.config import T3Config
 
-GUIDANCE_STREAMS = 2
 TYPICAL_POSITIONS = 640  # a long sentence's prompt and 20 s of speech
 # Positions in a block, by device: vLLM deals memory out in blocks and keeps one to itself.
 _BLOCK = {"cuda": 16, "cpu": 128}
@@ -12,7 +11,7 @@ _BLOCK = {"cuda": 16, "cpu": 128}
 
 def kv_bytes_per_position(config: T3Config, element_bytes: int) -> int:
     """Key and value of every layer, head and guidance stream."""
-    return 2 * config.num_layers * GUIDANCE_STREAMS * config.num_heads * config.head_dim * element_bytes
+    return 2 * config.num_layers * config.guidance_streams * config.num_heads * config.head_dim * element_bytes
 
 
 def kv_cache_bytes(

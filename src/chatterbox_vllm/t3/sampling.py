@@ -11,6 +11,27 @@ import torch
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How one request draws its tokens.
+
+    Attributes:
+        cfg_weight: guidance towards the text, >= 0; 0 is none.
+        temperature: 0 takes the likeliest token.
+        min_p: drop tokens less likely than this share of the likeliest.
+        top_p: keep the likeliest tokens up to this total probability, above 0 to 1.
+        repetition_penalty: > 0; 1 is none.
+        max_tokens: most tokens drawn.
+    """
+
+    cfg_weight: float
+    temperature: float
+    min_p: float
+    top_p: float
+    repetition_penalty: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class RowValues:
     """What the requests of a batch ask for, one row each: all [N, 1] float32.
 

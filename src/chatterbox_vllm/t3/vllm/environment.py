@@ -34,17 +34,34 @@ _DEFAULTS = {
 INSTALL = "install chatterbox-vllm[cuda] on a machine with an NVIDIA GPU, or chatterbox-vllm[cpu] elsewhere"
 
 
+# Variables that this module has set, none of which was set before.
+_ours: set[str] = set()
+
+
+def _set_default(name: str, value: str) -> None:
+    if name not in os.environ:
+        _ours.add(name)
+        os.environ[name] = value
+
+
+def restore_environment() -> None:
+    """Put back what `prepare_environment` and `require_ieee_float32` changed; vLLM's log level stays."""
+    while _ours:
+        os.environ.pop(_ours.pop(), None)
+
+
 def prepare_environment() -> None:
-    """Set what vLLM reads from the environment. Call before vLLM is imported.
+    """Set what vLLM reads from the environment, until `restore_environment`. Call before vLLM is imported.
 
     Raises:
         ConfigError: the environment asks vLLM for something that T3 cannot run with.
     """
     for name, value in _REQUIRED.items():
-        if os.environ.setdefault(name, value) != value:
+        _set_default(name, value)
+        if os.environ[name] != value:
             raise ConfigError(f"{name}={os.environ[name]} is set in the environment; T3 needs {name}={value}: unset it")
     for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+        _set_default(name, value)
     # vLLM sets up its logging only when an engine starts, and warns before.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
@@ -54,7 +71,7 @@ def require_ieee_float32() -> None:
 
     Their default is TF32, whose rounding depends on the batch and moves T3's logits by some hundredths.
     """
-    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    _set_default("TRITON_F32_DEFAULT", "ieee")
 
 
 def require_batch_invariance(device: torch.device) -> None:

@@ -13,11 +13,11 @@ from torch import nn
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import recording
-from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
-from chatterbox_vllm.t3.kv_cache import GUIDANCE_STREAMS, kv_cache_bytes
+from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.t3.quantization.methods import check_t3_quantization, engine_quantization, method_in_force
+from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
 from chatterbox_vllm.t3.vllm.environment import (
@@ -26,6 +26,7 @@ from chatterbox_vllm.t3.vllm.environment import (
     require_ieee_float32,
     shield_kernel_dispatcher,
 )
+from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
 
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
@@ -108,12 +109,19 @@ class T3Stage:
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
-        described = hf_config(config, GUIDANCE_STREAMS, options.max_model_len, options.max_model_len)
+        described = hf_config(config, config.guidance_streams, options.max_model_len, options.max_model_len)
         if quantization.hf_config is not None:
             described["quantization_config"] = quantization.hf_config
         self._directory = ModelDirectory(described, weights.path)
         try:
-            self._engine = self._start(self._directory.path, quantization.argument)
+            with recording:
+                enter(device)
+                try:
+                    self._engine = self._start(self._directory.path, quantization.argument)
+                except BaseException:
+                    # What vLLM has set up by then stays where another engine runs.
+                    leave(device)
+                    raise
         except BaseException as error:
             self._directory.close()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
@@ -197,7 +205,7 @@ class T3Stage:
         self,
         request_id: str,
         prompt: torch.Tensor,
-        parameters: SpeechParameters,
+        sampling: Sampling,
         seed: int,
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
@@ -219,32 +227,32 @@ class T3Stage:
 
         config = self.config
         rows, width = prompt.shape
-        if width != GUIDANCE_STREAMS * config.hidden_size:
-            raise ConfigError(f"a T3 prompt must be {GUIDANCE_STREAMS * config.hidden_size} wide, not {width}")
-        if rows + parameters.max_tokens > self.options.max_model_len:
+        if width != config.guidance_streams * config.hidden_size:
+            raise ConfigError(f"a T3 prompt must be {config.guidance_streams * config.hidden_size} wide, not {width}")
+        if rows + sampling.max_tokens > self.options.max_model_len:
             raise ConfigError(
-                f"a prompt of {rows} rows and max_tokens={parameters.max_tokens} exceed "
+                f"a prompt of {rows} rows and max_tokens={sampling.max_tokens} exceed "
                 f"max_model_len={self.options.max_model_len}"
             )
         extra: dict[str, Any] = {
-            "cfg_weight": float(parameters.cfg_weight),
-            "repetition_penalty": float(parameters.repetition_penalty),
-            "temperature": float(parameters.temperature),
-            "min_p": float(parameters.min_p),
-            "top_p": float(parameters.top_p),
+            "cfg_weight": float(sampling.cfg_weight),
+            "repetition_penalty": float(sampling.repetition_penalty),
+            "temperature": float(sampling.temperature),
+            "min_p": float(sampling.min_p),
+            "top_p": float(sampling.top_p),
             "seed": seed,
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
         if forced is not None:
-            if len(forced.tokens) != parameters.max_tokens:
+            if len(forced.tokens) != sampling.max_tokens:
                 raise ConfigError(
-                    f"max_tokens={parameters.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
+                    f"max_tokens={sampling.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
                 )
             extra["forced"] = forced
-        sampling = SamplingParams(
+        told = SamplingParams(
             temperature=0.0,  # the sampler's own is in `extra`
-            max_tokens=parameters.max_tokens,
+            max_tokens=sampling.max_tokens,
             stop_token_ids=[config.stop_speech_token],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -256,7 +264,7 @@ class T3Stage:
             prompt_token_ids=[config.start_speech_token] * rows,
             is_token_ids=[False] * rows,
         )
-        self._engine.add_request(request_id, engine_input, sampling)
+        self._engine.add_request(request_id, engine_input, told)
 
     def step(self) -> list[T3Output]:
         """Generate one token for every request that has room; return those that finished with it.
@@ -286,7 +294,8 @@ class T3Stage:
         self._engine.abort_request(list(request_ids))
 
     def close(self) -> None:
-        """Stop the engine and free its memory."""
-        self._engine.engine_core.shutdown()
+        """Stop the engine and free its memory. Other models of the process go on."""
+        with recording, leaving(self.device):
+            self._engine.engine_core.shutdown()
         del self._engine
         self._directory.close()

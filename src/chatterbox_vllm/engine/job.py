@@ -1,0 +1,126 @@
+"""A request on its way through the stages: which pieces are where, and what of its audio is ready."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from chatterbox_vllm.audio.join import Joiner
+from chatterbox_vllm.engine.prompts import Piece, Script
+from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult, Timings
+from chatterbox_vllm.errors import ChatterboxError
+
+SAMPLE_RATE = 24_000
+
+
+@dataclass(eq=False)
+class Job:
+    """One request.
+
+    Attributes:
+        serial: its number, which no other request ever has.
+        label: the caller's name for it.
+        whole: keep the audio for the result; otherwise it goes out in chunks and is forgotten.
+        script: None until it is prepared.
+        admitted, talked: how many pieces were given to T3, and how many it has finished.
+        waiting_samples: that went out in chunks and that the caller has not taken.
+    """
+
+    serial: int
+    label: str
+    index: int
+    request: SpeechRequest
+    seed: int
+    whole: bool
+    script: Script | None = None
+    admitted: int = 0
+    talked: int = 0
+    delivered: int = 0
+    samples: int = 0
+    waiting_samples: int = 0
+    cut: bool = False
+    tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    live: set[str] = field(default_factory=set)  # ids of pieces in a stage's hands
+    _voiced: dict[int, torch.Tensor] = field(default_factory=dict)  # ahead of an earlier piece
+    _kept: list[torch.Tensor] = field(default_factory=list)
+    _joiner: Joiner = field(default_factory=lambda: Joiner(SAMPLE_RATE))
+    submitted: float = field(default_factory=time.monotonic)
+    first_admission: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [] if self.script is None else self.script.pieces
+
+    @property
+    def done(self) -> bool:
+        """Whether all audio is out."""
+        return self.script is not None and self.delivered == len(self.pieces)
+
+    def piece_id(self, k: int) -> str:
+        """A name for piece k that is new at every attempt."""
+        return f"{self.serial}/{k}/{self.attempts.get(k, 0)}"
+
+    def voiced(self, k: int, wave: torch.Tensor) -> list[torch.Tensor]:
+        """Take in the audio of piece k; return what is now ready, in the text's order."""
+        self._voiced[k] = wave
+        ready = []
+        while self.delivered in self._voiced:
+            k = self.delivered
+            wave = self._voiced.pop(k)
+            last = k == len(self.pieces) - 1
+            if len(self.pieces) > 1:
+                wave = torch.from_numpy(self._joiner.add(wave, self.pieces[k].segment.pause, last))
+            self.delivered += 1
+            self.samples += len(wave)
+            if self.whole:
+                self._kept.append(wave)
+            ready.append(wave)
+        return ready
+
+    def result(self) -> SpeechResult:
+        """After all went well."""
+        audio = None
+        if self.whole:
+            audio = self._kept[0] if len(self._kept) == 1 else torch.cat(self._kept)
+        return SpeechResult(
+            self.serial,
+            self.label,
+            self.index,
+            self.seed,
+            audio=audio,
+            samples=self.samples,
+            speech_tokens=tuple(itertools.chain.from_iterable(self.tokens[k] for k in sorted(self.tokens))),
+            finish_reason="length" if self.cut else "stop",
+            segments=len(self.pieces),
+            timings=self.timings(),
+        )
+
+    def failure(self, error: ChatterboxError) -> SpeechResult:
+        """After something went wrong."""
+        return SpeechResult(
+            self.serial,
+            self.label,
+            self.index,
+            self.seed,
+            samples=self.samples,
+            error=error,
+            segments=len(self.pieces),
+            timings=self.timings(),
+        )
+
+    def timings(self) -> Timings:
+        """Up to now."""
+        now = time.monotonic()
+        admitted = self.first_admission or now
+        talked = self.last_token or now
+        return Timings(
+            queued=admitted - self.submitted,
+            talking=max(0.0, talked - admitted),
+            voicing=max(0.0, now - talked),
+            total=now - self.submitted,
+        )

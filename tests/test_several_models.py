@@ -1,0 +1,100 @@
+"""Several models in one process: used in turns and at once, closed in every order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from chatterbox_vllm import AsyncChatterbox, ChatterboxTTS, ConfigError, SpeechParameters, SpeechRequest
+
+TEXT = "Three of us live in one house."
+KINDS: dict[str, Callable[[Path], ChatterboxTTS]] = {
+    "one": lambda demo: ChatterboxTTS.from_local(demo, "cpu", max_batch_size=2, watermark=False),
+    "two": lambda demo: ChatterboxTTS.from_local(demo, "cpu", max_batch_size=1, watermark=False),
+    "quantized": lambda demo: ChatterboxTTS.from_local(
+        demo, "cpu", max_batch_size=2, watermark=False, use_quantization=True, quantization_method="bnb-8bit"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(demo: Path) -> dict[str, torch.Tensor]:
+    """What each model says where it has the process for itself."""
+    said = {}
+    for name, load in KINDS.items():
+        with load(demo) as tts:
+            said[name] = tts.generate(TEXT, seed=1)
+    return said
+
+
+# Each is the first once, and the last once; all six orders hold.
+@pytest.mark.parametrize("order", list(itertools.permutations(KINDS))[::2], ids="-".join)
+def test_closing_any_leaves_the_others_speaking(
+    demo: Path, alone: dict[str, torch.Tensor], order: tuple[str, ...]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    open_models = {name: KINDS[name](demo) for name in KINDS}
+    try:
+        for name in order:
+            for other, tts in open_models.items():
+                assert torch.equal(tts.generate(TEXT, seed=1), alone[other]), f"{other}, before {name} was closed"
+            open_models.pop(name).shutdown()
+    finally:
+        for tts in open_models.values():
+            tts.shutdown()
+
+
+def test_at_once(demo: Path, alone: dict[str, torch.Tensor]) -> None:
+    async def speak(tts: ChatterboxTTS, times: int) -> list[torch.Tensor]:
+        async with AsyncChatterbox(tts) as engine:
+            request = SpeechRequest(TEXT, tts.voice, SpeechParameters(seed=1))
+            results = await asyncio.gather(*(engine.speak(request) for _ in range(times)))
+        return [result.audio for result in results]
+
+    async def both() -> list[list[torch.Tensor]]:
+        return await asyncio.gather(*(speak(tts, 4) for tts in models))
+
+    with KINDS["one"](demo) as first, KINDS["two"](demo) as second:
+        models = [first, second]
+        said = asyncio.run(both())
+    for name, waves in zip(("one", "two"), said, strict=True):
+        assert all(torch.equal(wave, alone[name][0]) for wave in waves)
+
+
+def test_what_a_model_changes_of_the_environment_is_put_back(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    with KINDS["one"](demo), KINDS["two"](demo):
+        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    ours = {name for name in os.environ if name.startswith("VLLM_") or name == "TRITON_F32_DEFAULT"}
+    assert not ours & {"VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "TRITON_F32_DEFAULT"}
+
+
+def test_shutting_down_under_an_open_engine_closes_it(demo: Path) -> None:
+    async def main() -> None:
+        tts = KINDS["one"](demo)
+        engine = AsyncChatterbox(tts)
+        task = asyncio.create_task(engine.speak(SpeechRequest(TEXT * 30, tts.voice, SpeechParameters(seed=1))))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(tts.shutdown)
+        assert type((await task).error).__name__ == "AbortedError"
+        engine.close()  # harmless
+
+    asyncio.run(main())
+
+
+def test_an_iterator_of_a_model_that_was_shut_down_says_so(demo: Path) -> None:
+    tts = KINDS["one"](demo)
+    results = tts.generate_iter([TEXT, TEXT, TEXT], seed=1)
+    next(results)
+    tts.shutdown()
+    with pytest.raises(ConfigError, match="shut down"):
+        next(results)
