@@ -88,7 +88,7 @@ def from_settings(*groups: tuple[Setting, ...], leave_out: Sequence[str] = ()) -
 def _parameter(setting: Setting) -> inspect.Parameter:
     kind = setting_type(setting)
     shown = _SHOWN.get(setting.keyword, setting.shown_default)
-    names = [setting.option, *filter(None, [_SHORT.get(setting.keyword)])]
+    names = [name for name in (setting.option, _SHORT.get(setting.keyword)) if name is not None]
     option = typer.Option(
         *names,
         # The default is the library's to take, so that an environment variable or a tier can stand before it.

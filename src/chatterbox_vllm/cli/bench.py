@@ -35,7 +35,7 @@ class Part(StrEnum):
     UPSTREAM = "upstream"
 
 
-_USUAL = [part for part in Part if part is not Part.UPSTREAM]
+_USUAL: list[Part] = [part for part in Part if part is not Part.UPSTREAM]
 _STEPS = (BY_KEYWORD["diffusion_steps"],)
 
 

@@ -78,7 +78,7 @@ def methods(
         found: list[Row] = []
         # Quantized files are as large as the model's; they go with each component.
         with tempfile.TemporaryDirectory(prefix="chatterbox-methods-") as work, progress_bar("method") as progress:
-            asked = methods or list(METHODS)
+            asked = methods or list(Method)
             for row in method_rows(directory, device, component, asked, workload, Path(work)):
                 found.append(row)
                 progress(f"{component}: {row['method']}", len(found), 1 + len({*asked} & {*COMPONENTS[component]}))
