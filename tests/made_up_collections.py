@@ -19,7 +19,8 @@ class Ears:
     """Stands for `VoiceJudge`: all speakers are one."""
 
     def hear(self, wave: np.ndarray) -> SimpleNamespace:
-        return SimpleNamespace(speaker_embedding=torch.ones(4), xvector=torch.ones(3))
+        speaker, prompt = SimpleNamespace(speaker_embedding=torch.ones(4)), SimpleNamespace(xvector=torch.ones(3))
+        return SimpleNamespace(conditioning=speaker, prompt=prompt)
 
 
 def made_up(directory: Path, plan: EvaluationPlan, name: str = "demo") -> Collection:

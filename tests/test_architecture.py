@@ -22,7 +22,8 @@ FLOORS = (
     "t3 s3gen",
     "quantization",
     "checkpoint",
-    "audio text caches",
+    "audio text",
+    "caches",
     "cuda settings",
     "errors",
 )

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from chatterbox_vllm.audio import encode
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import FORMATS, check_output, write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
@@ -349,7 +348,7 @@ def test_failed_sync_removes_the_partial(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(_: int) -> None:
         raise error
 
-    monkeypatch.setattr(encode.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_audio(tmp_path / "out.wav", np.zeros(100, np.float32), 24000)

@@ -10,6 +10,8 @@ import torch
 
 from chatterbox_vllm import AudioError, Voice
 from chatterbox_vllm.audio.encode import write_audio
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.voices.library import ClipVoices
 
 RATE = 16_000
@@ -25,7 +27,8 @@ class CountingEnroller:
         assert rate == RATE and len(wave) == RATE
         self.count += 1
         tokens = torch.full((25,), self.count)
-        return Voice(torch.zeros(1, 256), tokens, tokens, torch.zeros(50, 80), torch.zeros(192))
+        prompt = FlowPrompt(tokens, torch.zeros(50, 80), torch.zeros(192))
+        return Voice(SpeakerConditioning(torch.zeros(1, 256), tokens), prompt)
 
 
 def clip(path: Path, loudness: float = 0.1) -> Path:

@@ -78,8 +78,8 @@ class Talk:
         graphs = device == "cuda"
         settings = T3Options(torch.float32, max_model_len=256, max_batch_size=4, cuda_graphs=graphs, **options)
         builder = PromptBuilder.from_weights(self.config.t3, weights)
-        voice = Voice.load(directory / "conds.pt", self.config)
-        conditioning = builder.conditioning(voice.speaker_embedding, voice.speech_prompt, 0.5)
+        speaker = Voice.load(directory / "conds.pt", self.config).conditioning
+        conditioning = builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, 0.5)
         self.prompt = builder.prompt(conditioning, TEXT)
         self.stage = T3Stage(self.config.t3, weights, settings, resolve_device(device))
 

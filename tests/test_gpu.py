@@ -45,8 +45,8 @@ def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None
 def test_half_precision_flow_is_near_float32(float32: ChatterboxTTS) -> None:
     model = float32._voicing.stage.model
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 6561, 100))
-    noise = model.draw_noise(torch.Generator("cuda").manual_seed(1), len(tokens), float32.conds)
-    request = S3GenRequest(tokens, float32.conds, noise)
+    noise = model.draw_noise(torch.Generator("cuda").manual_seed(1), len(tokens), float32.voice.prompt)
+    request = S3GenRequest(tokens, float32.voice.prompt, noise)
     (exact,) = model.mel([request])
     weights = Weights(float32.directory / "s3gen.safetensors")
     for dtype, bound in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):

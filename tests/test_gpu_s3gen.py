@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from chatterbox_vllm.cuda.graphs import GraphedFunction
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.packing import Packing
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.s3gen.ragged import Padded
 
 from . import test_s3gen as tiny
@@ -168,27 +169,18 @@ def test_graphs_are_bounded_and_strict_about_shapes() -> None:
 # Full size.
 
 
-@dataclass(frozen=True)
-class Reference:
-    prompt_tokens: torch.Tensor
-    prompt_mel: torch.Tensor
-    xvector: torch.Tensor
-    key: str
-
-
-def reference(seed: int, tokens: int = 250) -> Reference:
+def reference(seed: int, tokens: int = 250) -> FlowPrompt:
     generator = torch.Generator().manual_seed(seed)
-    return Reference(
+    return FlowPrompt(
         torch.randint(0, 6561, (tokens,), generator=generator),
         2 * torch.randn(2 * tokens, 80, generator=generator) - 5,
         torch.randn(192, generator=generator),
-        key=f"{seed}-{tokens}",
     )
 
 
-def utterance(model: S3Gen, tokens: int, voice: Reference, seed: int) -> S3GenRequest:
+def utterance(model: S3Gen, tokens: int, prompt: FlowPrompt, seed: int) -> S3GenRequest:
     ids = torch.randint(0, 6561, (tokens,), generator=torch.Generator().manual_seed(seed))
-    return S3GenRequest(ids, voice, model.draw_noise(torch.Generator("cuda").manual_seed(seed), tokens, voice))
+    return S3GenRequest(ids, prompt, model.draw_noise(torch.Generator("cuda").manual_seed(seed), tokens, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +201,9 @@ def exact(weights: Weights) -> S3Gen:
 @pytest.fixture(scope="module")
 def requests(exact: S3Gen) -> list[S3GenRequest]:
     """32 utterances of 5 to 10 s in three voices with references of 3 to 10 s."""
-    voices = [reference(0), reference(1, 150), reference(2, 77)]
+    prompts = [reference(0), reference(1, 150), reference(2, 77)]
     draw = random.Random(0)
-    return [utterance(exact, draw.randint(125, 250), voices[i % 3], i) for i in range(32)]
+    return [utterance(exact, draw.randint(125, 250), prompts[i % 3], i) for i in range(32)]
 
 
 def test_float32_batched_equals_alone(exact: S3Gen, requests: list[S3GenRequest]) -> None:
@@ -256,8 +248,8 @@ def test_half_precision(
 
 def test_overflow_names_the_remedy(weights: Weights, requests: list[S3GenRequest]) -> None:
     model = S3Gen.from_weights(S3GenConfig(), weights, "cuda", torch.float16)
-    voice = requests[1].voice
-    loud = replace(requests[1], voice=replace(voice, prompt_mel=voice.prompt_mel * 1e9, key="loud"))
+    prompt = requests[1].prompt
+    loud = replace(requests[1], prompt=replace(prompt, mel=prompt.mel * 1e9))
     with pytest.raises(
         GenerationError, match="the mel of utterance 1 .* not finite in float16; use s3gen dtype bfloat"
     ):
@@ -281,13 +273,13 @@ def test_quantized_layers_under_kernels_and_graphs(method: str, tmp_path: Path) 
     assert {t.device.type for t in state_tensors(fast).values()} == {"cuda"}
     assert {t.dtype for t in state_tensors(fast).values()} <= {torch.uint8, torch.int8, torch.bfloat16, torch.float32}
     generator = torch.Generator().manual_seed(0)
-    voice = tiny.Reference(
+    prompt = FlowPrompt(
         torch.randint(0, 50, (6,), generator=generator),
         torch.randn(12, 16, generator=generator),
         torch.randn(6, generator=generator),
     )
     tokens = torch.randint(0, 50, (9,), generator=generator)
-    request = S3GenRequest(tokens, voice, fast.draw_noise(torch.Generator("cuda").manual_seed(0), 9, voice))
+    request = S3GenRequest(tokens, prompt, fast.draw_noise(torch.Generator("cuda").manual_seed(0), 9, prompt))
     mels = [fast.mel([request], 3)[0] for _ in range(2)]  # recorded, then replayed
     fast.set_precision(*half, kernels="torch", cuda_graphs=False)
     plain = fast.mel([request], 3)[0]

@@ -108,7 +108,7 @@ def test_part_after_part(demo: Path, nf4: Path, tmp_path: Path) -> None:
     write_audio(tmp_path / "clip.wav", np.sin(np.arange(24_000) / 20).astype(np.float32) / 2, 24_000)
     one = ModelConfig.from_directory(tmp_path / "one")
     (voice,) = calibration_voices(tmp_path / "one", one, [tmp_path / "clip.wav"], torch.device("cpu"))
-    assert bool(voice.speaker_embedding.isfinite().all())
+    assert bool(voice.conditioning.speaker_embedding.isfinite().all())
     two = quantize_model(tmp_path / "one", tmp_path / "two", QuantizationConfig("bnb-4bit", "bnb-4bit"))
     assert two == ModelConfig.from_directory(tmp_path / "two") == ModelConfig.from_directory(nf4)
     with pytest.raises(ConfigError, match="one: voice_encoder is quantized already, in bnb-4bit; name"):
@@ -126,7 +126,7 @@ def test_speaks_from_the_directory(demo: Path, nf4: Path, tmp_path: Path) -> Non
             assert tts.quantization == AGGRESSIVE
             wave = tts.generate("Hello.", max_tokens=40, seed=1)
             voice = tts._enroller.enrol(wave[0].repeat(2).numpy(), tts.sr)
-            return tts.get_quantization_info(), wave, voice.speaker_embedding
+            return tts.get_quantization_info(), wave, voice.conditioning.speaker_embedding
 
     info, wave, speaker = speak(nf4)
     assert torch.isfinite(wave).all() and wave.abs().max() > 0.01

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from chatterbox_vllm.s3gen.execution import Execution
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest, fade_in
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.packing import Packing, Places
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.s3gen.ragged import Padded, bucket, padding_mask
 from chatterbox_vllm.s3gen.vocoder.spectra import inverse_stft, stft
 
@@ -43,13 +44,6 @@ CONFIG = S3GenConfig(
     hift=HiFTConfig(num_mels=8, base_channels=16, f0_channels=16, f0_layers=2),
 )
 STEPS = 3
-
-
-@dataclass(frozen=True)
-class Reference:
-    prompt_tokens: torch.Tensor
-    prompt_mel: torch.Tensor
-    xvector: torch.Tensor
 
 
 def build(config: S3GenConfig, path: Path) -> S3Gen:
@@ -84,13 +78,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> S3Gen:
 
 def request(model: S3Gen, tokens: int, prompt_tokens: int, odd_frame: bool = False, seed: int = 0) -> S3GenRequest:
     generator = torch.Generator().manual_seed(1000 + seed)
-    voice = Reference(
+    prompt = FlowPrompt(
         torch.randint(0, 50, (prompt_tokens,), generator=generator),
         torch.randn(2 * prompt_tokens + odd_frame, 8, generator=generator),
         torch.randn(6, generator=generator),
     )
-    noise = model.draw_noise(torch.Generator().manual_seed(seed), tokens, voice)
-    return S3GenRequest(torch.randint(0, 50, (tokens,), generator=generator), voice, noise)
+    noise = model.draw_noise(torch.Generator().manual_seed(seed), tokens, prompt)
+    return S3GenRequest(torch.randint(0, 50, (tokens,), generator=generator), prompt, noise)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +126,7 @@ def test_vocoder_batched_equals_alone(model: S3Gen) -> None:
 
 def test_audio_batched_equals_alone(model: S3Gen, requests: list[S3GenRequest]) -> None:
     for wave, one in zip(model.synthesize(requests, STEPS), requests, strict=True):
-        total, generated = model.frames(len(one.speech_tokens), one.voice)
+        total, generated = model.frames(len(one.speech_tokens), one.prompt)
         assert wave.shape == (generated * 480,) and wave.dtype == torch.float32
         assert total == one.noise.z.shape[1]
         alone = model.synthesize([one], STEPS)[0]
@@ -142,14 +136,14 @@ def test_audio_batched_equals_alone(model: S3Gen, requests: list[S3GenRequest]) 
 
 def test_a_seed_gives_the_same_audio_in_any_batch(model: S3Gen, requests: list[S3GenRequest]) -> None:
     one = requests[1]
-    again = model.draw_noise(torch.Generator().manual_seed(2), len(one.speech_tokens), one.voice)
+    again = model.draw_noise(torch.Generator().manual_seed(2), len(one.speech_tokens), one.prompt)
     assert all(torch.equal(getattr(again, name), getattr(one.noise, name)) for name in ("z", "phase", "source"))
     assert again.phase[0] == 0
     repeated = replace(one, noise=again)
     alone = model.synthesize([one], STEPS)[0]
     assert torch.equal(model.synthesize([repeated], STEPS)[0], alone)
     assert apart(model.synthesize([requests[0], repeated], STEPS)[1], alone) < 1e-3
-    other = replace(one, noise=model.draw_noise(torch.Generator().manual_seed(8), len(one.speech_tokens), one.voice))
+    other = replace(one, noise=model.draw_noise(torch.Generator().manual_seed(8), len(one.speech_tokens), one.prompt))
     assert apart(model.synthesize([other], STEPS)[0], alone) > 0.1
 
 
@@ -223,7 +217,7 @@ def test_what_is_refused(model: S3Gen, requests: list[S3GenRequest]) -> None:
     with pytest.raises(GenerationError, match="no speech tokens"):
         model.synthesize([requests[1], replace(one, speech_tokens=nothing)])
     with pytest.raises(GenerationError, match="no speech tokens"):
-        model.draw_noise(torch.Generator(), 0, one.voice)
+        model.draw_noise(torch.Generator(), 0, one.prompt)
     with pytest.raises(GenerationError, match="speech token 50 is outside the codebook"):
         model.synthesize([replace(one, speech_tokens=torch.tensor([3, 50]))])
     with pytest.raises(ConfigError, match=r"noise.z has shape \(8, 25\), this utterance needs \(8, 26\)"):
@@ -268,32 +262,26 @@ def test_overflow_in_half_precision_names_the_remedy(
 ) -> None:
     half = build(CONFIG, tmp_path / "s3gen.safetensors")
     half.set_precision(torch.float16, torch.float32)
-    loud = replace(requests[1], voice=replace(requests[1].voice, prompt_mel=requests[1].voice.prompt_mel * 1e9))
+    prompt = requests[1].prompt
+    loud = replace(requests[1], prompt=replace(prompt, mel=prompt.mel * 1e9))
     for speak in (half.synthesize, half.mel, half.flow):
         with pytest.raises(GenerationError, match="mel of utterance 1 .* float16; use s3gen dtype bfloat16 or float32"):
             speak([requests[0], loud], STEPS)
     assert half.synthesize(requests[:1], STEPS)[0].isfinite().all()
 
 
-@dataclass(frozen=True)
-class KeyedReference(Reference):
-    key: str
-
-
-def test_a_voice_with_a_key_is_prepared_once(tmp_path: Path) -> None:
+def test_a_prompt_is_prepared_once(tmp_path: Path) -> None:
     model = build(CONFIG, tmp_path / "s3gen.safetensors")
     projections = []
     model.speaker.register_forward_hook(lambda *_: projections.append(None))
     one = request(model, 4, 3)
-    plain = model.mel([one, one], STEPS)
-    assert len(projections) == 2 and len(model._voices) == 0
-    keyed = replace(one, voice=KeyedReference(**vars(one.voice), key="a"))
-    assert torch.equal(model.mel([keyed, keyed], STEPS)[0], plain[0])
-    model.mel([keyed], STEPS)
-    assert len(projections) == 3 and len(model._voices) == 1
-    model._voices.most_bytes = model._voices.bytes
-    model.mel([replace(one, voice=KeyedReference(**vars(one.voice), key="b"))], STEPS)
-    assert len(model._voices) == 1
+    (plain,) = model.mel([one], STEPS)
+    equal = replace(one, prompt=replace(one.prompt, mel=one.prompt.mel.clone()))
+    assert torch.equal(model.mel([equal, one], STEPS)[0], plain)
+    assert len(projections) == 1 and len(model._prompts) == 1
+    model._prompts.most_bytes = model._prompts.bytes
+    model.mel([replace(one, prompt=replace(one.prompt, xvector=-one.prompt.xvector))], STEPS)
+    assert len(projections) == 2 and len(model._prompts) == 1
 
 
 def test_buckets_are_few_and_near() -> None:

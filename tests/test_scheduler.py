@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chatterbox_vllm import SpeechParameters, SpeechRequest, SpeechResult, Voice
-from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import MAX_SEED, segment_seed
@@ -21,9 +21,10 @@ from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import InlineVoicing
 from chatterbox_vllm.errors import AbortedError, ConfigError, DeadlineError, GenerationError, TextTooLongError
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.t3.vllm.stage import T3Output
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import split_text
@@ -71,10 +72,10 @@ class ToneS3Gen:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def frames(self, speech_tokens, voice):
-        return 2 * (len(voice.prompt_tokens) + speech_tokens), 2 * speech_tokens
+    def frames(self, speech_tokens, prompt):
+        return 2 * (len(prompt.tokens) + speech_tokens), 2 * speech_tokens
 
-    def draw_noise(self, generator, speech_tokens, voice):
+    def draw_noise(self, generator, speech_tokens, prompt):
         return torch.rand(1, generator=generator)
 
     def synthesize(self, requests, steps):
@@ -87,11 +88,8 @@ class ToneS3Gen:
 @pytest.fixture(scope="module")
 def voice() -> Voice:
     return Voice(
-        speaker_embedding=torch.full((1, 256), 1 / 16),
-        speech_prompt=torch.tensor([1, 2, 3]),
-        prompt_tokens=torch.tensor([4, 5]),
-        prompt_mel=torch.zeros(4, 80),
-        xvector=torch.ones(192),
+        SpeakerConditioning(torch.full((1, 256), 1 / 16), torch.tensor([1, 2, 3])),
+        FlowPrompt(torch.tensor([4, 5]), torch.zeros(4, 80), torch.ones(192)),
     )
 
 
@@ -102,7 +100,9 @@ class Engine:
         torch.manual_seed(0)
         self.talker, self.s3gen = ScriptedTalker(script), ToneS3Gen()
         tokenizer = SimpleNamespace(encode=lambda text: [5] * len(text))
-        self.prompts = PromptMaker(ENGLISH, tokenizer, PromptBuilder(CONFIG).requires_grad_(False), max_model_len)
+        self.prompts = PromptMaker(
+            ModelConfig(t3=CONFIG), tokenizer, PromptBuilder(CONFIG).requires_grad_(False), max_model_len
+        )
         self.voicing = InlineVoicing(S3GenStage(self.s3gen, max_batch_size), None)
         preparation = Preparation(self.prompts, threads=0)
         self.scheduler = Scheduler(CONFIG, preparation, self.talker, self.voicing, max_batch_size, 4 * max_batch_size)

@@ -64,13 +64,16 @@ def test_text_to_waveform(
 
 
 def check_voice(voice: Voice, golden: Any, case: str, parity: Parity) -> None:
-    parity.identical(f"enrolment end to end: {case} prompt", voice.prompt_tokens[None], golden[f"{case}_prompt_token"])
-    parity.identical(f"enrolment end to end: {case} T3 prompt", voice.speech_prompt[None], golden[f"{case}_t3_prompt"])
+    speaker = voice.conditioning
+    parity.identical(f"enrolment end to end: {case} prompt", voice.prompt.tokens[None], golden[f"{case}_prompt_token"])
+    parity.identical(
+        f"enrolment end to end: {case} T3 prompt", speaker.speech_prompt[None], golden[f"{case}_t3_prompt"]
+    )
     values = {
-        "xvector": voice.xvector[None],
-        "speaker_emb": voice.speaker_embedding,
-        "prompt_feat_head": voice.prompt_mel[:10],
+        "xvector": voice.prompt.xvector[None],
+        "speaker_emb": speaker.speaker_embedding,
+        "prompt_feat_head": voice.prompt.mel[:10],
     }
     for name, value in values.items():
         parity.relative(f"enrolment embeddings end to end: {case} {name}", value, golden[f"{case}_{name}"], 1e-4)
-    assert [1, *voice.prompt_mel.shape] == golden[f"{case}_prompt_feat_shape"].tolist()
+    assert [1, *voice.prompt.mel.shape] == golden[f"{case}_prompt_feat_shape"].tolist()

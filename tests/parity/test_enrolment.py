@@ -91,14 +91,18 @@ def test_enrolled_voice(clip: str, enroller: VoiceEnroller, goldens: Goldens, pa
     """The whole way in one call gives the values of its stages."""
     arrays = goldens.arrays("ref")
     voice = enroller.enrol(*decode_audio(goldens.path(goldens.json("ref")[clip]["file"])))
-    parity.relative(f"enrolled voice: speaker {clip}", voice.speaker_embedding, arrays[f"{clip}_ve_embed"], 1e-4)
-    parity.relative(f"enrolled voice: x-vector {clip}", voice.xvector[None], arrays[f"{clip}_xvector"], 1e-4)
+    parity.relative(
+        f"enrolled voice: speaker {clip}", voice.conditioning.speaker_embedding, arrays[f"{clip}_ve_embed"], 1e-4
+    )
+    parity.relative(f"enrolled voice: x-vector {clip}", voice.prompt.xvector[None], arrays[f"{clip}_xvector"], 1e-4)
     mel = arrays[f"{clip}_prompt_feat"]
-    parity.relative(f"enrolled voice: prompt mel {clip}", voice.prompt_mel[: len(mel)], mel, 1e-4)
-    parity.identical(f"enrolled voice tokens: T3 {clip}", voice.speech_prompt, arrays[f"{clip}_t3prompt_en"])
-    parity.identical(f"enrolled voice tokens: flow {clip}", voice.prompt_tokens, arrays[f"{clip}_prompt_token"])
-    assert voice.speech_prompt.dtype == voice.prompt_tokens.dtype == torch.int64
-    assert voice.prompt_mel.shape == tuple(arrays[f"{clip}_prompt_feat_shape"][1:])
+    parity.relative(f"enrolled voice: prompt mel {clip}", voice.prompt.mel[: len(mel)], mel, 1e-4)
+    parity.identical(
+        f"enrolled voice tokens: T3 {clip}", voice.conditioning.speech_prompt, arrays[f"{clip}_t3prompt_en"]
+    )
+    parity.identical(f"enrolled voice tokens: flow {clip}", voice.prompt.tokens, arrays[f"{clip}_prompt_token"])
+    assert voice.conditioning.speech_prompt.dtype == voice.prompt.tokens.dtype == torch.int64
+    assert voice.prompt.mel.shape == tuple(arrays[f"{clip}_prompt_feat_shape"][1:])
 
 
 def test_long_clip(long_clip: str, enroller: VoiceEnroller, goldens: Goldens, parity: Parity) -> None:

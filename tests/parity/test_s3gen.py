@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest, fade_in
 from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
 from .conftest import SHARED_PARITY, Goldens, Parity
@@ -53,13 +52,6 @@ def model(checkpoint_dir: Path) -> S3Gen:
     return S3Gen.from_weights(ModelConfig().s3gen, weights, "cpu")
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    prompt_tokens: torch.Tensor
-    prompt_mel: torch.Tensor
-    xvector: torch.Tensor
-
-
 class Oracle:
     """Inputs of the golden cases."""
 
@@ -67,7 +59,7 @@ class Oracle:
         self.about, self.arrays = goldens.json("s3gen_standard"), goldens.arrays("s3gen_standard")
         self.model, self.checkpoint = model, checkpoint
         self.clips = [*(goldens.directory / "clips").glob("*"), *(SHARED_PARITY.parent / "data" / "clips").glob("*")]
-        self._enrolled: dict[int, Any] = {}
+        self._enrolled: dict[int, list[FlowPrompt]] = {}
 
     def request(self, name: str) -> S3GenRequest:
         if name not in self.about["cases"]:
@@ -76,28 +68,28 @@ class Oracle:
         tokens = torch.from_numpy(self.arrays[f"{name}_speech_tokens"]).long()
         frames = 2 * (case["prompt_tokens"] + case["n_tokens"])
         z = _noise(f"{case['tag']}/cfm_z", MELS, frames)
-        return S3GenRequest(tokens, self.voice(name), _source_noise(case["tag"], case["mel_frames"], z))
+        return S3GenRequest(tokens, self.prompt(name), _source_noise(case["tag"], case["mel_frames"], z))
 
-    def voice(self, name: str) -> Any:
+    def prompt(self, name: str) -> FlowPrompt:
         case = self.about["cases"][name]
         speaker = torch.from_numpy(self.arrays[f"{name}_spks"][0])
         xvector = _noise(f"{case['tag']}/xvec", 192)
         if torch.allclose(_speaker(self.model, xvector), speaker, atol=1e-3):
             tokens = torch.from_numpy(recipe.randint(f"{case['tag']}/ptok", case["prompt_tokens"], 6561))
-            return Conditioning(tokens, 2 * _noise(f"{case['tag']}/pfeat", case["prompt_frames"], MELS) - 4, xvector)
+            return FlowPrompt(tokens, 2 * _noise(f"{case['tag']}/pfeat", case["prompt_frames"], MELS) - 4, xvector)
         return self._enrol(case["prompt_frames"], speaker)
 
-    def _enrol(self, frames: int, speaker: torch.Tensor) -> Any:
+    def _enrol(self, frames: int, speaker: torch.Tensor) -> FlowPrompt:
         if frames not in self._enrolled:
             files = (Weights(self.checkpoint / f"{part}.safetensors") for part in ("s3gen", "ve"))
             enroller = VoiceEnroller(ModelConfig(), *files)
             waves = [decode_audio(clip) for clip in self.clips]
             fitting = [(w, r) for w, r in waves if abs(min(len(w) / r, 10) * 50 - frames) < 2]
-            voices = [enroller.enrol(wave, rate) for wave, rate in fitting]
-            self._enrolled[frames] = [v for v in voices if len(v.prompt_mel) == frames]
-        for voice in self._enrolled[frames]:
-            if torch.allclose(_speaker(self.model, voice.xvector), speaker, atol=1e-3):
-                return voice
+            prompts = [enroller.enrol(wave, rate).prompt for wave, rate in fitting]
+            self._enrolled[frames] = [prompt for prompt in prompts if len(prompt.mel) == frames]
+        for prompt in self._enrolled[frames]:
+            if torch.allclose(_speaker(self.model, prompt.xvector), speaker, atol=1e-3):
+                return prompt
         pytest.skip(f"the reference clip of {frames} mel frames is not at hand (de_f1.flac of the shared clips)")
 
 
@@ -146,7 +138,7 @@ def test_flow_and_waveform(name: str, oracle: Oracle, model: S3Gen, parity: Pari
     parity.absolute(f"flow encoder: {name} tail", encoded[0, -len(tail) :], tail, FLOW_ENCODER)
     mu = golden[f"{name}_mu"]  # all of it, or its last frames
     parity.absolute(f"flow encoder: {name} mu", means[0][0, -len(mu) :], mu, FLOW_ENCODER)
-    speaker = _speaker(model, request.voice.xvector)[None]
+    speaker = _speaker(model, request.prompt.xvector)[None]
     parity.relative(f"speaker projection: {name}", speaker, golden[f"{name}_spks"], SPEAKER)
 
     parity.identical(f"shapes and counts: {name} estimator", len(calls), golden[f"{name}_n_est_calls"])
@@ -155,7 +147,7 @@ def test_flow_and_waveform(name: str, oracle: Oracle, model: S3Gen, parity: Pari
         kept = golden[key].shape[-1]
         parity.absolute(f"estimator, one call: {key}", call.transpose(1, 2)[..., -kept:], golden[key], ESTIMATOR)
 
-    prompt, tail = len(request.voice.prompt_mel), golden[f"{name}_mel_prompt_tail"]
+    prompt, tail = len(request.prompt.mel), golden[f"{name}_mel_prompt_tail"]
     parity.absolute(f"mel after the solver: {name}", flow[prompt:].T, golden[f"{name}_mel"], MEL)
     before = flow[prompt - tail.shape[-1] : prompt].T
     parity.absolute(f"mel after the solver: {name} prompt", before, tail, MEL)
@@ -187,7 +179,7 @@ def test_vocoder(name: str, oracle: Oracle, model: S3Gen, parity: Parity) -> Non
 def test_vocoder_on_a_real_mel(oracle: Oracle, model: S3Gen, parity: Parity) -> None:
     golden = oracle.arrays
     frames = len(golden["hiftonly_wav"]) // FRAME
-    mel = oracle.voice("main").prompt_mel[20 : 20 + frames].T[None]
+    mel = oracle.prompt("main").mel[20 : 20 + frames].T[None]
     noise = _source_noise(oracle.about["hift_only"]["tag"], frames, torch.empty(0))
     source = model.vocoder.m_source(model.vocoder.pitch(mel, [frames]), noise.phase[None], noise.source[None])
     head = golden["hiftonly_source_head"]

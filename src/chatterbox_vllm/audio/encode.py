@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
+from chatterbox_vllm.caches.atomic import whole_file
 from chatterbox_vllm.errors import OutputError
 
 # Suffix to libsndfile's container and coding.
@@ -98,25 +97,12 @@ def write_audio(path: str | os.PathLike[str], wave: Any, rate: int) -> Path:
     """
     target = check_output(path)
     data = encode_audio(wave, rate, Path(path).suffix)
-    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("xb") as file:
+        with whole_file(target) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
     except OSError as error:
-        _remove(partial)
         raise OutputError(
             f"{path}: could not be written ({error.strerror or error}) after {len(data)} bytes were encoded; "
             "make room or choose another place. Nothing was left behind"
         ) from error
-    except BaseException:
-        _remove(partial)
-        raise
     return target
-
-
-def _remove(partial: Path) -> None:
-    with contextlib.suppress(OSError):
-        partial.unlink()

@@ -67,8 +67,8 @@ class S3GenMethods:
         return S3Gen.from_weights(self.config, self.weights, self.device, dtype, dtype, quantization=scheme)
 
     def _request(self, model: S3Gen) -> S3GenRequest:
-        noise = model.draw_noise(torch.Generator(self.device).manual_seed(1), len(self._tokens), self.voice)
-        return S3GenRequest(self._tokens, self.voice, noise)
+        noise = model.draw_noise(torch.Generator(self.device).manual_seed(1), len(self._tokens), self.voice.prompt)
+        return S3GenRequest(self._tokens, self.voice.prompt, noise)
 
     def _mel(self, model: S3Gen) -> torch.Tensor:
         return model.mel([self._request(model)], _STEPS)[0]

@@ -57,7 +57,7 @@ class T3Methods:
         self._builder = family.read_prompt_builder(self.config.t3, weights)
         (voice,) = calibration_voices(directory, self.config, (), device)
         tokenizer = family.read_tokenizer(directory / family.tokenizer)
-        maker = PromptMaker(family, tokenizer, self._builder, self.config.t3.speech_positions)
+        maker = PromptMaker(self.config, tokenizer, self._builder, self.config.t3.speech_positions)
         parameters = SpeechParameters(max_tokens=self._tokens)
         self._prompts = [maker.prompt_of(text, voice, parameters)[0] for text in TEXTS]
         self._sampling = maker.values(parameters).sampling

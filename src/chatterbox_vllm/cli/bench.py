@@ -144,7 +144,7 @@ def _facts(tts: ChatterboxTTS, measured: Measured, given: Keywords) -> dict[str,
             "max batch": max(measured.batch_sizes),
             "watermark": given.get("watermark", True),
             "synthetic": measured.synthetic,
-            "reference tokens": len(tts.conds.prompt_tokens) if tts.conds is not None else None,
+            "reference tokens": len(tts.conds.prompt.tokens) if tts.conds is not None else None,
         },
     }
 

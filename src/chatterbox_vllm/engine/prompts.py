@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from chatterbox_vllm.caches.memory import MemoryCache
+from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
-from chatterbox_vllm.families.family import Family, TextTokenizer
+from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
+from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.text.split import LONGEST, Segment, split_text
-from chatterbox_vllm.voices.voice import Voice
+from chatterbox_vllm.voices.voice import Voice, check_voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
 # What a character of text takes of a sequence: a text token, and speech at half the usual 15 characters a second.
@@ -48,13 +51,14 @@ class PromptMaker:
     """Splits texts, tokenizes segments, conditions on voices. For several threads.
 
     Args:
-        family: of the model.
-        tokenizer, builder: of the family, read from the model's files.
+        config: of the model.
+        tokenizer, builder: of its family, read from its files.
         max_model_len: longest sequence of T3, prompt and speech tokens together.
     """
 
-    def __init__(self, family: Family, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
-        self.family = family
+    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
+        self.config = config
+        self.family = FAMILIES[config.family]
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len
@@ -70,7 +74,7 @@ class PromptMaker:
             TextTooLongError: a piece of the text and its speech do not fit the model length.
         """
         self._require_encodable(request.text)
-        self._require_fitting(request.voice)
+        check_voice(request.voice, self.config)
         values = self.values(request.parameters)
         segments = self.segments(request)
         pieces = [self._piece(segment, request.parameters, values) for segment in segments]
@@ -79,7 +83,7 @@ class PromptMaker:
             raise ConfigError(
                 f"uniforms holds {len(uniforms)} draws for max_tokens={pieces[0].values.max_tokens}; give one for each"
             )
-        return Script(pieces, self._conditioning(request.voice, values.exaggeration))
+        return Script(pieces, self._conditioning(request.voice.conditioning, values.exaggeration))
 
     def prompt(self, conditioning: torch.Tensor, piece: Piece) -> torch.Tensor:
         """T3's prompt for a piece, [P, streams * H]."""
@@ -93,7 +97,7 @@ class PromptMaker:
         """
         values = self.values(parameters)
         piece = self._piece(Segment(text, 0.0), parameters, values)
-        return self.prompt(self._conditioning(voice, values.exaggeration), piece), piece.values
+        return self.prompt(self._conditioning(voice.conditioning, values.exaggeration), piece), piece.values
 
     def values(self, parameters: SpeechParameters) -> SpeechValues:
         """What is asked for, and the family's defaults for the rest.
@@ -149,10 +153,10 @@ class PromptMaker:
             )
         return Piece(segment, tokens, replace(values, max_tokens=speech))
 
-    def _conditioning(self, voice: Voice, exaggeration: float) -> torch.Tensor:
+    def _conditioning(self, speaker: SpeakerConditioning, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(
-            (voice.key, float(exaggeration)),
-            lambda: self.builder.conditioning(voice.speaker_embedding, voice.speech_prompt, exaggeration),
+            (speaker.key, float(exaggeration)),
+            lambda: self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, exaggeration),
         )
 
     @staticmethod
@@ -164,12 +168,3 @@ class PromptMaker:
                 f"the text holds half of a surrogate pair, {text[error.start]!r} at character {error.start}, which is "
                 "no character; decode the text anew from its source"
             ) from None
-
-    def _require_fitting(self, voice: Voice) -> None:
-        config = self.builder.config
-        size = (1, config.speaker_embedding_size)
-        if tuple(voice.speaker_embedding.shape) != size:
-            raise ConfigError(
-                f"the voice is for another model: its speaker embedding has shape "
-                f"{list(voice.speaker_embedding.shape)}, this model needs {list(size)}; enrol the clip with this model"
-            )

@@ -65,7 +65,7 @@ class S3GenStage:
         return sorted(chosen)
 
     def _frames(self, utterance: TokensToSpeak) -> int:
-        return self.model.frames(len(utterance.speech_tokens), utterance.voice)[0]
+        return self.model.frames(len(utterance.speech_tokens), utterance.voice.prompt)[0]
 
     def run(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor | ChatterboxError]:
         """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.
@@ -84,7 +84,7 @@ class S3GenStage:
         requests = [
             S3GenRequest(
                 speech_tokens=torch.tensor(utterance.speech_tokens, dtype=torch.int64),
-                voice=utterance.voice,
+                prompt=utterance.voice.prompt,
                 noise=utterance.noise or self._noise(utterance),
             )
             for utterance in utterances
@@ -93,7 +93,7 @@ class S3GenStage:
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
         generator = torch.Generator(self.model.device).manual_seed(utterance.seed)
-        return self.model.draw_noise(generator, len(utterance.speech_tokens), utterance.voice)
+        return self.model.draw_noise(generator, len(utterance.speech_tokens), utterance.voice.prompt)
 
 
 def _as_own_error(error: Exception) -> ChatterboxError:

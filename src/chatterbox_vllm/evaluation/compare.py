@@ -163,7 +163,8 @@ def _likeness(a: Voice, b: Voice | None) -> tuple[float, float]:
     """Cosines of the two embeddings; 0 where there is no second voice."""
     if b is None:
         return 0.0, 0.0
-    return metrics.cosine(a.speaker_embedding, b.speaker_embedding), metrics.cosine(a.xvector, b.xvector)
+    speakers = a.conditioning.speaker_embedding, b.conditioning.speaker_embedding
+    return metrics.cosine(*speakers), metrics.cosine(a.prompt.xvector, b.prompt.xvector)
 
 
 def _compare_words(

@@ -152,11 +152,11 @@ def voice_tokens(
         tokens = torch.tensor(said[case.index].speech_tokens, dtype=torch.int64)
         if not len(tokens):
             continue
-        voice = voices[case.voice]
+        prompt = voices[case.voice].prompt
         # On the CPU: a generator's numbers differ from device to device.
-        noise = model.draw_noise(torch.Generator("cpu").manual_seed(case.seed), len(tokens), voice)
+        noise = model.draw_noise(torch.Generator("cpu").manual_seed(case.seed), len(tokens), prompt)
         try:
-            (mel,) = model.mel([S3GenRequest(tokens, voice, noise)], steps=plan.diffusion_steps)
+            (mel,) = model.mel([S3GenRequest(tokens, prompt, noise)], steps=plan.diffusion_steps)
             pitch = _pitch(model, mel)
             expected = baseline.load("pitch", case.index)
             with given_pitch(model.vocoder, pitch if expected is None else torch.from_numpy(expected)):

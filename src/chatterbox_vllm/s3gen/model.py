@@ -27,7 +27,7 @@ from chatterbox_vllm.s3gen.flow.estimator import Estimator, TransformerBlock
 from chatterbox_vllm.s3gen.flow.solver import Velocity, solve, time_span, velocity_of
 from chatterbox_vllm.s3gen.noise import S3GenNoise, draw_noise
 from chatterbox_vllm.s3gen.packing import Packing
-from chatterbox_vllm.s3gen.prompt import PreparedVoice, S3GenVoice
+from chatterbox_vllm.s3gen.prompt import FlowPrompt, PreparedPrompt
 from chatterbox_vllm.s3gen.ragged import Padded, padding_mask
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.s3gen.vocoder.source import SAMPLE_RATE
@@ -36,15 +36,15 @@ AskedKernels = Literal["auto", "torch", "triton"]
 
 _FADE_SAMPLES = SAMPLE_RATE // 50  # 20 ms of silence, then as long a fade
 _VOCODER_ROWS = {"torch": 8, "triton": 32}  # at once on CUDA, by kernels
-_VOICES_BYTES = 64 << 20  # kept on the device; a reference of 10 s takes 0.16 MB
+_PROMPTS_BYTES = 64 << 20  # kept on the device; a reference of 10 s takes 0.16 MB
 
 
 @dataclass(frozen=True)
 class S3GenRequest:
-    """One utterance: speech tokens [n] int64, the voice to speak them in, and its noise (`S3Gen.draw_noise`)."""
+    """One utterance: speech tokens [n] int64, the prompt to speak them after, and its noise (`S3Gen.draw_noise`)."""
 
     speech_tokens: torch.Tensor
-    voice: S3GenVoice
+    prompt: FlowPrompt
     noise: S3GenNoise
 
 
@@ -65,7 +65,7 @@ class S3Gen(nn.Module):
         self.requires_grad_(False)
         self.execution = Execution.choose("cpu", torch.float32, torch.float32)
         self._asked: tuple[AskedKernels, bool | None] = ("auto", None)
-        self._voices: MemoryCache[str, PreparedVoice] = MemoryCache(lambda voice: voice.bytes, _VOICES_BYTES)
+        self._prompts: MemoryCache[str, PreparedPrompt] = MemoryCache(lambda prompt: prompt.bytes, _PROMPTS_BYTES)
         self._velocity: Velocity | None = None
         self._packed_vocoder: Callable[..., torch.Tensor] | None = None
 
@@ -158,15 +158,15 @@ class S3Gen(nn.Module):
         """Where the weights are and the results will be."""
         return self.speaker.weight.device
 
-    def frames(self, speech_tokens: int, voice: S3GenVoice) -> tuple[int, int]:
+    def frames(self, speech_tokens: int, prompt: FlowPrompt) -> tuple[int, int]:
         """Mel frames of prompt and generation together, and of the generation alone, for that many speech tokens.
 
         With an odd frame at the prompt's end the generation is one frame shorter.
         """
-        total = UPSAMPLING * (len(voice.prompt_tokens) + speech_tokens)
-        return total, total - len(voice.prompt_mel)
+        total = UPSAMPLING * (len(prompt.tokens) + speech_tokens)
+        return total, total - len(prompt.mel)
 
-    def draw_noise(self, generator: torch.Generator, speech_tokens: int, voice: S3GenVoice) -> S3GenNoise:
+    def draw_noise(self, generator: torch.Generator, speech_tokens: int, prompt: FlowPrompt) -> S3GenNoise:
         """The noise of an utterance of that many speech tokens; the same generator state gives the same audio.
 
         Raises:
@@ -174,7 +174,7 @@ class S3Gen(nn.Module):
         """
         if speech_tokens < 1:
             raise GenerationError("there are no speech tokens to speak; was the text empty, or did it end at once?")
-        total, generated = self.frames(speech_tokens, voice)
+        total, generated = self.frames(speech_tokens, prompt)
         hift = self.config.hift
         samples = generated * hift.samples_per_frame
         return draw_noise(generator, total, samples, self.device, mels=hift.num_mels, harmonics=hift.harmonics)
@@ -208,7 +208,7 @@ class S3Gen(nn.Module):
         return flows
 
     def _generated(self, flows: list[torch.Tensor], requests: Sequence[S3GenRequest]) -> list[torch.Tensor]:
-        return [flow[len(request.voice.prompt_mel) :] for flow, request in zip(flows, requests, strict=True)]
+        return [flow[len(request.prompt.mel) :] for flow, request in zip(flows, requests, strict=True)]
 
     @torch.inference_mode()
     @ieee_float32()
@@ -220,16 +220,16 @@ class S3Gen(nn.Module):
         for request in requests:
             self._check(request)
         config, device, dtype = self.config.flow, self.device, self.execution.dtype
-        voices = [self._prepared(request.voice) for request in requests]
+        prompts = [self._prepared(request.prompt) for request in requests]
         speech = torch.cat([request.speech_tokens for request in requests]).to(device)
         speech = speech.split([len(request.speech_tokens) for request in requests])
-        tokens = [torch.cat([voice.tokens, own]) for voice, own in zip(voices, speech, strict=True)]
+        tokens = [torch.cat([prompt.tokens, own]) for prompt, own in zip(prompts, speech, strict=True)]
         lengths = [UPSAMPLING * len(row) for row in tokens]
 
         mu = self.encoder(pad_sequence(tokens, batch_first=True), padding_mask([len(row) for row in tokens], device))
-        speaker = torch.stack([voice.speaker for voice in voices])[:, None].expand(-1, mu.shape[1], -1)
-        prompt = pad_sequence([voice.mel for voice in voices], batch_first=True)
-        prompt = F.pad(prompt, (0, 0, 0, mu.shape[1] - prompt.shape[1]))
+        speaker = torch.stack([prompt.speaker for prompt in prompts])[:, None].expand(-1, mu.shape[1], -1)
+        mels = pad_sequence([prompt.mel for prompt in prompts], batch_first=True)
+        mels = F.pad(mels, (0, 0, 0, mu.shape[1] - mels.shape[1]))
         z = pad_sequence([request.noise.z.to(device).T for request in requests], batch_first=True)
 
         packed = self.execution.kernels == "triton"
@@ -239,7 +239,7 @@ class S3Gen(nn.Module):
         mel = solve(
             self._velocity_in_force(),
             z=rows.pack(z),
-            condition=rows.pack(torch.cat([part.to(dtype) for part in (mu, speaker, prompt)], dim=-1)),
+            condition=rows.pack(torch.cat([part.to(dtype) for part in (mu, speaker, mels)], dim=-1)),
             span=span,
             times=self.estimator.time_table(span[:-1], span[1:])[:, None],
             layout=rows.layout,
@@ -296,17 +296,16 @@ class S3Gen(nn.Module):
         size = _VOCODER_ROWS[self.execution.vocoder_kernels]
         return [order[i : i + size] for i in range(0, len(order), size)]
 
-    def _prepared(self, voice: S3GenVoice) -> PreparedVoice:
-        key = getattr(voice, "key", None)
-        return self._prepare(voice) if key is None else self._voices.get(key, lambda: self._prepare(voice))
+    def _prepared(self, prompt: FlowPrompt) -> PreparedPrompt:
+        return self._prompts.get(prompt.key, lambda: self._prepare(prompt))
 
     @torch.inference_mode()
-    def _prepare(self, voice: S3GenVoice) -> PreparedVoice:
-        self._check_ids("prompt", voice.prompt_tokens)
-        xvector = voice.xvector.to(self.device, torch.float32)
-        return PreparedVoice(
-            tokens=voice.prompt_tokens.to(self.device),
-            mel=voice.prompt_mel.to(self.device, torch.float32),
+    def _prepare(self, prompt: FlowPrompt) -> PreparedPrompt:
+        self._check_ids("prompt", prompt.tokens)
+        xvector = prompt.xvector.to(self.device, torch.float32)
+        return PreparedPrompt(
+            tokens=prompt.tokens.to(self.device),
+            mel=prompt.mel.to(self.device, torch.float32),
             speaker=self.speaker(F.normalize(xvector, dim=-1)),
         )
 
@@ -326,7 +325,7 @@ class S3Gen(nn.Module):
         if len(tokens) == 0:
             raise GenerationError("there are no speech tokens to speak; was the text empty, or did it end at once?")
         self._check_ids("speech", tokens)
-        total, generated = self.frames(len(tokens), request.voice)
+        total, generated = self.frames(len(tokens), request.prompt)
         hift = self.config.hift
         expected = {
             "z": (hift.num_mels, total),

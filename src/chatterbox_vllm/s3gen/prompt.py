@@ -3,29 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 import torch
 
+from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.tensors import content_key, require_floats, require_ids
 
-class S3GenVoice(Protocol):
-    """What S3Gen needs to know of a reference clip. A voice that also has a `key` (str) is prepared once a key."""
+# As much of a reference clip as the published enrolment gives to the flow, in seconds and in speech tokens.
+PROMPT_SECONDS = 10
+MOST_PROMPT_TOKENS = 25 * PROMPT_SECONDS
+# Natural logarithms of the magnitudes of audio within -1..1 lie between -11.5, where they are floored, and 6.
+_LARGEST_MEL = 20.0
+# The flow normalises the x-vector; this only keeps its length within float32.
+_LARGEST_XVECTOR = 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPrompt:
+    """One speaker's prompt of the flow, on the CPU. Treat the tensors as constants: `key` stands for them.
+
+    Attributes:
+        tokens: speech tokens of the reference clip's first 10 s, int64 [p], 1 <= p <= 250.
+        mel: log mel of the same, 50 frames/s, float32 [f, 80]; f is 2p, or 2p + 1 where the clip ends in half a token.
+        xvector: float32 [192].
+    """
+
+    tokens: torch.Tensor
+    mel: torch.Tensor
+    xvector: torch.Tensor
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the contents, for caches."""
+        return content_key(tokens=self.tokens, mel=self.mel, xvector=self.xvector)
 
     @property
-    def prompt_tokens(self) -> torch.Tensor:
-        """[p] int64 speech tokens of the clip."""
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + self.mel.nbytes + self.xvector.nbytes
 
-    @property
-    def prompt_mel(self) -> torch.Tensor:
-        """[frames, mels] float32 mel of the clip, 2p frames, or one more where the clip ends in half a token."""
+    def check(self, config: S3GenConfig) -> None:
+        """Whether the flow of this configuration can take it.
 
-    @property
-    def xvector(self) -> torch.Tensor:
-        """[192] float32 x-vector of the clip."""
+        Raises:
+            ConfigError: names what does not fit.
+        """
+        require_ids("prompt tokens", self.tokens, config.flow.vocab_size, MOST_PROMPT_TOKENS)
+        frames = 2 * len(self.tokens)
+        if isinstance(self.mel, torch.Tensor) and self.mel.dim() and len(self.mel) == frames + 1:
+            frames += 1
+        require_floats("prompt mel", self.mel, (frames, config.flow.num_mels), _LARGEST_MEL)
+        require_floats("x-vector", self.xvector, (config.xvector.embedding_size,), _LARGEST_XVECTOR)
 
 
 @dataclass(frozen=True)
-class PreparedVoice:
+class PreparedPrompt:
     """On the model's device: prompt tokens [p] int64, prompt mel [frames, mels], projected x-vector [mels]."""
 
     tokens: torch.Tensor

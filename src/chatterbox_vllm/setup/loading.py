@@ -148,7 +148,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
             raise DeviceError(f"S3Gen cannot start: {error}") from error
     scheduler = Scheduler(
         config.t3,
-        Preparation(PromptMaker(family, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
+        Preparation(PromptMaker(config, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
         talker,
         voicing,
         # No more than T3 speaks at once: what waits inside vLLM cannot be overtaken. A place that one piece leaves is

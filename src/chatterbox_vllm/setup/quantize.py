@@ -186,7 +186,7 @@ def calibration_utterances(
     length = min(_CALIBRATION_LENGTH, config.t3.speech_positions)
     family = FAMILIES[config.family]
     tokenizer = family.read_tokenizer(directory / family.tokenizer)
-    maker = PromptMaker(family, tokenizer, family.read_prompt_builder(config.t3, weights), length)
+    maker = PromptMaker(config, tokenizer, family.read_prompt_builder(config.t3, weights), length)
     prompts = []
     for i, (text, voice) in enumerate(zip(texts, itertools.cycle(voices), strict=False)):
         parameters = SpeechParameters(max_tokens=_CALIBRATION_TOKENS, seed=i)

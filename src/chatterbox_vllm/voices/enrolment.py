@@ -1,4 +1,4 @@
-"""Voices: what a reference clip becomes, how it is kept on disk, and how it is made."""
+"""How a reference clip becomes a voice."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from chatterbox_vllm.cuda.graphs import recording
 from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import Scheme
+from chatterbox_vllm.s3gen.prompt import PROMPT_SECONDS, FlowPrompt
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from chatterbox_vllm.voices.reference import check_reference
 from chatterbox_vllm.voices.voice import Voice
 
-# How much of it each part hears; the voice encoder hears all of it.
-_FLOW_SECONDS = 10
+# How much of a clip the speech prompt of T3 hears. The flow hears PROMPT_SECONDS, the voice encoder all of it.
 _T3_SECONDS = 6
 
 
@@ -94,7 +95,7 @@ class VoiceEnroller:
     def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int) -> Voice:
         wave_24k = resample(wave, rate, RATE_24K)
         wave_16k = self._tensor(resample(wave_24k, RATE_24K, RATE_16K))
-        flow_24k = self._tensor(wave_24k[: _FLOW_SECONDS * RATE_24K])
+        flow_24k = self._tensor(wave_24k[: PROMPT_SECONDS * RATE_24K])
         flow_16k = sinc_resample(flow_24k, RATE_24K, RATE_16K)
 
         mel = prompt_mel(flow_24k, self.config.s3gen.flow.num_mels)
@@ -104,11 +105,8 @@ class VoiceEnroller:
             wave_16k[: _T3_SECONDS * RATE_16K], max_tokens=self.config.t3.speech_prompt_tokens
         )
         return Voice(
-            speaker_embedding=nets.voice_encoder.embed(wave_16k).cpu(),
-            speech_prompt=speech_prompt.cpu(),
-            prompt_tokens=prompt_tokens.cpu(),
-            prompt_mel=mel.cpu().contiguous(),
-            xvector=nets.xvector.embed(flow_16k)[0].cpu(),
+            SpeakerConditioning(nets.voice_encoder.embed(wave_16k).cpu(), speech_prompt.cpu()),
+            FlowPrompt(prompt_tokens.cpu(), mel.cpu().contiguous(), nets.xvector.embed(flow_16k)[0].cpu()),
         )
 
     @property

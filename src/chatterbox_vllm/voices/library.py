@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 from chatterbox_vllm.caches.memory import MemoryCache
@@ -20,7 +19,7 @@ class ClipVoices:
 
     def __init__(self, enroller: VoiceEnroller):
         self.enroller = enroller
-        self.kept: MemoryCache[Key, Voice] = MemoryCache(_bytes, _MOST_BYTES)
+        self.kept: MemoryCache[Key, Voice] = MemoryCache(lambda voice: voice.nbytes, _MOST_BYTES)
 
     def voice(self, path: Path) -> Voice:
         """The voice of the file.
@@ -35,10 +34,6 @@ class ClipVoices:
         from chatterbox_vllm.audio.decode import decode_audio
 
         return self.enroller.enrol(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
-
-
-def _bytes(voice: Voice) -> int:
-    return sum(getattr(voice, field.name).nbytes for field in fields(voice))
 
 
 def _key(path: Path) -> Key:

@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """A file to write, which takes the name `path` where the block ends well and is removed where it does not.
+
+    The bytes go to a `.partial` file in the same directory and are synced to the disk before they take the name. An
+    earlier file of that name stays until that moment.
+
+    Args:
+        overwrite: whether an earlier file is replaced; where not, its presence is a `FileExistsError`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if overwrite:
+            partial.replace(path)
+        else:
+            os.link(partial, path)
+            partial.unlink()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
