@@ -6,7 +6,8 @@ import importlib.util
 import sys
 import tempfile
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +23,9 @@ from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 from chatterbox_vllm.settings import BY_KEYWORD
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.evaluation.compare import Comparison
-    from chatterbox_vllm.evaluation.gates import Verdict
+    from chatterbox_vllm.evaluation.asr import Recogniser
+    from chatterbox_vllm.evaluation.compare import Comparison, VoiceJudge
+    from chatterbox_vllm.evaluation.gates import Threshold, Verdict
     from chatterbox_vllm.evaluation.plan import EvaluationPlan
 
 _LIBRARIES = ("matplotlib", "pesq", "pystoi")
@@ -37,25 +39,17 @@ _MODEL_OPTIONS = typer.Option(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The options of `evaluate`; `names` and `options` are the baseline's and the candidate's."""
+class _Outputs:
+    """Where findings go.
 
-    names: tuple[str, str]
-    options: tuple[dict[str, Any], dict[str, Any]]
-    device: str
-    file: Path | None
-    voices: tuple[str, ...]
-    seed: int
-    max_batch_size: int
-    repeats: int
-    thresholds: Path | None
-    asr: str | None
-    judge: str | None
+    Raises:
+        ConfigError, OutputError: they cannot go there.
+    """
+
     json: Path | None
     report: Path | None
     listen: int
     keep: Path | None
-    speech: Keywords
 
     def __post_init__(self) -> None:
         files = [path for path in (self.json, self.report) if path is not None]
@@ -65,9 +59,6 @@ class _Asked:
             raise ConfigError(f"--json and --report both name {files[0]}; give them a file each")
         if self.listen < 0:
             raise ConfigError(f"--listen must be 0 or more utterances, not {self.listen}")
-        for name in ("max_batch_size", "repeats"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be a positive integer, not {getattr(self, name)}")
 
 
 @from_settings(_SPEECH)
@@ -120,30 +111,58 @@ def evaluate(
 
     Exit status: 0 passed, 1 a gate failed, 2 it could not be judged.
     """
+    # Whatever can be refused is refused before a model loads, and what is cheap to look at before what is not.
     options = (
         model_options("--baseline-options", baseline_options or ()),
         model_options("--candidate-options", candidate_options or ()),
     )
-    asked = _Asked(
-        names=(baseline, candidate),
-        options=options,
-        device=device,
-        file=file,
-        voices=tuple(voice or ()),
-        seed=seed,
-        max_batch_size=max_batch_size,
-        repeats=repeats,
-        thresholds=thresholds,
-        asr=asr,
-        judge=judge,
-        json=json,
-        report=report,
-        listen=listen,
-        keep=keep,
-        speech=given,
-    )
+    outputs = _Outputs(json, report, listen, keep)
+    if max_batch_size < 1:
+        raise ConfigError(f"max_batch_size must be a positive integer, not {max_batch_size}")
+    texts = None if file is None else tuple(read_texts(file))
+    with _no_false_verdict():
+        absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+        if absent:
+            raise ConfigError(f"evaluate needs {', '.join(absent)}: pip install 'chatterbox-vllm[evaluate]'")
+        from chatterbox_vllm.evaluation.asr import load_recogniser
+        from chatterbox_vllm.evaluation.compare import VoiceJudge
+        from chatterbox_vllm.evaluation.gates import load_thresholds
+        from chatterbox_vllm.evaluation.plan import DEFAULT_TEXTS, EvaluationPlan
+        from chatterbox_vllm.evaluation.preflight import check_models
+        from chatterbox_vllm.setup.models import resolve_model
+
+        plan = EvaluationPlan(
+            texts=texts or DEFAULT_TEXTS,
+            clips=tuple(voice or ()),
+            seed=seed,
+            batch_size=max_batch_size,
+            repeats=repeats,
+            **given,
+        )
+        bounds = load_thresholds(thresholds)
+        recogniser = None if asr is None else load_recogniser(asr)
+        models = resolve_model(baseline), resolve_model(candidate)
+        check_models(models, options)
+        ears = VoiceJudge(models[0] if judge is None else resolve_model(judge))
+        sides = tuple(map(_Side, ("baseline", "candidate"), (baseline, candidate), models, options))
+        return _judged(sides, plan, device, outputs, ears, recogniser, bounds)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models: the name of its part, what its user called it, its directory and its options."""
+
+    part: str
+    name: str
+    model: Path
+    options: dict[str, Any]
+
+
+@contextmanager
+def _no_false_verdict() -> Iterator[None]:
+    """Within, no failure ends with a status that says that all is well, or that a gate failed."""
     try:
-        return _evaluate(asked)
+        yield
     except (ChatterboxError, BrokenPipeError):
         raise
     except SystemExit as error:
@@ -152,49 +171,43 @@ def evaluate(
     except Exception:
         # Python's own status would be 1, which says that a gate failed.
         traceback.print_exc()
-        return 2
+        raise typer.Exit(2) from None
 
 
-def _evaluate(asked: _Asked) -> int:
-    absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ConfigError(f"evaluate needs {', '.join(absent)}: pip install 'chatterbox-vllm[evaluate]'")
-
-    from chatterbox_vllm.evaluation.asr import load_recogniser
+def _judged(
+    sides: tuple[_Side, ...],
+    plan: EvaluationPlan,
+    device: str,
+    outputs: _Outputs,
+    ears: VoiceJudge,
+    recogniser: Recogniser | None,
+    bounds: dict[str, Threshold],
+) -> int:
+    """Let both models speak, compare them, and tell: the exit status."""
     from chatterbox_vllm.evaluation.collect import CollectionJob, collect_in_process
     from chatterbox_vllm.evaluation.collection import Collection
-    from chatterbox_vllm.evaluation.compare import VoiceJudge, compare
-    from chatterbox_vllm.evaluation.gates import judge, load_thresholds
+    from chatterbox_vllm.evaluation.compare import compare
+    from chatterbox_vllm.evaluation.gates import judge
     from chatterbox_vllm.evaluation.page import as_html
-    from chatterbox_vllm.evaluation.preflight import check_models
     from chatterbox_vllm.evaluation.report import as_json
-    from chatterbox_vllm.setup.models import resolve_model
-
-    # Whatever can be refused is refused before a model loads.
-    plan = _plan(asked)
-    thresholds = load_thresholds(asked.thresholds)
-    recogniser = None if asked.asr is None else load_recogniser(asked.asr)
-    models = resolve_model(asked.names[0]), resolve_model(asked.names[1])
-    check_models(models, asked.options)
-    ears = VoiceJudge(models[0] if asked.judge is None else resolve_model(asked.judge))
 
     with ExitStack() as stack:
-        root = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatterbox-evaluate-")))
-        baseline, candidate = (Collection.create(root / name) for name in ("baseline", "candidate"))
-        pairs = zip((baseline, candidate), models, asked.options, asked.names, strict=True)
-        for collection, model, given, name in pairs:
+        root = outputs.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatterbox-evaluate-")))
+        baseline, candidate = (Collection.create(root / side.part) for side in sides)
+        for collection, side in zip((baseline, candidate), sides, strict=True):
             home, other = collection.directory, None if collection is baseline else baseline.directory
-            print(f"{home.name}: {model} {' '.join(f'{k}={v}' for k, v in given.items())}", file=sys.stderr, flush=True)
-            collect_in_process(CollectionJob(str(model), plan, home, other, asked.device, given, name))
+            shown = " ".join(f"{key}={value}" for key, value in side.options.items())
+            print(f"{side.part}: {side.model} {shown}", file=sys.stderr, flush=True)
+            collect_in_process(CollectionJob(str(side.model), plan, home, other, device, side.options, side.name))
         comparison = compare(plan, baseline, candidate, ears, recogniser)
-        verdict = judge(comparison.measurements, thresholds)
+        verdict = judge(comparison.measurements, bounds)
         try:
-            if asked.json is not None:
-                write_json(asked.json, as_json(plan, comparison, verdict))
-            if asked.report is not None:
-                write_text(asked.report, as_html(plan, comparison, verdict, baseline, candidate, asked.listen))
+            if outputs.json is not None:
+                write_json(outputs.json, as_json(plan, comparison, verdict))
+            if outputs.report is not None:
+                write_text(outputs.report, as_html(plan, comparison, verdict, baseline, candidate, outputs.listen))
         finally:  # a full disk shall not take the figures along
-            _print(comparison, verdict, asked.json)
+            _print(comparison, verdict, outputs.json)
     return verdict.exit_status
 
 
@@ -215,16 +228,3 @@ def _print(comparison: Comparison, verdict: Verdict, json: Path | None) -> None:
     missing = f"{', '.join(verdict.missing)} could not run" if verdict.missing else ""
     reasons = "; ".join(reason for reason in (failed, missing) if reason)
     print(f"{verdict.word}: {reasons}" if reasons else verdict.word, file=out)
-
-
-def _plan(asked: _Asked) -> EvaluationPlan:
-    from chatterbox_vllm.evaluation.plan import DEFAULT_TEXTS, EvaluationPlan
-
-    return EvaluationPlan(
-        texts=DEFAULT_TEXTS if asked.file is None else tuple(read_texts(asked.file)),
-        clips=asked.voices,
-        seed=asked.seed,
-        batch_size=asked.max_batch_size,
-        repeats=asked.repeats,
-        **asked.speech,
-    )

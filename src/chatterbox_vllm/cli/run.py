@@ -80,6 +80,8 @@ def _fail(message: str) -> int:
 def _usage(error: typer.TyperException) -> str:
     """What is wrong with the words of a command, with the value that was given."""
     message = error.format_message().replace("Value error, ", "").rstrip(".")
-    problems: list[Any] = getattr(error.__cause__, "errors", list)()  # pydantic's, where a value is not of its option's type
+    problems: list[Any] = getattr(
+        error.__cause__, "errors", list
+    )()  # pydantic's, where a value is not of its option's type
     given = [repr(problem["input"]) for problem in problems if isinstance(problem.get("input"), str)]
     return message + "".join(f", not {value}" for value in given if value not in message)
