@@ -50,16 +50,15 @@ def setting_type(setting: Setting) -> Any:
     return _TYPES.get(setting.keyword, str if setting.default is None else type(setting.default))
 
 
-def from_settings(*groups: tuple[Setting, ...], leave_out: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+def from_settings(*groups: tuple[Setting, ...], name_options: bool = True) -> Callable[[Callable[..., Any]], Any]:
     """Give a command an option for each setting of the groups; what was given reaches its parameter `given`.
 
-    All commands get --verbose and --quiet too, and name options in errors as they are typed. A parameter `quiet` of
-    the command's own learns whether it was asked to be.
+    All commands get --verbose and --quiet too. A parameter `quiet` of the command's own learns of the latter.
 
     Args:
-        leave_out: keywords of settings that the command has no use for.
+        name_options: whether errors name the command's options where they name keywords.
     """
-    settings = [s for group in groups for s in group if s.option and s.keyword not in leave_out]
+    settings = [s for group in groups for s in group if s.option]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(function, eval_str=True).parameters
@@ -75,7 +74,7 @@ def from_settings(*groups: tuple[Setting, ...], leave_out: Sequence[str] = ()) -
                 values["given"] = {name: value for name, value in chosen.items() if value is not None}
             if wants_quiet:
                 values["quiet"] = quiet
-            with shown(verbose, quiet), options_named(_options(parameters)):
+            with shown(verbose, quiet), options_named(_options(parameters) if name_options else {}):
                 return function(**values)
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from chatterbox_vllm.cli.model_options import model_options
 from chatterbox_vllm.cli.options import DeviceOption, JsonOption, VoicesOption
 from chatterbox_vllm.cli.outputs import beside, check_writable, write_json, write_text
 from chatterbox_vllm.cli.texts import read_texts
+from chatterbox_vllm.cli.wording import options_named
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 from chatterbox_vllm.settings import BY_KEYWORD
 
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 _LIBRARIES = ("matplotlib", "pesq", "pystoi")
 _MOST_TROUBLES = 10
 _SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"])
+_PLAN_OPTIONS = {
+    "batch_size": "--max-batch-size",
+    "diffusion_steps": "--diffusion-steps",
+    "max_tokens": "--max-tokens",
+    "repeats": "--repeats",
+    "seed": "--seed",
+}
 _MODEL_OPTIONS = typer.Option(
     metavar="KEY=VALUE…",
     help="keywords of ChatterboxTTS.from_pretrained: dtype=float16 s3gen_dtype=float16 …",
@@ -61,7 +69,8 @@ class _Outputs:
             raise ConfigError(f"--listen must be 0 or more utterances, not {self.listen}")
 
 
-@from_settings(_SPEECH)
+# Errors name keywords where they speak of --baseline-options and --candidate-options.
+@from_settings(_SPEECH, name_options=False)
 def evaluate(
     *,
     baseline: Annotated[str, typer.Option(metavar="MODEL", help="as --model of say", show_default=False)],
@@ -117,8 +126,6 @@ def evaluate(
         model_options("--candidate-options", candidate_options or ()),
     )
     outputs = _Outputs(json, report, listen, keep)
-    if max_batch_size < 1:
-        raise ConfigError(f"max_batch_size must be a positive integer, not {max_batch_size}")
     texts = None if file is None else tuple(read_texts(file))
     with _no_false_verdict():
         absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
@@ -131,14 +138,15 @@ def evaluate(
         from chatterbox_vllm.evaluation.preflight import check_models
         from chatterbox_vllm.setup.models import resolve_model
 
-        plan = EvaluationPlan(
-            texts=texts or DEFAULT_TEXTS,
-            clips=tuple(voice or ()),
-            seed=seed,
-            batch_size=max_batch_size,
-            repeats=repeats,
-            **given,
-        )
+        with options_named(_PLAN_OPTIONS):
+            plan = EvaluationPlan(
+                texts=texts or DEFAULT_TEXTS,
+                clips=tuple(voice or ()),
+                seed=seed,
+                batch_size=max_batch_size,
+                repeats=repeats,
+                **given,
+            )
         bounds = load_thresholds(thresholds)
         recogniser = None if asr is None else load_recogniser(asr)
         models = resolve_model(baseline), resolve_model(candidate)
