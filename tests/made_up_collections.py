@@ -36,6 +36,7 @@ def made_up(directory: Path, plan: EvaluationPlan, name: str = "demo") -> Collec
         collection.save("speech", case.index, wave)
     enrolled = {"t3": {"speaker_emb": torch.ones(4)}, "gen": {"embedding": torch.ones(3)}}
     torch.save(enrolled, collection.voice_path(0, "enrolled"))
+    torch.save(enrolled, collection.voice_path(0))
     cases = [CaseFacts(case.index, [1] * POSITIONS, "stop", FRAMES / 50) for case in plan.cases]
     facts = RunFacts(f"/models/{name}", name, {}, {"device": "cpu"}, 1.0, 2.0, None, 1 << 30, cases, {"clip.wav": None})
     collection.write_facts(facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import soundfile
 import torch
 
 from chatterbox_vllm.batch.folder import Folder
+from chatterbox_vllm.batch.identity import differences, what_files_depend_on
 from chatterbox_vllm.batch.rows import Input
-from chatterbox_vllm.batch.run import Batch, Summary
+from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
+from chatterbox_vllm.cli import main
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import AudioError, ConfigError, GenerationError, OutputError
 
@@ -33,6 +36,7 @@ class FakeSpeaker:
 
     def __init__(self, lives: float = float("inf")):
         self.conds: Any = "built-in"
+        self.settings: dict[str, Any] = {}
         self.lives = lives
         self.enrolled: list[Path] = []
         self.spoken: list[str] = []
@@ -81,12 +85,13 @@ def speak(
     out: Path,
     speaker: FakeSpeaker | None = None,
     run: dict[str, Any] = RUN,
+    engine: dict[str, Any] | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     **parameters: Any,
 ) -> Summary:
     with Input(str(source)) as rows, Folder(out) as folder:
-        folder.begin(folder.open(run, rows.check(), overwrite, retry_failed))
+        folder.begin(folder.open(run, rows.check(), overwrite, retry_failed), engine)
         settings = SpeechParameters(seed=5, **parameters)
         return Batch(rows, folder, speaker or FakeSpeaker(), settings, None, ".wav").run()
 
@@ -109,6 +114,7 @@ def test_a_run(tmp_path: Path) -> None:
         {"text": "two long", "seed": 77, "voice": "v.wav", "cfg_weight": 0},
     )
     speaker = FakeSpeaker()
+    (tmp_path / "v.wav").touch()
     out = tmp_path / "deep" / "out"
     summary = speak(source, out, speaker, temperature=0.5)
     assert (summary.rows, summary.spoken, summary.failed, summary.cut_off) == (2, 2, 0, 1)
@@ -138,6 +144,7 @@ def test_bad_rows_do_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFix
         {"text": "nan"},
         {"text": "last"},
     )
+    (tmp_path / "bad.wav").touch()
     speaker = FakeSpeaker()
     summary = speak(source, tmp_path / "out", speaker)
     assert (summary.spoken, summary.failed) == (2, 7)
@@ -162,6 +169,7 @@ def test_bad_rows_do_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFix
 def test_no_voice_at_all(tmp_path: Path) -> None:
     speaker = FakeSpeaker()
     speaker.conds = None
+    (tmp_path / "v.wav").touch()
     source = write(tmp_path / "in.jsonl", {"text": "x"}, {"text": "y", "voice": str(tmp_path / "v.wav")})
     summary = speak(source, tmp_path / "out", speaker)
     assert (summary.spoken, summary.failed) == (1, 1)
@@ -229,6 +237,39 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="damaged"):
         speak(source, out)
     assert audio_files(out) == before
+
+
+def test_a_run_goes_on_with_the_engine_that_began_it(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.txt", "a", "fail"), tmp_path / "out"
+    engine = {"quantization": "nothing quantized", "T3 dtype": "float32"}
+    speak(source, out, engine=engine)
+    again = speak(source, out, engine=engine, retry_failed=True)
+    assert (again.earlier, again.failed) == (1, 1)
+    before = audio_files(out), (out / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match="T3 dtype 'float32', now 'bfloat16'.*--overwrite"):
+        speak(source, out, engine=engine | {"T3 dtype": "bfloat16"})
+    assert (audio_files(out), (out / "run.json").read_bytes()) == before
+    speak(source, out, engine=engine | {"T3 dtype": "bfloat16"}, overwrite=True)
+    assert json.loads((out / "run.json").read_text())["engine"]["T3 dtype"] == "bfloat16"
+
+
+def test_what_files_depend_on(demo: Path, tmp_path: Path) -> None:
+    def identity(directory: Path, **parameters: Any) -> dict[str, Any]:
+        device = torch.device("cpu")
+        return what_files_depend_on("1", directory, None, SpeechParameters(**parameters), "wav", device)
+
+    moved = shutil.copytree(demo, tmp_path / "moved")
+    assert identity(moved) == identity(demo) and differences(identity(moved), identity(demo)) == []
+    assert differences(identity(demo), identity(demo, temperature=0.5)) == ["temperature 0.8, now 0.5"]
+    file = moved / "s3gen.safetensors"
+    content = bytearray(file.read_bytes())
+    for i in range(len(content) // 2, len(content)):  # as training would: other weights under the same header
+        content[i] ^= 1
+    file.write_bytes(content)
+    assert differences(identity(demo), identity(moved)) == ["another model"]
+    newer = identity(demo) | {"versions": identity(demo)["versions"] | {"torch": "9.9"}}
+    (told,) = differences(identity(demo), newer)
+    assert told == f"torch '{torch.__version__}', now '9.9'"
 
 
 def test_the_seed_of_then_is_kept(tmp_path: Path) -> None:
@@ -339,6 +380,34 @@ def test_refused_before_the_model_loads(tmp_path: Path) -> None:
         )
         assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stdout == "" and not out.exists()
+
+
+def test_faults_are_told_before_the_model_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(
+        tmp_path / "in.jsonl",
+        {"text": "one"},
+        {"text": "...", "id": "dots"},
+        {"text": "x", "exageration": 1},
+        {"text": "x", "voice": "none.wav"},
+    )
+    with Input(str(source)) as rows, Folder(tmp_path / "out") as folder:
+        folder.begin(folder.open(RUN, rows.check(), False, False))
+        told = tell_faults(rows, folder)
+        lines = capsys.readouterr().err.splitlines()
+        assert told == {1, 2, 3}
+        assert "row 1 (line 2, id 'dots'): there is no text to speak" in lines[0]
+        assert "row 2 (line 3," in lines[1] and "unknown key 'exageration'" in lines[1]
+        assert "row 3 (line 4," in lines[2] and "none.wav" in lines[2]
+        summary = Batch(rows, folder, FakeSpeaker(), SpeechParameters(), None, ".wav", told).run()
+        assert (summary.spoken, summary.failed) == (1, 3) and capsys.readouterr().err == ""
+
+
+def test_nothing_to_speak_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    source = write(tmp_path / "in.jsonl", {"text": "..."}, {"text": "\u200b"}, {"text": "* * *"})
+    monkeypatch.setattr("chatterbox_vllm.cli.batch.load", None)
+    assert main(["batch", str(source), "-d", str(tmp_path / "out"), "--model", "demo"]) == 1
+    assert ["no text to speak" in entry["error"] for entry in manifest(tmp_path / "out")] == [True] * 3
 
 
 def test_killed_twice(tmp_path: Path, demo: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chatterbox_vllm.batch import csv_rows
 from chatterbox_vllm.batch.rows import Input, Row
 from chatterbox_vllm.errors import ConfigError
 
@@ -33,7 +34,7 @@ def test_a_text_a_line(tmp_path: Path) -> None:
         (0, 1, "0000000", "One."),
         (1, 3, "0000001", "Two, three."),
     ]
-    assert rows[2].error == "not UTF-8; convert the input" and rows[3].text == "Last"
+    assert rows[2].error == "text is not UTF-8 at character 3; convert the input" and rows[3].text == "Last"
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -50,6 +51,10 @@ def test_json_lines(tmp_path: Path) -> None:
             {"text": "x", "id": [1]},
             {"text": "x", "voice": 5},
             '{"text": "\\ud800"}',
+            '{"text": "x", "voice": "\\ud800.wav"}',
+            {"text": "x", "temperature": 99},
+            {"text": "x", "seed": True},
+            {"text": "\u200b... \U0001f389 * * *"},
         )
     )
     assert rows[0] == Row(0, 1, "7", "One.", "a.wav", {"seed": 3, "max_tokens": 50})
@@ -62,7 +67,11 @@ def test_json_lines(tmp_path: Path) -> None:
         "no text",
         "id must be",
         "voice",
-        "UTF-8",
+        "text holds half of a surrogate pair at character 1",
+        "voice holds half",
+        "temperature must be",
+        "seed must be",
+        "no text",
     ]
     for row, name in zip(rows[1:], named, strict=True):
         assert name in (row.error or ""), row
@@ -77,11 +86,80 @@ def test_csv(tmp_path: Path) -> None:
     rows = rows_of(path)
     assert rows[0] == Row(0, 3, "a", "One, two\r\nlines.", "v.wav", {"temperature": 0.5, "max_tokens": 100, "seed": 7})
     assert rows[1] == Row(1, 5, "b", "Plain.") and rows[2].text == "Short."
-    assert rows[3].parameters == {"temperature": "hot"}
+    assert rows[3].line == 7 and "temperature must be a number from 0 to 5, not 'hot'" in (rows[3].error or "")
     assert "7 cells for 6 columns" in (rows[4].error or "") and "UTF-8" in (rows[5].error or "")
     for header in ("id,voice", "text,colour", "text,text", ""):
         with pytest.raises(ConfigError, match="must name the columns"):
             rows_of(write(tmp_path / "bad.csv", header, "x"))
+
+
+def csv_of(tmp_path: Path, text: str) -> list[tuple[int, str, str | None]]:
+    """Line, text and error of each row."""
+    path = tmp_path / "in.csv"
+    path.write_bytes(text.encode())
+    return [(row.line, row.text, row.error) for row in rows_of(path)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "faulty", "spoken"),
+    [
+        # Never closed: in the first row, in the last, in two of them, and in one after a text of two lines.
+        (['a,"Hello.', "b,Two.", "c,Three."], [2], ["Two.", "Three."]),
+        (["a,One.", 'b,"Two.'], [3], ["One."]),
+        (['a,"One.', "b,Two.", 'c,"Three.', "d,Four."], [2, 4], ["Two.", "Four."]),
+        (['a,"One,', 'more."', 'b,"Two.', "c,Three."], [4], ["One,\nmore.", "Three."]),
+        # Closed by the quote that opens another row's cell.
+        (['a,"One.', 'b,"Two."', "c,Three."], [2], ["Two.", "Three."]),
+        # Closed in the middle of its own cell.
+        (['a,"One" she said.', "b,Two."], [2], ["Two."]),
+        # Quotes inside of a cell that begins without one are characters.
+        (['a,Say "one".', 'b,5 inches (5").'], [], ['Say "one".', '5 inches (5").']),
+    ],
+)
+def test_a_quote_that_errs_costs_its_own_row(
+    tmp_path: Path, lines: list[str], faulty: list[int], spoken: list[str]
+) -> None:
+    rows = csv_of(tmp_path, "\n".join(["id,text", *lines]))
+    assert [line for line, _, error in rows if error] == faulty
+    assert all("quote" in error for _, _, error in rows if error)
+    assert [text for _, text, error in rows if not error] == spoken
+
+
+def test_a_quote_that_is_never_closed_is_given_up_before_it_fills_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_rows, "_MOST_LINES", 50)
+    rows = csv_of(tmp_path, 'text\n"Open.\n' + "Row.\n" * 200)
+    assert len(rows) == 201 and rows[0][0] == 2 and rows[0][2] and not any(error for _, _, error in rows[1:])
+    assert [line for line, _, _ in rows] == list(range(2, 203))
+
+
+@pytest.mark.parametrize("sign", [";", "\t", ","])
+def test_delimiters_of_spreadsheets(tmp_path: Path, sign: str) -> None:
+    text = 'id,Text,exaggeration,max_tokens,,\r\na,One; two.,"0,7",100,,\r\n,,,,,\r\nb,Three.,,,,\r\n,,,,,\r\n'
+    if sign != ",":
+        text = text.replace('"0,7"', "0#7").replace(",", sign).replace("#", ",").replace("One; two.", '"One; two."')
+    path = tmp_path / "in.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for lead in ("", f"sep={sign}\r\n"):
+        path.write_bytes(b"\xef\xbb\xbf" + (lead + text).encode())
+        assert rows_of(path) == [
+            Row(0, 2 + bool(lead), "a", "One; two.", parameters={"exaggeration": 0.7, "max_tokens": 100}),
+            Row(1, 4 + bool(lead), "b", "Three."),
+        ]
+
+
+def test_cells_without_a_column_and_numbers_with_thousands_are_told(tmp_path: Path) -> None:
+    rows = csv_of(tmp_path, 'text,,max_tokens\nOne.,,\nTwo.,mine,\nThree.,,"1,000"\n')
+    assert [error for _, _, error in rows][0] is None
+    assert "column 2 holds 'mine'" in (rows[1][2] or "") and "'1,000'" in (rows[2][2] or "")
+
+
+def test_utf_16_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text\nHello.\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match="UTF-16; save it as UTF-8"):
+        Input(str(path))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
-pytest.importorskip("pesq")
 pytest.importorskip("pystoi")
 
 from chatterbox_vllm.cli import main

@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
-pytest.importorskip("pesq")
 pytest.importorskip("pystoi")
 
 from chatterbox_vllm.cli.interrupts import endings_raised

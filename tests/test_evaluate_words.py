@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip("vllm")
 pytest.importorskip("matplotlib")
-pytest.importorskip("pesq")
 pytest.importorskip("pystoi")
 
 from chatterbox_vllm.errors import ConfigError, GenerationError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import unicodedata
 
 import numpy as np
@@ -63,6 +64,11 @@ def test_spectral_distortion_hears_level_and_not_polarity() -> None:
     assert metrics.spectral_distortion(wave, wave * np.nan) == np.inf
     assert metrics.spectral_distortion(wave[:100], np.zeros(100)) == pytest.approx(100)
     assert metrics.spectral_distortion(0 * wave, wave) is None
+
+
+def test_without_the_library_there_is_no_pesq(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    assert metrics.pesq(voice(2.0), voice(2.0)) is None
 
 
 def test_pesq_falls_with_noise_and_takes_any_length() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.live import component_info, quantization_info, render
+from chatterbox_vllm.quantization.live import component_info, render
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import NF4, Int8, scheme_of
 from chatterbox_vllm.setup.support import check_quantization_support, require_support
@@ -39,11 +39,12 @@ def test_quantized_layers_are_counted(method: str) -> None:
     assert info.quantized_bytes == scheme_of(method).stored_bytes((256, 128))
     floats = 4 * (256 + 512 + 256 * 64 + 40)
     assert info.total_bytes == info.quantized_bytes + floats
-    table = render(quantization_info({"net": net, "gone": None}))
+    assert info.kernels == [] and info.unseen_layers == 0
+    table = render({"net": info.as_dict(), "gone": None})
     assert method in table and "1 of 2" in table and "gone           not in memory" in table
-    said = render({**quantization_info({"net": net}), "asked": "all of it", "steps_down": ["a little", "a lot"]})
+    said = render({"net": info.as_dict(), "asked": "all of it", "steps_down": ["a little", "a lot"]})
     assert said.splitlines()[-2:] == ["asked for: all of it", "stepped down: a little, then a lot"]
-    assert "stepped" not in render({**quantization_info({"net": net}), "asked": "all of it", "steps_down": []})
+    assert "stepped" not in render({"net": info.as_dict(), "asked": "all of it", "steps_down": []})
 
 
 def test_methods_that_differ_are_both_named() -> None:
@@ -64,34 +65,83 @@ def test_a_weight_assigned_as_floats_is_not_taken_for_quantized() -> None:
     assert info.method is None and info.quantized_layers == 0 and info.linear_layers == 1
 
 
-class EngineLinear(nn.Module):
-    """The attributes that vLLM's linear layers have."""
+def engine_layer_of(method: object, **tensors: torch.Tensor) -> nn.Module:
+    """A linear layer of vLLM's as it stands after loading, [64, 128], without an engine around it."""
+    from vllm.model_executor.layers.linear import LinearBase
 
-    def __init__(self, tensors: dict[str, torch.Tensor], rows: int, columns: int):
-        super().__init__()
-        self.input_size, self.output_size, self.quant_method = columns, rows, object()
-        for name, value in tensors.items():
-            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
-
-
-@pytest.mark.parametrize(
-    ("tensors", "method"),
-    [
-        ({"packed": torch.zeros(64 * 128 // 2, 1, dtype=torch.uint8), "scales": torch.zeros(128)}, "bnb-4bit"),
-        ({"codes": torch.zeros(64, 128, dtype=torch.int8), "row_scales": torch.zeros(64)}, "bnb-8bit"),
-        ({"qweight": torch.zeros(128, 8, dtype=torch.int32), "scales": torch.zeros(1, 64).half()}, "awq"),
-        ({"weight": torch.zeros(64, 128).to(torch.float8_e4m3fn), "weight_scale": torch.zeros(64)}, "fp8"),
-        ({"weight": torch.zeros(64, 128, dtype=torch.bfloat16)}, None),
-    ],
-)
-def test_layers_of_the_engine(tensors: dict[str, torch.Tensor], method: str | None) -> None:
-    info = component_info(EngineLinear(tensors, 64, 128))
-    assert info.method == method and info.linear_layers == 1 and info.quantized_layers == (method is not None)
+    layer = LinearBase.__new__(LinearBase)
+    nn.Module.__init__(layer)
+    layer.input_size, layer.output_size, layer.quant_method = 128, 64, method
+    for name, value in tensors.items():
+        layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return layer
 
 
-def test_weights_inside_a_librarys_object_are_said_to_be_unseen() -> None:
-    info = component_info(EngineLinear({"weight": torch.empty(0)}, 64, 128))
-    assert (info.linear_layers, info.quantized_layers, info.unseen_layers) == (1, 0, 1)
+def test_layers_of_the_engine_are_asked_and_not_guessed() -> None:
+    """Whatever dtypes a kernel has repacked the weights into."""
+    pytest.importorskip("vllm")
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.quantization.auto_awq import AutoAWQMarlinLinearMethod
+    from vllm.model_executor.layers.quantization.online.fp8 import (
+        Fp8PerTensorOnlineLinearMethod,
+        Fp8PtpcOnlineLinearMethod,
+    )
+
+    from chatterbox_vllm.t3.vllm.live import engine_layer
+
+    class Kernel:
+        pass
+
+    awq, fp8, unquantized, other = (
+        cls.__new__(cls)
+        for cls in (
+            AutoAWQMarlinLinearMethod,
+            Fp8PtpcOnlineLinearMethod,
+            UnquantizedLinearMethod,
+            Fp8PerTensorOnlineLinearMethod,
+        )
+    )
+    awq.kernel = fp8.fp8_linear = Kernel()
+    # As vLLM's kernel for AMX leaves an AWQ layer: bytes, float32 scales and 32-bit sums.
+    repacked = {
+        "qweight": torch.zeros(64 * (128 // 2 + 4), dtype=torch.uint8),
+        "scales": torch.zeros(64),
+        "qzeros": torch.zeros(64, dtype=torch.uint8),
+    }
+    info = component_info(engine_layer_of(awq, **repacked), engine_layer)
+    assert (info.method, info.kernels, info.quantized_layers) == ("awq", ["Kernel"], 1)
+    assert info.bytes_per_weight == pytest.approx(0.5703, abs=1e-4)
+
+    halves = torch.zeros(64, 128, dtype=torch.bfloat16)
+    for method, said in ((fp8, "fp8"), (unquantized, None), (other, "Fp8PerTensorOnlineLinearMethod")):
+        info = component_info(engine_layer_of(method, weight=halves), engine_layer)
+        assert (info.method, info.quantized_layers) == (said, said is not None)
+        assert info.bytes_by_dtype == {"bfloat16": 2 * 64 * 128} and info.unseen_layers == 0
+
+    inside = component_info(engine_layer_of(unquantized, weight=torch.empty(0)), engine_layer)
+    assert (inside.linear_layers, inside.quantized_layers, inside.unseen_layers) == (1, 0, 1)
+    assert "layers 1 of t3" in render({"t3": inside.as_dict()})
+
+
+@pytest.mark.parametrize("method", ["bnb-8bit", "bnb-4bit"])
+def test_an_engine_layer_that_holds_floats_is_not_quantized(method: str) -> None:
+    """Whatever it was made for: our method looks at what the layer holds."""
+    pytest.importorskip("vllm")
+    pytest.importorskip("bitsandbytes")
+    from chatterbox_vllm.t3.vllm.bitsandbytes import BnbLinearMethod
+    from chatterbox_vllm.t3.vllm.live import engine_layer
+
+    scheme = scheme_of(method)
+    how = BnbLinearMethod(scheme, stored=True)
+    how.shape = (64, 128)
+    info = component_info(engine_layer_of(how, weight=torch.zeros(64, 128)), engine_layer)
+    assert info.method is None and info.quantized_layers == 0
+    info = component_info(engine_layer_of(how, **scheme.quantize(torch.randn(64, 128))), engine_layer)
+    assert (info.method, info.kernels, info.quantized_bytes) == (
+        method,
+        ["bitsandbytes"],
+        scheme.stored_bytes((64, 128)),
+    )
 
 
 def test_support_on_a_cpu() -> None:
@@ -118,7 +168,7 @@ def test_what_cannot_be_had_names_the_remedy(no_bitsandbytes: None, monkeypatch:
         require_support(QuantizationConfig("fp8"), torch.device("cuda"), torch.bfloat16)
 
     for config in (QuantizationConfig(t3="bnb-8bit"), QuantizationConfig(s3gen="bnb-4bit")):
-        with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        with pytest.raises(ConfigError, match="pip install .bitsandbytes>="):
             require_support(config, CPU, torch.float32)
     require_support(QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-8bit"), CPU, torch.float32)
 

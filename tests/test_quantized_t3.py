@@ -27,10 +27,12 @@ from chatterbox_vllm.families.layout import check_t3
 from chatterbox_vllm.quantization.bnb import constants, linear
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.quantization.live import ComponentInfo
 from chatterbox_vllm.quantization.storage import NF4, Int8
 from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.plain import PlainT3
+from chatterbox_vllm.t3.quantization.awq_layout import dequantize_awq, quantize_awq
 from chatterbox_vllm.t3.quantization.file import QuantizedT3, quantized_t3_layout
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
 from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
@@ -132,7 +134,10 @@ def test_plain_torch_is_what_vllm_computes(
     weights = Weights(demo / FILE)
     builder = PromptBuilder.from_weights(config, weights)
     with talker(demo, torch.float32) as stage:
+        info = stage.quantization
         tokens, logits = speak(stage, prompt, monkeypatch)
+    assert (info.method, info.quantized_layers, info.linear_layers) == (None, 0, 4 * config.num_layers)
+    assert info.unseen_layers == info.linear_layers  # vLLM keeps them in its own form on a CPU
     assert len(tokens) == 12
     assert error(forced(PlainT3(config, weights), builder, prompt, tokens), logits) < 1e-5
 
@@ -148,6 +153,7 @@ class Run:
 
     key: str
     layers: dict[str, int]  # bytes of each quantized layer
+    info: ComponentInfo
     state: dict[str, torch.Tensor]
     tokens: tuple[int, ...]
     logits: torch.Tensor
@@ -168,7 +174,7 @@ def run(made: dict[str, Path], demo: Path, prompt: torch.Tensor) -> Callable[[st
             tables = {buffer.data_ptr() for layer in quantized_layers(stage).values() for buffer in layer.buffers()}
             assert len(tables) == (method == "bnb-4bit")  # one table of scales for all layers
             state = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-            return Run(compilation_key(stage), layers, state, *speak(stage, prompt, patch))
+            return Run(compilation_key(stage), layers, stage.quantization, state, *speak(stage, prompt, patch))
 
     return start
 
@@ -184,9 +190,14 @@ def test_bytes_on_the_live_modules(run: Callable[[str, bool], Run], config: T3Co
         theory = {
             "bnb-4bit": out * inn * NF4_BYTES + 4,
             "bnb-8bit": out * inn + 2 * out,
-            "awq": out * inn * (0.5 + (0.5 + 2) / 128),
+            "awq": out * inn * (0.5 + (2 + 2) / 128),  # a scale and an offset for each group, in bfloat16
         }[method]
         assert count == pytest.approx(theory, rel=0.001)
+    info, weights = found.info, config.num_layers * sum(out * inn for out, inn in shapes.values())
+    assert (info.method, info.quantized_layers, info.linear_layers) == (method, len(found.layers), len(found.layers))
+    assert (info.quantized_weights, info.unseen_layers) == (weights, 0)
+    # The table of NF4's scales of scales, 256 floats, is there once.
+    assert info.quantized_bytes == sum(found.layers.values()) + (1024 if method == "bnb-4bit" else 0)
     # What must stay in 16 bits.
     for name in ("lm_head.weight", "model.speech_emb.weight", "model.speech_pos_emb.weight", "model.norm.weight"):
         assert found.state[name].dtype == torch.bfloat16
@@ -297,6 +308,31 @@ def test_products(how: NF4 | Int8, dtype: torch.dtype) -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_awq_product(dtype: torch.dtype) -> None:
+    """On a CPU, in every dtype that a model may be loaded in, for prompts and single tokens."""
+    from chatterbox_vllm.t3.vllm.awq import CpuAwqMethod
+
+    generator = torch.Generator().manual_seed(0)
+    stored = quantize_awq(torch.randn(192, 256, generator=generator) / 16)
+    method, layer = CpuAwqMethod(None), nn.Module()
+    for name, tensor in stored.items():
+        value = tensor.to(dtype) if name == "scales" else tensor
+        layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    assert method.in_force(layer) == (None, None)
+    for _ in range(2):  # vLLM calls it twice
+        method.process_weights_after_loading(layer)
+    assert method.in_force(layer)[0] == "awq" and set(dict(layer.named_parameters())) == {
+        "packed",
+        "scales_and_offsets",
+    }
+    for rows in (1, 2, 5, 70):
+        x = torch.randn(rows, 256, generator=generator).to(dtype)
+        out = method.apply(layer, x, torch.ones(192, dtype=dtype))
+        assert out.dtype == dtype and out.shape == (rows, 192)
+        assert error(out.float() - 1, x.float() @ dequantize_awq(stored).t()) < 0.01
+
+
 @pytest.mark.parametrize("how", [NF4(), Int8()], ids=str)
 def test_layers_compile_without_a_break(how: NF4 | Int8) -> None:
     from chatterbox_vllm.t3.vllm.bitsandbytes import BnbLinearMethod
@@ -307,6 +343,7 @@ def test_layers_compile_without_a_break(how: NF4 | Int8) -> None:
     for name, tensor in how.quantize(weight).items():
         parameter = layer.get_parameter(name)
         parameter.weight_loader(parameter, tensor)
+    assert method.in_force(layer) == (how.method, "bitsandbytes")
     method.process_weights_after_loading(layer)
     torch._dynamo.reset()  # its limit of recompilations counts across tests
     compiled = torch.compile(lambda x: method.apply(layer, x), fullgraph=True, backend="aot_eager", dynamic=True)
@@ -345,5 +382,5 @@ def test_what_cannot_be_is_refused(demo: Path, made: dict[str, Path], config: T3
 
 
 def test_without_the_library(demo: Path, config: T3Config, no_bitsandbytes: None) -> None:
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+    with pytest.raises(ConfigError, match="pip install .bitsandbytes>="):
         T3Stage(config, Weights(demo / FILE), T3Options(torch.float32, quantization="bnb-8bit"), CPU)

@@ -14,6 +14,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.t3.draws import uniforms
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
@@ -141,10 +142,12 @@ def test_given_draws_and_a_nucleus_in_one_batch_with_others() -> None:
     assert outputs == ([1, 1, 2, 2], [0, 2, 2, 3])
 
 
-def test_a_trial_run_without_requests_passes() -> None:
+def test_logits_of_other_rows_than_it_was_told_of_are_an_error() -> None:
     sampler = make_sampler()
-    logits = torch.randn(3, 2 * VOCABULARY)
-    assert torch.equal(sampler.apply(logits), logits[:, :VOCABULARY])
+    sampler.update_state(update(1, [(0, request(), [])]))
+    for rows in (0, 2):
+        with pytest.raises(GenerationError, match=f"told of 1 requests and got the logits of {rows}"):
+            sampler.apply(torch.randn(rows, 2 * VOCABULARY))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -212,63 +208,3 @@ def test_the_command(full_size: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert shown.count("on the device, together") == 6 and "8 GB, mixed" in shown
     assert main(["estimate", str(full_size), "--tier", "5"]) == 2
     assert "tier must be auto or one of 4, 6, 8, 12, 24, 48 (GB), not '5'" in capsys.readouterr().err
-
-
-def start(directory: Path, extras: str, *given: str) -> subprocess.CompletedProcess:
-    """Run start.sh in a directory whose environment counts as installed, with a Python that says what it was told."""
-    for file in ("start.sh", "pyproject.toml"):
-        shutil.copy(ROOT / file, directory)
-    python = directory / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\nprintf "%s\\n" "$@"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    digest = hashlib.sha256((directory / "pyproject.toml").read_bytes()).hexdigest()[:32]
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (directory / ".venv" / ".chatterbox-vllm").write_text(f"{digest} cpu {version} {directory.resolve()}\n{extras}\n")
-    return subprocess.run(
-        ["bash", directory / "start.sh", *given],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "CHATTERBOX_VLLM_EXTRA": "cpu"},
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "passed"),
-    [
-        (["--ultra-low-vram", "say", "Hi."], ["say", "--tier", "4", "Hi."]),
-        (["--low-vram", "say"], ["say", "--tier", "6"]),
-        (["--medium-vram", "batch", "in.txt"], ["batch", "--tier", "8", "in.txt"]),
-        (["--high-vram", "bench"], ["bench", "--tier", "24"]),
-        (["--tier", "auto", "say"], ["say", "--tier", "auto"]),
-        (["--tier=12", "say", "--", "-Hi."], ["say", "--tier=12", "--", "-Hi."]),
-        (["say", "--tier", "12"], ["say", "--tier", "12"]),
-        (["--version"], ["--version"]),
-    ],
-)
-def test_start_passes_tiers_on(given: list[str], passed: list[str], tmp_path: Path) -> None:
-    done = start(tmp_path, "cpu bnb", *given)
-    assert done.stdout.splitlines() == ["-m", "chatterbox_vllm", *passed], done.stderr
-
-
-def test_start_installs_what_small_tiers_need(tmp_path: Path) -> None:
-    """Also where an environment was made without it."""
-    done = start(tmp_path, "cpu dev", "--ultra-low-vram", "say", "Hi.")
-    assert f"{tmp_path.resolve()}[cpu,bnb,dev]" in done.stderr
-    assert (tmp_path / ".venv" / ".chatterbox-vllm").read_text().splitlines()[1] == "cpu bnb dev"
-    assert done.stdout.splitlines()[-3:] == ["--tier", "4", "Hi."]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--low-vram", "test"], "--tier 6 needs a command that it lays out"),
-        (["--low-vram", "say", "Hi.", "--tier", "4"], "--tier 6 and --tier: give one of the two"),
-        (["--tier", "say", "Hi."], "--tier needs the memory"),
-        (["--low-vram"], "needs a command"),
-    ],
-)
-def test_start_refuses_tiers_that_would_get_lost(given: list[str], said: str, tmp_path: Path) -> None:
-    done = start(tmp_path, "cpu bnb", *given)
-    assert done.returncode == 2 and said in done.stderr and not done.stdout

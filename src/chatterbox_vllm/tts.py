@@ -24,11 +24,19 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import Voicing
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
-from chatterbox_vllm.quantization.live import quantization_info
+from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
 from chatterbox_vllm.setup.models import resolve_model
-from chatterbox_vllm.setup.planning import DType, make_plan, make_settings, strategy_for, wanted_quantization
+from chatterbox_vllm.setup.planning import (
+    DType,
+    automatic_tier,
+    make_plan,
+    make_settings,
+    strategy_for,
+    wanted_quantization,
+)
+from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.library import ClipVoices
@@ -46,6 +54,7 @@ class ChatterboxTTS:
         conds: the voice in use, a `Voice`, or None before there is one.
         quantization: the methods in force: those of files that are quantized already, and else those asked for, after
             the steps that `fallback` took; `get_quantization_info` counts.
+        settings: how the engine runs, as `settings_in_force` describes it for result files.
     """
 
     sr = SAMPLE_RATE
@@ -73,6 +82,7 @@ class ChatterboxTTS:
         self._enroller = enroller
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
+        self.settings: dict[str, Any] = {}
         self._clips = ClipVoices(enroller)
 
     @classmethod
@@ -153,6 +163,7 @@ class ChatterboxTTS:
         use_bnb_quantization: bool = False,
         quantization: QuantizationConfig | None = None,
         fallback: bool = False,
+        teacher_forcing: bool = False,
     ) -> Self:
         """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.
 
@@ -180,6 +191,7 @@ class ChatterboxTTS:
             fallback: where a component's method cannot be had on this machine, take the next that can; where the card
                 has no room, try what `QuantizationConfig.steps_down` lists. Each step is logged and shown by
                 `get_quantization_info`. Without, that is an error.
+            teacher_forcing: for evaluation: T3 takes requests that bring the tokens that they have to say.
 
         Raises:
             ConfigError, CheckpointError, DeviceError
@@ -194,7 +206,10 @@ class ChatterboxTTS:
             cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
+            teacher_forcing=teacher_forcing,
         )
+        if tier == AUTO:  # asked once: what is free on a card changes
+            tier = automatic_tier(settings.device).gb
         options = {
             "use_quantization": use_quantization,
             "quantization_method": quantization_method,
@@ -216,6 +231,8 @@ class ChatterboxTTS:
         tts = cls(directory, settings.device, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
         tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
+        tts.settings = settings_in_force(parts.talker, parts.voicing.stage, parts.plan, tts.quantization, tier)
+        tts.settings["watermark"] = watermark
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:
@@ -226,14 +243,11 @@ class ChatterboxTTS:
             not in memory (the voice encoder is loaded at the first enrolment); under "asked" what was asked for, and
             under "steps_down" what `fallback` gave up of it, in order.
         """
-        there = self._scheduler is not None
-        components = {
-            "t3": self._talker.model if there else None,
-            "s3gen": self._voicing.stage.model if there else None,
-            "voice_encoder": self._enroller.loaded_voice_encoder,
-        }
+        encoder, there = self._enroller.loaded_voice_encoder, self._scheduler is not None
         return {
-            **quantization_info(components),
+            "t3": self._talker.quantization.as_dict() if there else None,
+            "s3gen": component_info(self._voicing.stage.model).as_dict() if there else None,
+            "voice_encoder": None if encoder is None else component_info(encoder).as_dict(),
             "asked": str(self._quantization_asked),
             "steps_down": list(self._steps_down),
         }

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -14,12 +14,14 @@ import torch
 
 from chatterbox_vllm import ChatterboxTTS
 
+from ..reasons import NO_TOKENIZER
 from .oracle.checkpoint import write_english
 
 HERE = Path(__file__).parent
 SHARED_PARITY = HERE.parents[2] / "shared" / "parity"
 
 _ROWS: list[tuple[str, float, float]] = []
+_ABSENT: dict[str, str] = {}  # stage -> why some of its checks did not run
 
 
 class Goldens:
@@ -46,34 +48,45 @@ def goldens(request: pytest.FixtureRequest) -> Goldens:
     return Goldens(request.config.getoption("--goldens") or HERE / "goldens")
 
 
-@pytest.fixture(scope="session")
-def english_tokenizer() -> Path:
+def find_published_tokenizer() -> Path | None:
     """The published tokenizer.json, which this project does not carry."""
     candidates = [os.environ.get("CHATTERBOX_TOKENIZER", ""), SHARED_PARITY / "tokenizers" / "tokenizer.json"]
-    for candidate in map(Path, filter(None, candidates)):
-        if candidate.is_file():
-            return candidate
-    pytest.skip("the published tokenizer.json is not at hand (set CHATTERBOX_TOKENIZER to its path)")
+    return next((path for path in map(Path, filter(None, candidates)) if path.is_file()), None)
 
 
 @pytest.fixture(scope="session")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory, english_tokenizer: Path) -> Path:
+def published_tokenizer(parity: Parity) -> Path:
+    found = find_published_tokenizer()
+    if found is None:
+        parity.absent("text tokens", f"{NO_TOKENIZER} (set CHATTERBOX_TOKENIZER to its path)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The full-size synthetic English checkpoint; CHATTERBOX_PARITY_CHECKPOINT keeps it between runs."""
     kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
     directory = Path(kept) if kept else tmp_path_factory.mktemp("english")
-    return write_english(directory, english_tokenizer)
+    return write_english(directory, find_published_tokenizer())
 
 
 @pytest.fixture(scope="session")
 def english(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:
     """The whole model at its full size, float32, on the CPU."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     with ChatterboxTTS.from_local(checkpoint_dir, "cpu", max_model_len=256, max_batch_size=16) as tts:
         yield tts
+    torch.set_num_threads(threads)
 
 
 class Parity:
     """Checks an array against its golden and remembers the error for the table."""
+
+    def absent(self, stage: str, reason: str) -> NoReturn:
+        """Skip the test, and say in the table which row is short of it."""
+        _ABSENT.setdefault(stage, reason)
+        pytest.skip(reason)
 
     def check(self, stage: str, error: float, bound: float) -> None:
         _ROWS.append((stage, float(error), bound))
@@ -102,7 +115,7 @@ def parity() -> Parity:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _ROWS:
+    if not _ROWS and not _ABSENT:
         return
     worst: dict[str, tuple[float, float, int]] = {}
     for stage, error, bound in _ROWS:
@@ -115,3 +128,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         limit = "identical" if bound == 0 else f"{bound:.0e}"
         shown = f"{int(error)} differ" if bound == 0 else f"{error:.2e}"
         terminalreporter.write_line(f"{stage:<44} {shown:>14} {limit:>10} {count:>7}")
+    for stage, reason in _ABSENT.items():
+        terminalreporter.write_line(f"{stage:<44} not all checked: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest, Voice
 from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.text.normalize import normalize_punctuation
+from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 
-from .conftest import Goldens, Parity
+from ..reasons import NO_TOKENIZER
+from .conftest import Goldens, Parity, find_published_tokenizer
 from .oracle import weights_recipe as recipe
 
 WAVEFORM_BOUND = 5e-3
@@ -29,15 +33,38 @@ def oracle_noise(tts: ChatterboxTTS, tag: str, voice: Voice, speech_tokens: int)
     )
 
 
+@pytest.fixture
+def published_ids(english: ChatterboxTTS, goldens: Goldens, parity: Parity, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes sure that a text gets the published tokenizer's ids: its own, or else those that the goldens hold."""
+    encode = EnglishTokenizer.encode
+
+    def need(text: str) -> None:
+        if find_published_tokenizer() is not None:
+            return
+        rows = goldens.json("text")["english_tokenizer"]
+        known = {normalize_punctuation(row["text"]): row["ids"] for row in rows}
+        if normalize_punctuation(text) not in known:
+            parity.absent("text to waveform", f"{NO_TOKENIZER}, and text.json does not hold {text!r}")
+        monkeypatch.setattr(EnglishTokenizer, "encode", lambda own, text: known.get(text) or encode(own, text))
+
+    return need
+
+
 @pytest.mark.parametrize("case", ["builtin", "clone"])
 def test_text_to_waveform(
-    case: str, english: ChatterboxTTS, goldens: Goldens, parity: Parity, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    english: ChatterboxTTS,
+    goldens: Goldens,
+    parity: Parity,
+    published_ids: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if case not in goldens.json("e2e_english"):
         pytest.skip(f"the goldens hold no case {case!r}")
     facts, golden = goldens.json("e2e_english")[case], goldens.arrays("e2e_english")
     arguments = dict(facts["kwargs"])
     text, clip = arguments.pop("text"), arguments.pop("audio_prompt_path", None)
+    published_ids(text)
     voice = Voice.load(english.directory / "conds.pt") if clip is None else english.enrol(goldens.path(clip))
     if clip is not None:
         check_voice(voice, golden, case, parity)

@@ -2,7 +2,7 @@
 
 The reference conditioning of a case comes from the recipe (`tag/ptok`, `tag/pfeat`, `tag/xvec`) or from a clip that the
 goldens do not name: the one whose length gives the case's prompt frames. The vocoder-only case shares the clip of the
-case "main". A case whose clip is not at hand is skipped.
+case "main". That clip is a recording which this project does not carry; where it is not at hand, its cases are skipped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest, fade_in
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
+from chatterbox_vllm.s3gen.vocoder.source import SAMPLE_RATE
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
+from ..reasons import NO_CLIP
 from .conftest import SHARED_PARITY, Goldens, Parity
 from .oracle import weights_recipe as recipe
 
@@ -33,8 +35,9 @@ F0 = 2e-3  # Hz; float32 is 5e-4 from float64
 HIFT = 1e-4
 WAVEFORM = 5e-3
 BATCHED = 1e-5
-# Phase is a float32 sum of pitch: two thread counts of the published code differ by 4e-4.
-BATCHED_WAVEFORM = 1e-3
+# How far float32 pitch is from float64, in Hz: the oracle's own noise floor (5.4e-4), which another CPU's convolutions
+# use up on either side of the truth. The source sums pitch over time, so that the error grows.
+PITCH_NOISE = 2 * 5.4e-4
 
 CASES = ("main", "oddref", "tiny", "main_4step")
 HARMONICS, MELS, FRAME = 9, 80, 480
@@ -55,9 +58,9 @@ def model(checkpoint_dir: Path) -> S3Gen:
 class Oracle:
     """Inputs of the golden cases."""
 
-    def __init__(self, goldens: Goldens, model: S3Gen, checkpoint: Path):
+    def __init__(self, goldens: Goldens, model: S3Gen, checkpoint: Path, parity: Parity):
         self.about, self.arrays = goldens.json("s3gen_standard"), goldens.arrays("s3gen_standard")
-        self.model, self.checkpoint = model, checkpoint
+        self.model, self.checkpoint, self.parity = model, checkpoint, parity
         self.clips = [*(goldens.directory / "clips").glob("*"), *(SHARED_PARITY.parent / "data" / "clips").glob("*")]
         self._enrolled: dict[int, list[FlowPrompt]] = {}
 
@@ -90,12 +93,12 @@ class Oracle:
         for prompt in self._enrolled[frames]:
             if torch.allclose(_speaker(self.model, prompt.xvector), speaker, atol=1e-3):
                 return prompt
-        pytest.skip(f"the reference clip of {frames} mel frames is not at hand (de_f1.flac of the shared clips)")
+        self.parity.absent("waveform from the mel", f"{NO_CLIP} ({frames} mel frames)")
 
 
 @pytest.fixture(scope="module")
-def oracle(goldens: Goldens, model: S3Gen, checkpoint_dir: Path) -> Oracle:
-    return Oracle(goldens, model, checkpoint_dir)
+def oracle(goldens: Goldens, model: S3Gen, checkpoint_dir: Path, parity: Parity) -> Oracle:
+    return Oracle(goldens, model, checkpoint_dir, parity)
 
 
 def _noise(key: str, *shape: int) -> torch.Tensor:
@@ -107,6 +110,18 @@ def _source_noise(tag: str, frames: int, z: torch.Tensor) -> S3GenNoise:
     phase = torch.from_numpy(uniform) * (2 * math.pi) - math.pi
     phase[0] = 0
     return S3GenNoise(z, phase, _noise(f"{tag}/hift_noise", HARMONICS, FRAME * frames))
+
+
+def _source_bound(model: S3Gen, samples: int) -> float:
+    """How far the source may be off after `samples` where pitch is off by `PITCH_NOISE` all the time.
+
+    Harmonic h runs ahead by 2 pi h seconds * PITCH_NOISE radians, has the sine's amplitude and enters with its weight
+    in the mixing layer, whose tanh makes nothing larger.
+    """
+    source = model.vocoder.m_source
+    harmonics = torch.arange(1, HARMONICS + 1)
+    reach = float((source.l_linear.weight[0].abs() * harmonics).sum()) * source.config.source_amplitude
+    return HIFT + reach * 2 * math.pi * PITCH_NOISE * samples / SAMPLE_RATE
 
 
 def _speaker(model: S3Gen, xvector: torch.Tensor) -> torch.Tensor:
@@ -166,12 +181,15 @@ def test_vocoder(name: str, oracle: Oracle, model: S3Gen, parity: Parity) -> Non
     noise = _source_noise(oracle.about["cases"][name]["tag"], frames, torch.empty(0))
 
     f0 = torch.from_numpy(golden[f"{name}_f0"])
-    parity.absolute(f"pitch from the given mel, Hz: {name}", model.vocoder.pitch(mel, [frames]), f0, F0)
+    pitch = model.vocoder.pitch(mel, [frames])
+    parity.absolute(f"pitch from the given mel, Hz: {name}", pitch, f0, F0)
     source = model.vocoder.m_source(f0, noise.phase[None], noise.source[None])[0]
     parity.identical(f"shapes and counts: {name} source", len(source), golden[f"{name}_source_len"])
     head, tail = golden[f"{name}_source_head"], golden[f"{name}_source_tail"]
     parity.absolute(f"source from the given pitch: {name} head", source[: len(head)], head, HIFT)
     parity.absolute(f"source from the given pitch: {name} tail", source[-len(tail) :], tail, HIFT)
+    own = model.vocoder.m_source(pitch, noise.phase[None], noise.source[None])[0, : len(head)]
+    parity.absolute(f"source from the mel: {name}", own, head, _source_bound(model, len(head)))
     wave = fade_in(model.vocoder.decode(mel, [frames], source[None])[0])
     parity.absolute(f"HiFT from the given mel and source: {name}", wave, golden[f"{name}_wav"], HIFT)
 
@@ -183,9 +201,9 @@ def test_vocoder_on_a_real_mel(oracle: Oracle, model: S3Gen, parity: Parity) -> 
     noise = _source_noise(oracle.about["hift_only"]["tag"], frames, torch.empty(0))
     source = model.vocoder.m_source(model.vocoder.pitch(mel, [frames]), noise.phase[None], noise.source[None])
     head = golden["hiftonly_source_head"]
-    parity.absolute("source from the given pitch: real mel", source[0, : len(head)], head, HIFT)
+    parity.absolute("source from the mel: real mel", source[0, : len(head)], head, _source_bound(model, len(head)))
     wave = model.vocoder.decode(mel, [frames], source)[0]
-    parity.absolute("HiFT from the given mel and source: real mel", wave, golden["hiftonly_wav"], HIFT)
+    parity.relative("waveform from the mel: real mel", wave, golden["hiftonly_wav"], WAVEFORM)
 
 
 def test_one_ragged_estimator_call(oracle: Oracle, model: S3Gen, parity: Parity) -> None:
@@ -202,23 +220,25 @@ def test_one_ragged_estimator_call(oracle: Oracle, model: S3Gen, parity: Parity)
     parity.absolute("estimator, one call: ragged", out.transpose(1, 2), golden, ESTIMATOR)
 
 
-def test_a_batch_equals_each_row_alone(oracle: Oracle, model: S3Gen, parity: Parity) -> None:
-    names = ("main_4step", "tiny", "oddref")
-    requests = [oracle.request(name) for name in names]
-    noises = [request.noise for request in requests]
-    together = model.mel(requests, steps=2)
-    alone = [model.mel([request], steps=2)[0] for request in requests]
+def test_a_batch_equals_each_row_alone(
+    oracle: Oracle, model: S3Gen, goldens: Goldens, checkpoint_dir: Path, parity: Parity
+) -> None:
+    files = (Weights(checkpoint_dir / f"{part}.safetensors") for part in ("s3gen", "ve"))
+    clip = decode_audio(max((goldens.directory / "clips").iterdir(), key=lambda path: path.stat().st_size))
+    prompt = VoiceEnroller(ModelConfig(), *files).enrol(*clip).prompt
+    tokens = torch.from_numpy(recipe.randint("batch/tokens", 40, 6561))
+    frames = 2 * (len(prompt.tokens) + len(tokens)) - len(prompt.mel)
+    z = _noise("batch/cfm_z", MELS, len(prompt.mel) + frames)
+    requests = {name: oracle.request(name) for name in ("tiny", "oddref")}
+    requests["long prompt"] = S3GenRequest(tokens, prompt, _source_noise("batch", frames, z))
+    noises = [request.noise for request in requests.values()]
+    together = model.mel(list(requests.values()), steps=2)
     waves = model.waveform(together, noises)
-    mels = torch.nn.utils.rnn.pad_sequence(alone, batch_first=True).transpose(1, 2)
-    lengths = [len(mel) for mel in alone]
-    sources = [
-        model.vocoder.m_source(model.vocoder.pitch(mel.T[None], [len(mel)]), noise.phase[None], noise.source[None])[0]
-        for mel, noise in zip(alone, noises, strict=True)
-    ]
-    decoded = model.vocoder.decode(mels, lengths, torch.nn.utils.rnn.pad_sequence(sources, batch_first=True))
-    for i, name in enumerate(names):
-        single = model.vocoder.decode(alone[i].T[None], [lengths[i]], sources[i][None])[0]
-        parity.relative(f"batched against alone, mel: {name}", together[i], alone[i], BATCHED)
-        parity.relative(f"batched against alone, HiFT: {name}", decoded[i, : len(single)], single, BATCHED)
-        wave = model.waveform([alone[i]], [noises[i]])[0]
-        parity.relative(f"batched against alone, waveform: {name}", waves[i], wave, BATCHED_WAVEFORM)
+    for i, (name, request) in enumerate(requests.items()):
+        (alone,) = model.mel([request], steps=2)
+        parity.relative(f"batched against alone, mel: {name}", together[i], alone, BATCHED)
+        # The same mel, since even seven digits of a mel make another pitch, which the phase sums up.
+        (wave,) = model.waveform([together[i]], [noises[i]])
+        parity.relative(f"batched against alone, waveform of a mel: {name}", waves[i], wave, BATCHED)
+        (whole,) = model.waveform([alone], [noises[i]])
+        parity.relative(f"batched against alone, waveform: {name}", waves[i], whole, WAVEFORM)

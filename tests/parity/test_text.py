@@ -16,8 +16,8 @@ def test_punctuation(goldens: Goldens, parity: Parity) -> None:
         parity.check(f"text normalisation: {row['text']!r}", differs, 0)
 
 
-def test_token_ids(goldens: Goldens, parity: Parity, english_tokenizer: Path) -> None:
-    tokenizer = EnglishTokenizer(english_tokenizer)
+def test_token_ids(goldens: Goldens, parity: Parity, published_tokenizer: Path) -> None:
+    tokenizer = EnglishTokenizer(published_tokenizer)
     for row in goldens.json("text")["english_tokenizer"]:
         parity.identical(
             f"text tokens: {row['text']!r}", tokenizer.encode(normalize_punctuation(row["text"])), row["ids"]

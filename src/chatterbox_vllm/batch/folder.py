@@ -2,7 +2,7 @@
 
     OUTDIR/<id>.<format>     one audio file a row; a name appears when its file is whole and synced
     OUTDIR/manifest.jsonl    a line a row that is done or has failed, written after its file
-    OUTDIR/run.json          what all files depend on; a run with other values is refused
+    OUTDIR/run.json          what all files depend on (identity.py); a run with other values is refused
     OUTDIR/.lock             locked while a process works here; the lock goes when the process does
 
 Killed between two of these steps, a row has no line yet and is done again, with the same seed; its file is replaced.
@@ -21,9 +21,11 @@ from typing import IO, Any
 
 from typing_extensions import Self
 
+from chatterbox_vllm.batch.identity import differences
 from chatterbox_vllm.errors import ConfigError, OutputError
 
 MANIFEST, RUN, LOCK = "manifest.jsonl", "run.json", ".lock"
+_ENGINE = "engine"  # in the run's file
 # Left by a process that was killed while it wrote (audio/encode.py, and here).
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial|\.(run\.json|manifest\.jsonl)\.partial")
 
@@ -48,6 +50,7 @@ class Folder:
         self.seconds = 0.0
         self._manifest: IO[bytes] | None = None
         self._overwrite = False
+        self._engine: dict[str, Any] | None = None  # of the run that goes on
         with self._writing():
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / LOCK).open("ab")
@@ -85,7 +88,7 @@ class Folder:
         """Begin the run, or go on with it where it was.
 
         Args:
-            run: what all files depend on. "seed" may be None where the caller takes any: an earlier run's stays then.
+            run: `what_files_depend_on`. "seed" may be None where the caller takes any: an earlier run's stays then.
             rows: of the input.
             overwrite: begin anew; `begin` removes the earlier run and the files that its manifest names.
             retry_failed: open the rows again that have failed.
@@ -104,31 +107,43 @@ class Folder:
             if earlier is None and not overwrite:
                 self._refuse_strangers()
             if earlier is not None:
-                changed = [key for key in {**earlier, **run} if earlier.get(key) != run.get(key)]
-                if run["seed"] is None and "seed" in changed:
-                    changed.remove("seed")
-                    run = run | {"seed": earlier["seed"]}
-                if changed:
-                    what = "; ".join(_difference(key, earlier.get(key), run.get(key)) for key in changed)
-                    raise ConfigError(
-                        f"{self.path}: holds a run with other values ({what}): go on with those, name another "
-                        "directory, or start anew with --overwrite"
-                    )
+                self._engine = earlier.pop(_ENGINE, None)
+                if run["seed"] is None:
+                    run = run | {"seed": earlier.get("seed")}
+                self._require_same(earlier, run)
                 self._settle(retry_failed)
         return run
 
-    def begin(self, run: dict[str, Any]) -> None:
+    def begin(self, run: dict[str, Any], engine: dict[str, Any] | None = None) -> None:
         """Write down what the run is, unless it goes on, and open the manifest.
 
         Apart from `open`, so that a model that does not load leaves no run behind and an earlier one alone.
+
+        Args:
+            engine: `engine_identity`; None where no row can be spoken, and so no model was loaded.
+
+        Raises:
+            ConfigError: the run's files so far were spoken by an engine that computes otherwise.
+            OutputError: the directory cannot be written.
         """
         with self._writing():
+            if self._engine is not None and engine is not None:
+                self._require_same(self._engine, engine)
             self._clear_partials()
             if self._overwrite:
                 self._forget()
-            if not (self.path / RUN).exists():
-                self._replace(RUN, [json.dumps(run, indent=1, ensure_ascii=False).encode() + b"\n"])
+            if not (self.path / RUN).exists() or self._engine is None:
+                facts = json.dumps(run | {_ENGINE: engine}, indent=1, ensure_ascii=False)
+                self._replace(RUN, [facts.encode() + b"\n"])
             self._manifest = (self.path / MANIFEST).open("ab", buffering=0)
+
+    def _require_same(self, earlier: dict[str, Any], now: dict[str, Any]) -> None:
+        changed = differences(earlier, now)
+        if changed:
+            raise ConfigError(
+                f"{self.path}: holds a run with other values ({'; '.join(changed)}): go on with those, name another "
+                "directory, or start anew with --overwrite"
+            )
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append a row's line to the manifest. It is not synced: a line that is lost is a row that is done again."""
@@ -228,13 +243,3 @@ class Folder:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path / name)
-
-
-def _difference(key: str, earlier: Any, now: Any) -> str:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        return "; ".join(
-            _difference(k, earlier.get(k), now.get(k)) for k in {**earlier, **now} if earlier.get(k) != now.get(k)
-        )
-    if key in ("input", "voice"):  # these are hashes
-        return f"another {key}" if earlier and now else f"{'a' if earlier else 'no'} {key}"
-    return f"{key} {earlier!r}, now {now!r}"

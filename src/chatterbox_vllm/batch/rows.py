@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import hashlib
 import json
 import math
@@ -14,16 +14,19 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from chatterbox_vllm.batch.csv_rows import csv_rows
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 
 FORMATS = ("txt", "jsonl", "csv")
 STANDARD_INPUT = "-"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # With a suffix and what marks an unfinished file, a name stays below the 255 bytes of Linux file systems.
 _MAX_ID_BYTES = 200
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -39,10 +42,10 @@ class Row:
 
     Attributes:
         index: place among the rows, from 0.
-        line: of the input, from 1; the last one where a row has several.
+        line: of the input, from 1; where a row has several, the last one, or the first of a row that cannot be read.
         id: names the audio file; the index in seven digits where the input names none.
-        voice: reference clip, or None.
-        parameters: fields of `SpeechParameters` that the row sets, not yet checked.
+        voice: reference clip or saved voice, or None.
+        parameters: fields of `SpeechParameters` that the row sets.
         error: why the row cannot be spoken, or None.
     """
 
@@ -82,6 +85,10 @@ class Input:
             )
         try:
             self._file = _open(path)
+            if self._file.read(2) in _UTF_16:
+                self._file.close()
+                raise ConfigError(f"{self.name}: is UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+            self._file.seek(0)
             self.digest = hashlib.file_digest(self._file, "blake2b").hexdigest()[:32]
             self._state = self._stat()
         except OSError as error:
@@ -100,7 +107,7 @@ class Input:
     def rows(self) -> Iterator[Row]:
         """All rows from the first; one iterator at a time, as they share the place in the file.
 
-        A line that cannot be used is a row with an `error`. Empty lines are no rows.
+        A line that cannot be used is a row with an `error`. Empty lines, and rows of empty cells, are no rows.
 
         Raises:
             ConfigError: a .csv without the right columns; an input that changed while it was read.
@@ -110,8 +117,8 @@ class Input:
         # Bytes that are no UTF-8 become surrogates, which are then found in the row that holds them.
         newline = "" if self.format == "csv" else None
         with open(descriptor, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
-            reader = {"txt": _text_lines, "jsonl": _json_lines, "csv": self._csv_lines}[self.format]
-            for index, (line, values) in enumerate(reader(text)):
+            readers = {"txt": _text_lines, "jsonl": _json_lines, "csv": partial(_cells, name=self.name)}
+            for index, (line, values) in enumerate(readers[self.format](text)):
                 yield _row(index, line, values)
         if self._stat() != self._state:
             raise ConfigError(f"{self.name}: was changed while it was read; start again when it is complete")
@@ -143,37 +150,6 @@ class Input:
                         raise ConfigError(f"{self.name}: {row} has the same id as {first}; each needs its own")
         return len(hashes)
 
-    def _csv_lines(self, file: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        csv.field_size_limit(sys.maxsize)  # a text may be a book
-        reader = csv.reader(file)
-        header = [name.strip().lower() for name in next(reader, [])]
-        unknown = [name for name in header if name not in _KEYS]
-        if "text" not in header or unknown or len(set(header)) < len(header):
-            found = ", ".join(map(repr, header)) or "nothing"
-            raise ConfigError(
-                f"{self.name}: the first line must name the columns: text and, once each, any of "
-                f"{', '.join(_KEYS[1:])}; it holds {found}"
-            )
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield reader.line_num, f"not CSV ({error})"
-                continue
-            if not cells:
-                continue
-            if len(cells) > len(header):
-                yield reader.line_num, f"{len(cells)} cells for {len(header)} columns; quote texts that hold commas"
-                continue
-            values: dict[str, Any] = {}
-            for name, cell in zip(header, cells, strict=False):
-                # An empty cell says nothing, but for the text.
-                if cell.strip() or name == "text":
-                    values[name] = _number(cell.strip()) if name in _PARAMETERS else cell
-            yield reader.line_num, {k: v.strip() if k in ("id", "voice") else v for k, v in values.items()}
-
 
 def _open(path: str) -> Any:
     """A file that can be read more than once."""
@@ -187,15 +163,6 @@ def _open(path: str) -> Any:
     shutil.copyfileobj(file, copy)
     copy.seek(0)
     return copy
-
-
-def _number(cell: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            pass
-    return cell
 
 
 def _text_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -216,6 +183,26 @@ def _json_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield number, values if isinstance(values, dict) else 'a row is a JSON object, such as {"text": "Hello."}'
 
 
+def _cells(file: IO[str], name: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for line, cells in csv_rows(file, _KEYS, name):
+        yield line, cells if isinstance(cells, str) else {key: _value(key, cell) for key, cell in cells.items()}
+
+
+def _value(key: str, cell: str) -> Any:
+    """What a cell says: a text as it stands, a number where one is wanted, also with a decimal comma."""
+    if key == "text":
+        return cell
+    if key not in _PARAMETERS:
+        return cell.strip()
+    cell = cell.strip()
+    for kind in (int, float):
+        try:
+            return kind(cell if _PARAMETERS[key] is int else cell.replace(",", "."))
+        except ValueError:
+            pass
+    return cell
+
+
 def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
     """The row of parsed values, or of the error that parsing met."""
     fallback = f"{index:07d}"
@@ -223,33 +210,55 @@ def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
         return Row(index, line, fallback, error=values)
     values = {key: value for key, value in values.items() if value is not None}
     given = values.pop("id", fallback)
-    id = str(given)
-    text, voice = values.pop("text", ""), values.pop("voice", None)
-    unknown = [key for key in values if key not in _PARAMETERS]
-    error = None
     if isinstance(given, bool) or not isinstance(given, (str, int)):
-        id, error = fallback, f"id must be a string or an integer, not {given!r}"
-    elif unknown:
-        error = f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}"
-    elif not isinstance(text, str) or not text.strip():
-        error = "there is no text to speak; give at least one word"
-    elif voice is not None and (not isinstance(voice, str) or not voice or "\0" in voice):
-        error = f"voice must be the path of an audio file, not {voice!r}"
-    elif not _encodable(text) or (voice is not None and not _encodable(voice)):
-        error = "not UTF-8; convert the input"
-    if error is not None:
-        return Row(index, line, id, error=error)
-    return Row(index, line, id, text, voice, _whole_numbers(values))
+        return Row(index, line, fallback, error=f"id must be a string or an integer, not {given!r}")
+    try:
+        text, voice = _text(values.pop("text", "")), _voice(values.pop("voice", None))
+        return Row(index, line, str(given), text, voice, _parameters(values))
+    except ConfigError as error:
+        return Row(index, line, str(given), error=str(error))
 
 
-def _whole_numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """10.0 for 10, as spreadsheets and data frames write integers."""
-    return {
+def _text(text: object) -> str:
+    if not isinstance(text, str) or not any(map(str.isalnum, _encodable("text", text))):
+        raise ConfigError("there is no text to speak; give at least one word")
+    return text
+
+
+def _voice(voice: object) -> str | None:
+    if voice is None:
+        return None
+    if not isinstance(voice, str) or not voice or "\0" in voice:
+        raise ConfigError(f"voice must be the path of an audio file or a saved voice, not {voice!r}")
+    return _encodable("voice", voice)
+
+
+def _encodable(name: str, value: str) -> str:
+    """The value, unless it holds half of a character, which comes of broken JSON or of bytes that are no UTF-8."""
+    half = next((i for i, character in enumerate(value) if "\ud800" <= character <= "\udfff"), None)
+    if half is None:
+        return value
+    if value[half] >= "\udc80" and value[half] <= "\udcff":
+        raise ConfigError(f"{name} is not UTF-8 at character {half + 1}; convert the input")
+    raise ConfigError(
+        f"{name} holds half of a surrogate pair at character {half + 1} ({value[half]!r}), which cannot be written as "
+        "UTF-8; mend what wrote the row"
+    )
+
+
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of how to speak, checked; 10.0 counts as 10, as spreadsheets and data frames write integers."""
+    unknown = [key for key in values if key not in _PARAMETERS]
+    if unknown:
+        raise ConfigError(f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    whole = {
         key: int(value)
         if _PARAMETERS[key] is int and isinstance(value, float) and math.isfinite(value) and value == int(value)
         else value
         for key, value in values.items()
     }
+    SpeechParameters(**whole)
+    return whole
 
 
 def _fault_of_id(id: str) -> str | None:
@@ -260,14 +269,6 @@ def _fault_of_id(id: str) -> str | None:
     if len(id.encode()) > _MAX_ID_BYTES:
         return f"an id must not be longer than {_MAX_ID_BYTES} bytes"
     return None
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _hash(id: str) -> int:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,8 +28,8 @@ from chatterbox_vllm.voices.voice import Voice
 _WRITERS = 4
 # Most finished waves that wait to be written.
 _WAITING_WAVES = 16
-# Clips that failed, so that one that many rows name is not decoded for each.
-_BAD_CLIPS = 64
+# Voices that failed, so that one that many rows name is not decoded for each.
+_BAD_VOICES = 64
 
 
 class Speaker(Protocol):
@@ -37,6 +37,7 @@ class Speaker(Protocol):
 
     sr: int
     conds: Voice | None
+    settings: dict[str, Any]
 
     def enrol(self, path: str | os.PathLike[str]) -> Voice: ...
     def run(self, requests: Iterable[SpeechRequest]) -> Iterator[SpeechResult]: ...
@@ -65,23 +66,53 @@ class Summary:
     wall: float = 0.0
 
 
+def fault_of(row: Row, source: Input) -> str | None:
+    """Why a row cannot be spoken by any model, or None."""
+    if row.error is not None:
+        return row.error
+    if row.voice is not None and not (source.directory / row.voice).is_file():
+        return f"{source.directory / row.voice}: there is no such file to take the voice from"
+    return None
+
+
+def tell_faults(source: Input, folder: Folder) -> set[int]:
+    """Say on standard error which open rows cannot be spoken, and why, before a model is loaded.
+
+    Returns:
+        Their indices.
+    """
+    faulty = set()
+    for row in source.rows():
+        if folder.done[row.index] == Folder.OPEN and (fault := fault_of(row, source)):
+            faulty.add(row.index)
+            _tell(row, fault)
+    return faulty
+
+
+def _tell(row: Row, message: str) -> None:
+    tqdm.write(f"chatterbox-vllm: {row}: {message}", file=sys.stderr)
+
+
 class Batch:
     """One process's work on a folder that is open and begun.
 
     Args:
+        speaker: the model; None where all open rows are known to be faulty.
         parameters: of rows that set none; row i has its seed + i.
-        voice: reference clip of rows that name none; None is the model's own voice.
+        voice: reference clip or saved voice of rows that name none; None is the model's own voice.
         suffix: of the audio files, such as ".wav".
+        told: rows whose faults `tell_faults` has told.
     """
 
     def __init__(
         self,
         source: Input,
         folder: Folder,
-        speaker: Speaker,
+        speaker: Speaker | None,
         parameters: SpeechParameters,
         voice: Path | None,
         suffix: str,
+        told: Collection[int] = (),
     ):
         self.source = source
         self.folder = folder
@@ -89,11 +120,12 @@ class Batch:
         self.parameters = parameters
         self.voice = voice
         self.suffix = suffix
+        self.told = told
         done = len(folder.done) - folder.done.count(Folder.OPEN)
         self.summary = Summary(len(folder.done), done, failed=folder.done.count(Folder.FAILED))
         # Rows that the engine has, by their place among the requests; it takes a bounded number ahead.
         self._taken: dict[int, tuple[Row, SpeechParameters]] = {}
-        self._bad_clips: OrderedDict[Path, str] = OrderedDict()
+        self._bad_voices: OrderedDict[Path, str] = OrderedDict()
 
     def run(self) -> Summary:
         """Speak all open rows; failures go to the manifest and to standard error.
@@ -108,13 +140,13 @@ class Batch:
             tqdm(total=self.summary.rows, initial=self.summary.earlier, unit="row", disable=None) as self._bar,
             ThreadPoolExecutor(_WRITERS, thread_name_prefix="write-audio") as writers,
         ):
-            results = self.speaker.run(self._requests())
+            results = self._results()
             try:
                 for result in results:
                     entry = self._entry_of(result)
                     if entry is not None:
                         path = self.folder.path / entry["file"]
-                        waiting.append((entry, writers.submit(write_audio, path, result.audio, self.speaker.sr)))
+                        waiting.append((entry, writers.submit(write_audio, path, result.audio, self._rate)))
                     while waiting and (len(waiting) > _WAITING_WAVES or waiting[0][1].done()):
                         self._note(*waiting.popleft())
                 while waiting:
@@ -129,10 +161,16 @@ class Batch:
                 raise
             finally:
                 # While the model is still there: what is left undone is dropped.
-                if isinstance(results, Generator):
-                    results.close()
+                results.close()
         self.summary.wall = time.monotonic() - self._start
         return self.summary
+
+    def _results(self) -> Generator[SpeechResult, None, None]:
+        if self.speaker is not None:
+            self._rate = self.speaker.sr
+            yield from self.speaker.run(self._requests())
+        elif any(True for _ in self._requests()):
+            raise ConfigError(f"{self.source.name}: rows that could not be spoken now can; start again")
 
     def _entry_of(self, result: SpeechResult) -> dict[str, Any] | None:
         """The manifest's line of a result whose audio is to be written; a failure is noted here, and None."""
@@ -146,7 +184,7 @@ class Batch:
         else:
             return self._entry(row, parameters, result) | {
                 "file": f"{row.id}{self.suffix}",
-                "duration": len(result.audio) / self.speaker.sr,
+                "duration": len(result.audio) / self._rate,
             }
         self._fail(row, fault, parameters, result)
         return None
@@ -158,8 +196,8 @@ class Batch:
                 continue
             parameters = None
             try:
-                if row.error is not None:
-                    raise ConfigError(row.error)
+                if fault := fault_of(row, self.source):
+                    raise ConfigError(fault)
                 seed = (self.parameters.seed or 0) + row.index
                 parameters = replace(self.parameters, **{"seed": seed % (MAX_SEED + 1), **row.parameters})
                 request = SpeechRequest(row.text, self._voice(row), parameters)
@@ -171,7 +209,8 @@ class Batch:
             yield request
 
     def _voice(self, row: Row) -> Voice:
-        """The row's own clip, the batch's, or the model's own voice. `Speaker.enrol` keeps those in use."""
+        """The row's own clip or saved voice, the batch's, or the model's own. `Speaker.enrol` keeps those in use."""
+        assert self.speaker is not None
         path = self.voice if row.voice is None else self.source.directory / row.voice
         if path is None:
             if self.speaker.conds is None:
@@ -179,14 +218,14 @@ class Batch:
                     "the model has no voice of its own: name a reference clip in the row, or with --voice"
                 )
             return self.speaker.conds
-        if path in self._bad_clips:
-            raise AudioError(self._bad_clips[path])
+        if path in self._bad_voices:
+            raise AudioError(self._bad_voices[path])
         try:
             return self.speaker.enrol(path)
-        except AudioError as error:
-            self._bad_clips[path] = str(error)
-            if len(self._bad_clips) > _BAD_CLIPS:
-                self._bad_clips.popitem(last=False)
+        except ChatterboxError as error:
+            self._bad_voices[path] = str(error)
+            if len(self._bad_voices) > _BAD_VOICES:
+                self._bad_voices.popitem(last=False)
             raise
 
     def _entry(self, row: Row, parameters: SpeechParameters | None, result: SpeechResult | None) -> dict[str, Any]:
@@ -217,7 +256,8 @@ class Batch:
         message = " ".join(str(error).split())
         self.folder.add(self._entry(row, parameters, result) | {"error": message})
         self.summary.failed += 1
-        tqdm.write(f"chatterbox-vllm: {row}: {message}", file=sys.stderr)
+        if row.index not in self.told:
+            _tell(row, message)
         self._bar.update()
 
     def _note(self, entry: dict[str, Any], written: Future[Any]) -> None:

@@ -22,7 +22,6 @@ from chatterbox_vllm.evaluation.metrics import divergence
 from chatterbox_vllm.families.layout import check_t3
 from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.quantization.config import QuantizationConfig
-from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
 from chatterbox_vllm.setup.tiers import Plan
@@ -80,6 +79,7 @@ class T3Methods:
             cuda_graphs=self.device.type == "cuda",
             quantization=method,
             graph_sizes=tuple(sorted({*self.workload.batches, len(TEXTS)})),
+            teacher_forcing=True,
         )
         talker = T3Stage(self.config.t3, weights, options, self.device)
         try:
@@ -87,7 +87,7 @@ class T3Methods:
                 self._said = self._speak(talker)
                 self._exact = self._plain_logits(PlainT3(self.config.t3, weights, self.device))
             logits = torch.cat(self._force(talker))
-            info = component_info(talker.model)
+            info = talker.quantization
             speeds = {f"tokens/s, {batch}": self._speed(talker, batch) for batch in self.workload.batches}
         finally:
             talker.close()

@@ -200,9 +200,14 @@ class QuantizedParts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All dimensions of one checkpoint, and which of its files are quantized."""
+    """All dimensions of one checkpoint, and which of its files are quantized.
+
+    Attributes:
+        synthetic: whether the weights are made up rather than trained; None where nobody says, as in published files.
+    """
 
     family: str = "english"
+    synthetic: bool | None = None
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
@@ -246,6 +251,8 @@ class ModelConfig:
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
+        if self.synthetic is None:
+            del fields["synthetic"]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,16 +12,7 @@ from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, check_format
 from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import (
-    ENGINE,
-    MODEL,
-    QUANTIZATION,
-    QUANTIZATION_METHOD,
-    QUANTIZE_S3GEN,
-    QUANTIZE_VOICE_ENCODER,
-    SPEECH,
-    USE_QUANTIZATION,
-)
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -64,9 +54,12 @@ def batch(
     cannot be written.
     """
     from chatterbox_vllm.batch.folder import Folder
+    from chatterbox_vllm.batch.identity import engine_identity, what_files_depend_on
     from chatterbox_vllm.batch.rows import Input
-    from chatterbox_vllm.batch.run import Batch, Summary
+    from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
     from chatterbox_vllm.engine.request import draw_seed
+    from chatterbox_vllm.setup.device import resolve_device
+    from chatterbox_vllm.setup.models import resolve_model
 
     # Whatever can be refused is refused before the model loads, and before anything is made.
     if overwrite and retry_failed:
@@ -75,8 +68,9 @@ def batch(
     check_format(audio_format)
     clip = check_voice(voice)
     with Input(input, format) as source:
-        wanted = _what_files_depend_on(given, parameters, source.digest, clip, audio_format)
-        rows = source.check()
+        device, rows = resolve_device(given.get("device", "auto")), source.check()
+        model = resolve_model(given.get("model", "english"), given.get("revision"))
+        wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device)
         with Folder(output_dir) as folder:
             run = folder.open(wanted, rows, overwrite, retry_failed)
             if run["seed"] is None:
@@ -85,50 +79,18 @@ def batch(
             if Folder.OPEN not in folder.done:
                 summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
             else:
-                with load(given) as tts:
+                told = tell_faults(source, folder)
+                work = parameters, clip, f".{audio_format}", told
+                if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
                     folder.begin(run)
-                    summary = Batch(source, folder, tts, parameters, clip, f".{audio_format}").run()
+                    summary = Batch(source, folder, None, *work).run()
+                else:
+                    with load(given) as tts:
+                        folder.begin(run, engine_identity(tts.settings))
+                        summary = Batch(source, folder, tts, *work).run()
     if not quiet:
         print(f"{output_dir}: {_summary(summary, parameters, given)}")
     return SOME_FAILED if summary.failed else 0
-
-
-def _what_files_depend_on(
-    given: Keywords, parameters: SpeechParameters, digest: str, clip: Path | None, audio_format: str
-) -> dict[str, Any]:
-    """What must not change while a run goes on. Files of voices that rows name are not looked at."""
-    from chatterbox_vllm.setup.device import resolve_device
-
-    model = given.get("model", "english")
-    return {
-        "input": digest,
-        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
-        "voice": None if clip is None else _digest(clip),
-        "parameters": {key: value for key, value in asdict(parameters).items() if key != "seed"},
-        "seed": parameters.seed,
-        "audio_format": audio_format,
-        "watermark": given.get("watermark", True),
-        "device": resolve_device(given.get("device", "auto")).type,
-        "dtype": given.get("dtype", "auto"),
-        "s3gen_dtype": given.get("s3gen_dtype", "auto"),
-        "deterministic": given.get("deterministic", False),
-        "quantization": _quantization(given),
-    }
-
-
-def _quantization(given: Keywords) -> list[str | None]:
-    """Everything that decides which weights are quantized and how."""
-    settings = (USE_QUANTIZATION, QUANTIZATION_METHOD, QUANTIZE_S3GEN, QUANTIZE_VOICE_ENCODER)
-    deciding = (given.get(s.keyword, s.from_environment() or None) for s in settings)
-    return [given.get("tier"), given.get("quantization_strategy"), *deciding]
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _summary(summary: Summary, parameters: SpeechParameters, given: Keywords) -> str:
@@ -142,7 +104,7 @@ def _summary(summary: Summary, parameters: SpeechParameters, given: Keywords) ->
     if summary.failed:
         notes.append(f"{summary.failed} failed (see manifest.jsonl; --retry-failed tries them again)")
     if summary.cut_off:
-        notes.append(f"{summary.cut_off} cut off at max_tokens")
+        notes.append(f"{summary.cut_off} cut off at --max-tokens")
     if summary.spoken:
         speed = summary.seconds / summary.wall
         notes.append(f"{summary.seconds:.1f} s of audio in {summary.wall:.1f} s, {speed:.1f}x real time")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.evaluation.gates import Threshold, Verdict
     from chatterbox_vllm.evaluation.plan import EvaluationPlan
 
-_LIBRARIES = ("matplotlib", "pesq", "pystoi")
+_LIBRARIES = ("matplotlib", "pystoi")
 _MOST_TROUBLES = 10
 _SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"])
 _PLAN_OPTIONS = {
@@ -130,7 +130,7 @@ def evaluate(
     with _no_false_verdict():
         absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if absent:
-            raise ConfigError(f"evaluate needs {', '.join(absent)}: pip install 'chatterbox-vllm[evaluate]'")
+            raise ConfigError(f"evaluate needs {', '.join(absent)}: in a checkout pip install '.[evaluate]'")
         from chatterbox_vllm.evaluation.asr import load_recogniser
         from chatterbox_vllm.evaluation.compare import VoiceJudge
         from chatterbox_vllm.evaluation.gates import load_thresholds

@@ -9,7 +9,6 @@ memory are a process's, and a candidate that brings its process down must not ta
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,15 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.lifetime import end_with
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
 from chatterbox_vllm.evaluation.preflight import check_options
-from chatterbox_vllm.evaluation.stages import enrol, force, speak, voice_tokens, write_clips
+from chatterbox_vllm.evaluation.stages import enrol, force, speak, write_clips
+from chatterbox_vllm.evaluation.voicing import voice_tokens
+from chatterbox_vllm.families.fingerprint import model_identity
 from chatterbox_vllm.setup.device import resolve_device
-from chatterbox_vllm.setup.probe import Probe, machine
+from chatterbox_vllm.setup.probe import Probe
+from chatterbox_vllm.setup.provenance import provenance
 from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices.voice import Voice
 
@@ -58,31 +62,8 @@ class CollectionJob:
     options: Mapping[str, Any] | None = None
     name: str = ""
 
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "model": self.model,
-                "plan": self.plan.to_json(),
-                "output": str(self.output),
-                "baseline": None if self.baseline is None else str(self.baseline),
-                "device": self.device,
-                "options": dict(self.options or {}),
-                "name": self.name,
-            }
-        )
 
-    @classmethod
-    def from_json(cls, text: str) -> CollectionJob:
-        data = json.loads(text)
-        return cls(
-            model=data["model"],
-            plan=EvaluationPlan.from_json(data["plan"]),
-            output=Path(data["output"]),
-            baseline=None if data["baseline"] is None else Path(data["baseline"]),
-            device=data["device"],
-            options=data["options"],
-            name=data["name"],
-        )
+_JOB: pydantic.TypeAdapter[CollectionJob] = pydantic.TypeAdapter(CollectionJob)
 
 
 def collect(job: CollectionJob) -> RunFacts:
@@ -94,25 +75,25 @@ def collect(job: CollectionJob) -> RunFacts:
     plan, into = job.plan, Collection.create(job.output)
     baseline = into if job.baseline is None else Collection(job.baseline)
     device = resolve_device(job.device)
-    facts = RunFacts(job.model, job.name or job.model, dict(job.options or {}), machine(device))
+    facts = RunFacts(job.model, job.name or job.model, dict(job.options or {}), provenance(device))
     with Probe(device) as probe:
         start = time.perf_counter()
         with _load(job) as tts:
             facts.load_seconds = time.perf_counter() - start
+            facts.machine |= {**model_identity(tts.directory), **tts.settings}
             if job.baseline is None:
                 into.save_voices(_voices(tts, plan))
             config = ModelConfig.from_directory(tts.directory)
-            count = max(1, len(plan.clips))
-            voices = [Voice.load(baseline.voice_path(i), config) for i in range(count)]
+            voices = [Voice.load(baseline.voice_path(i), config) for i in range(plan.voices)]
             facts.repeats = plan.repeats
             facts.cases, facts.speaking_seconds = speak(tts, plan, voices, into)
             said = facts.cases if job.baseline is None else baseline.facts().cases
             if job.baseline is None:
                 write_clips(plan, said, into)
             force(tts, plan, voices, said, into)
-            voice_tokens(tts, plan, voices, said, facts.cases, baseline, into)
+            voice_tokens(tts.s3gen_stage, plan, voices, said, facts.cases, baseline, into)
             facts.enrolments = enrol(tts, plan, baseline, into)
-    facts.peak_device_bytes = probe.usage.peak_device_bytes
+    facts.peak_device_bytes, facts.counted_by = probe.usage.peak_device_bytes, probe.usage.counted_by
     facts.peak_host_bytes = probe.usage.peak_host_bytes
     into.write_facts(facts)
     return facts
@@ -120,7 +101,12 @@ def collect(job: CollectionJob) -> RunFacts:
 
 def _load(job: CollectionJob) -> ChatterboxTTS:
     check_options(job.options or {})
-    options = {"max_batch_size": job.plan.batch_size, "watermark": False, **(job.options or {})}
+    options = {
+        "max_batch_size": job.plan.batch_size,
+        "watermark": False,
+        **(job.options or {}),
+        "teacher_forcing": True,
+    }
     return ChatterboxTTS.from_pretrained(job.model, job.device, **options)
 
 
@@ -149,7 +135,7 @@ def collect_in_process(job: CollectionJob) -> RunFacts:
         try:
             # One that died at once cannot be told, and says why on standard error.
             with suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(job.to_json())
+                process.stdin.write(_JOB.dump_json(job).decode())
             for line in process.stderr:
                 tail.append(line.rstrip())
             process.wait()
@@ -186,7 +172,7 @@ def _main(parent: int) -> int:
     signal.signal(signal.SIGTERM, _interrupt_once)
     end_with(parent)
     try:
-        collect(CollectionJob.from_json(sys.stdin.read()))
+        collect(_JOB.validate_json(sys.stdin.read()))
     except ChatterboxError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return _FAILED

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 from typing_extensions import Self
 
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
+from chatterbox_vllm.setup.probe import CountedBy
 from chatterbox_vllm.voices.voice import Voice
 
 FACTS = "facts.json"
@@ -60,12 +61,13 @@ class RunFacts:
     Attributes:
         model: where it lies.
         name: what its user called it.
-        machine: as in `bench.probe.machine`.
+        machine: `setup.provenance.provenance` and the settings in force.
         load_seconds: from nothing to a model that speaks.
         speaking_seconds: of all cases together, after one to warm up, in the repeat that counts; None where every
             repeat had a case that was not spoken, as what fails at once takes no time.
         repeats: how often all cases were spoken.
-        peak_device_bytes: in use on the card while loading and running, all processes; None on a CPU.
+        peak_device_bytes: that the process held on the card while loading and running; None on a CPU.
+        counted_by: see `setup.probe.Usage`.
         peak_host_bytes: the process's largest resident size.
         enrolments: clips enrolled, by file; None, or the error.
     """
@@ -77,6 +79,7 @@ class RunFacts:
     load_seconds: float = 0.0
     speaking_seconds: float | None = 0.0
     peak_device_bytes: int | None = None
+    counted_by: CountedBy | None = None
     peak_host_bytes: int = 0
     cases: list[CaseFacts] = field(default_factory=list)
     enrolments: dict[str, str | None] = field(default_factory=dict)
@@ -99,6 +102,9 @@ class RunFacts:
         return self.speaking_seconds / self.audio_seconds if self.audio_seconds else float("inf")
 
 
+_FACTS: pydantic.TypeAdapter[RunFacts] = pydantic.TypeAdapter(RunFacts)
+
+
 class Collection:
     """A directory that `collect` fills and `compare` reads.
 
@@ -111,14 +117,13 @@ class Collection:
 
     def write_facts(self, facts: RunFacts) -> None:
         """Raises OutputError if the directory cannot be written."""
-        self._writing(lambda: (self.directory / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n"))
+        self._writing(lambda: (self.directory / FACTS).write_bytes(_FACTS.dump_json(facts, indent=1) + b"\n"))
 
     def facts(self) -> RunFacts:
         """Raises CheckpointError if the collection was not finished, or is of another version."""
         try:
-            data = json.loads((self.directory / FACTS).read_text())
-            return RunFacts(**{**data, "cases": [CaseFacts(**case) for case in data["cases"]]})
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            return _FACTS.validate_json((self.directory / FACTS).read_bytes(), strict=True)
+        except (OSError, pydantic.ValidationError) as error:
             raise CheckpointError(f"{self.directory}: no finished collection ({error}); collect it anew") from error
 
     def save(self, kind: str, index: int, array: np.ndarray) -> None:

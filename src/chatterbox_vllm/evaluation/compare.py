@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.features import RATE_24K
 from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint.config import ModelConfig
@@ -17,11 +18,13 @@ from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, Gen
 from chatterbox_vllm.evaluation import metrics
 from chatterbox_vllm.evaluation.asr import Recogniser
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
+from chatterbox_vllm.evaluation.compare_speech import SpeechComparison, compare_speech, speech_measurements
 from chatterbox_vllm.evaluation.gates import Measurement
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
 from chatterbox_vllm.families.layout import check_module_file
 from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
+from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
 from chatterbox_vllm.voices.voice import Voice
 
 LATE_POSITION = 250  # 10 s of speech
@@ -36,6 +39,7 @@ class CaseFigures:
     Attributes:
         kl: nats at each position.
         top1: agreement at each position.
+        speech: both models' own speech; None where the baseline has none.
         word_errors: of the baseline's and of the candidate's own speech; then the text's words.
     """
 
@@ -49,6 +53,7 @@ class CaseFigures:
     stoi: float | None = None
     speaker_similarity: float | None = None
     xvector_similarity: float | None = None
+    speech: SpeechComparison | None = None
     word_errors: tuple[int, int, int] | None = None
 
 
@@ -90,6 +95,10 @@ class VoiceJudge:
         except AudioError:
             return None
 
+    def hear_clip(self, path: str) -> Voice:
+        """The speaker of an audio file. Raises AudioError where it cannot serve as a clip."""
+        return self._enroller.enrol(*decode_audio(Path(path), max_seconds=MAX_REFERENCE_SECONDS))
+
 
 def compare(
     plan: EvaluationPlan,
@@ -107,20 +116,30 @@ def compare(
     for collection, run in zip((baseline, candidate), facts, strict=True):
         if [case.index for case in run.cases] != [case.index for case in plan.cases]:
             raise CheckpointError(f"{collection.directory} was not collected with this plan; collect it anew")
+    asked = _asked_voices(plan, baseline, judge)
     cases = []
     for case in plan.cases:
         figures = CaseFigures(case)
         _compare_thoughts(figures, baseline, candidate)
         _compare_sound(figures, baseline, candidate, judge)
+        figures.speech = compare_speech(case, asked[case.voice], baseline, candidate, judge)
         cases.append(figures)
     measurements = {
         **_t3_measurements(cases),
         **_s3gen_measurements(cases),
+        **speech_measurements([figures.speech for figures in cases]),
         **_enrolment_measurements(*facts, baseline, candidate),
         **_run_measurements(*facts),
         "word_errors": _compare_words(cases, baseline, candidate, recogniser),
     }
     return Comparison(*facts, tuple(cases), measurements)
+
+
+def _asked_voices(plan: EvaluationPlan, baseline: Collection, judge: VoiceJudge) -> list[torch.Tensor]:
+    """The speaker embedding of each voice that was asked for: as the judge hears the clip, or the built-in voice's."""
+    if plan.clips:
+        return [judge.hear_clip(clip).conditioning.speaker_embedding for clip in plan.clips]
+    return [torch.load(baseline.voice_path(0), weights_only=True)["t3"]["speaker_emb"]]
 
 
 def _compare_thoughts(figures: CaseFigures, baseline: Collection, candidate: Collection) -> None:
@@ -215,7 +234,7 @@ SOUND: dict[str, tuple[Callable[..., float], str]] = {
     "mel_distance": (max, "the baseline has no audio"),
     "pitch_error": (max, "the baseline has no audio"),
     "spectral_distortion": (max, "the baseline has no audio, or only silence"),
-    "pesq": (min, "PESQ finds no speech in the baseline's audio"),
+    "pesq": (min, "PESQ finds no speech in the baseline's audio, or the extra `pesq` is not installed"),
     "stoi": (min, "the baseline's audio is too short for STOI, or silent"),
     "speaker_similarity": (min, "the baseline's audio is too short or silent"),
     "xvector_similarity": (min, "the baseline's audio is too short or silent"),
@@ -260,19 +279,27 @@ def _stored_likeness(a: dict, b: dict) -> tuple[float, float]:
 
 
 def _run_measurements(expected: RunFacts, found: RunFacts) -> dict[str, Measurement]:
-    memory = expected.peak_device_bytes, found.peak_device_bytes
     failed = expected.failure_rate, found.failure_rate
     return {
         "speed": _speed(expected.real_time_factor, found.real_time_factor),
-        "device_memory": Measurement(None, "no device memory on a CPU")
-        if memory[0] is None or memory[1] is None
-        else Measurement(memory[1] / memory[0], f"{memory[1] / 2**20:.0f} MiB, the baseline {memory[0] / 2**20:.0f}"),
+        "device_memory": _device_memory(expected, found),
         "host_memory": Measurement(
             found.peak_host_bytes / expected.peak_host_bytes,
             f"{found.peak_host_bytes / 2**20:.0f} MiB, the baseline {expected.peak_host_bytes / 2**20:.0f}",
         ),
         "failures": Measurement(max(0.0, failed[1] - failed[0]), f"{failed[1]:.1%}, the baseline {failed[0]:.1%}"),
     }
+
+
+def _device_memory(expected: RunFacts, found: RunFacts) -> Measurement:
+    """Of what each process itself held."""
+    if not expected.peak_device_bytes or not found.peak_device_bytes:
+        return Measurement(None, "no device memory on a CPU")
+    if expected.counted_by != found.counted_by:
+        return Measurement(None, f"counted by the {found.counted_by}, the baseline's by the {expected.counted_by}")
+    mine, other = found.peak_device_bytes, expected.peak_device_bytes
+    note = f"{mine / 2**20:.0f} MiB, the baseline {other / 2**20:.0f}, counted by the {found.counted_by}"
+    return Measurement(mine / other, note)
 
 
 def _speed(expected: float | None, found: float | None) -> Measurement:

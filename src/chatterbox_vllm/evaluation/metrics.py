@@ -100,9 +100,12 @@ def pesq(baseline: np.ndarray, candidate: np.ndarray) -> float | None:
         baseline, candidate: waves [samples] at 16 kHz.
 
     Returns:
-        None where the measure finds no speech in the baseline.
+        None where the measure finds no speech in the baseline, or the extra `pesq` is not installed.
     """
-    import pesq as itu
+    try:
+        import pesq as itu
+    except ImportError:
+        return None
 
     def score(reference: np.ndarray, degraded: np.ndarray) -> float | None:
         if not reference.any() or not degraded.any():
@@ -155,13 +158,13 @@ def word_errors(reference: str, transcript: str) -> tuple[int, int]:
     Case and punctuation do not count, nor how Unicode composes a letter. Where a script is written without spaces (Han,
     Hiragana, Katakana, Thai), every character is a word.
     """
+    import jiwer
+
     said, heard = _words(reference), _words(transcript)
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1], len(said)
+    if not said:
+        return len(heard), 0
+    found = jiwer.process_words(" ".join(said), " ".join(heard))
+    return found.substitutions + found.insertions + found.deletions, len(said)
 
 
 # In a text of `_spelled`, whatever is neither a letter, a space nor an apostrophe is a combining mark.

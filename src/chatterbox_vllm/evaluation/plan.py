@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import Self
 
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters
 from chatterbox_vllm.errors import ConfigError
@@ -95,18 +92,13 @@ class EvaluationPlan:
         )
 
     @property
+    def voices(self) -> int:
+        """How many voices there are."""
+        return max(1, len(self.clips))
+
+    @property
     def cases(self) -> tuple[Case, ...]:
         """Every piece of every text with every voice."""
         pieces = [piece.text for text in self.texts if text.strip() for piece in split_text(text)]
-        voices = range(max(1, len(self.clips)))
-        pairs = [(piece, voice) for voice in voices for piece in pieces]
+        pairs = [(piece, voice) for voice in range(self.voices) for piece in pieces]
         return tuple(Case(i, text, voice, (self.seed + i) % (MAX_SEED + 1)) for i, (text, voice) in enumerate(pairs))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The plan that `to_json` described."""
-        return cls(**{**data, "texts": tuple(data["texts"]), "clips": tuple(data["clips"])})

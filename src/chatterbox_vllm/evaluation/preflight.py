@@ -21,7 +21,12 @@ from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices.voice import Voice
 
 # What the evaluation sets itself, and what does.
-_TAKEN = {"model": "--baseline or --candidate", "ckpt_dir": "--baseline or --candidate", "device": "--device"}
+_TAKEN = {
+    "model": "--baseline or --candidate",
+    "ckpt_dir": "--baseline or --candidate",
+    "device": "--device",
+    "teacher_forcing": "the evaluation itself",
+}
 _QUANTIZATION = ("use_quantization", "quantization_method", "quantize_s3gen", "quantize_voice_encoder")
 
 
@@ -87,7 +92,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     hints = _keywords()
     for name, value in options.items():
         if name in _TAKEN:
-            raise ConfigError(f"the model option {name!r} is set by {_TAKEN[name]}; name it there")
+            raise ConfigError(f"the model option {name!r} is set by {_TAKEN[name]}; leave it out of the model options")
         if name == "quantization":
             raise ConfigError(
                 f"the model option 'quantization' takes no words such as {value!r}; name {', '.join(_QUANTIZATION)}"

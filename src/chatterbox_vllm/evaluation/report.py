@@ -8,6 +8,7 @@ from typing import Any
 
 from chatterbox_vllm.evaluation.collection import RunFacts
 from chatterbox_vllm.evaluation.compare import SOUND, CaseFigures, Comparison
+from chatterbox_vllm.evaluation.compare_speech import NO_AUDIO
 from chatterbox_vllm.evaluation.gates import Judgement, Status, Verdict
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
 
@@ -32,6 +33,10 @@ def troubles(comparison: Comparison) -> list[Trouble]:
     for name, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate)):
         for case in run.cases:
             found += [Trouble(name, case.index, what) for what in dict.fromkeys(case.troubles)]
+            if (speech := comparison.cases[case.index].speech) is not None:
+                fault = speech.baseline_fault if name == "baseline" else speech.candidate_fault
+                if fault is not None and fault != NO_AUDIO:
+                    found.append(Trouble(name, case.index, f"own speech: {fault}"))
             if case.s3gen_error is not None:
                 found.append(Trouble(name, case.index, f"the baseline's tokens not voiced: {case.s3gen_error}"))
         for clip, error in run.enrolments.items():
@@ -63,7 +68,7 @@ def as_json(plan: EvaluationPlan, comparison: Comparison, verdict: Verdict) -> d
         "gates": {j.name: _gate(j) for j in verdict.judgements},
         "baseline": _run(comparison.baseline),
         "candidate": _run(comparison.candidate),
-        "plan": plan.to_json(),
+        "plan": dataclasses.asdict(plan),
         "cases": [_case(figures, comparison) for figures in comparison.cases],
     }
     return _finite(data)
@@ -125,6 +130,7 @@ def _case(figures: CaseFigures, comparison: Comparison) -> dict[str, Any]:
         "positions": len(figures.kl),
         "t3_kl": float(figures.kl.mean()) if len(figures.kl) else None,
         "t3_top1": float(figures.top1.mean()) if len(figures.top1) else None,
+        "speech": None if figures.speech is None else dataclasses.asdict(figures.speech),
         "word_errors": figures.word_errors,
         "kl_by_position": figures.kl.tolist(),
         "baseline": dataclasses.asdict(comparison.baseline.cases[index]),

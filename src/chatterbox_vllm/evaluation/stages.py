@@ -1,23 +1,18 @@
-"""The parts of a collection: what a loaded model speaks, thinks, voices and enrols."""
+"""The parts of a collection: what a loaded model speaks, thinks and enrols; voicing.py voices."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from chatterbox_vllm.audio.encode import write_audio
-from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.engine.request import SpeechRequest
-from chatterbox_vllm.errors import ChatterboxError, GenerationError
+from chatterbox_vllm.errors import ChatterboxError
 from chatterbox_vllm.evaluation.collection import CaseFacts, Collection
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
-from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.t3.vllm.forcing import ForcedTokens
 from chatterbox_vllm.tts import ChatterboxTTS
 from chatterbox_vllm.voices.voice import Voice
@@ -130,68 +125,6 @@ def _run_forced(
         if talker.unfinished:
             talker.abort([f"forced-{case.index}" for case, _ in work])
         tts.return_scheduler()
-
-
-def voice_tokens(
-    tts: ChatterboxTTS,
-    plan: EvaluationPlan,
-    voices: Sequence[Voice],
-    said: Sequence[CaseFacts],
-    found: Sequence[CaseFacts],
-    baseline: Collection,
-    into: Collection,
-) -> None:
-    """Give S3Gen the baseline's tokens and noise that is the same on every device; keep mel, pitch and wave.
-
-    The wave has the baseline's pitch: the source sums pitch over all samples, so that a difference of a hundredth of a
-    Hertz, which nobody hears, makes another wave after some seconds. Pitch is compared by itself. A case that fails has
-    its error in `found` and no arrays.
-    """
-    model = tts.s3gen_stage.model
-    for case in plan.cases:
-        tokens = torch.tensor(said[case.index].speech_tokens, dtype=torch.int64)
-        if not len(tokens):
-            continue
-        prompt = voices[case.voice].prompt
-        # On the CPU: a generator's numbers differ from device to device.
-        noise = model.draw_noise(torch.Generator("cpu").manual_seed(case.seed), len(tokens), prompt)
-        try:
-            (mel,) = model.mel([S3GenRequest(tokens, prompt, noise)], steps=plan.diffusion_steps)
-            pitch = _pitch(model, mel)
-            expected = baseline.load("pitch", case.index)
-            with given_pitch(model.vocoder, pitch if expected is None else torch.from_numpy(expected)):
-                (wave,) = model.waveform([mel], [noise])
-            if not bool(wave.isfinite().all()):
-                raise GenerationError("the waveform is not finite")
-        except (ChatterboxError, torch.OutOfMemoryError) as error:
-            found[case.index].s3gen_error = str(error)
-            continue
-        into.save("mel", case.index, mel.float().cpu().numpy())
-        into.save("pitch", case.index, pitch.cpu().numpy())
-        into.save("wave", case.index, wave.float().cpu().numpy())
-
-
-@torch.inference_mode()
-@ieee_float32()
-def _pitch(model: S3Gen, mel: torch.Tensor) -> torch.Tensor:
-    """[frames] in Hz of a mel [frames, mels]."""
-    return model.vocoder.pitch(mel.T[None], [len(mel)])[0]
-
-
-@contextmanager
-def given_pitch(vocoder: HiFT, pitch: torch.Tensor) -> Iterator[None]:
-    """Within, the vocoder sings at `pitch` [frames] in Hz whatever the mel says; one utterance at a time."""
-
-    def replace_output(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], found: torch.Tensor) -> torch.Tensor:
-        if found.shape[-1] != len(pitch):
-            raise GenerationError(f"pitch of {len(pitch)} frames was given for a mel of {found.shape[-1]}")
-        return pitch.to(found).expand_as(found)
-
-    handle = vocoder.f0_predictor.register_forward_hook(replace_output)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def write_clips(plan: EvaluationPlan, said: Sequence[CaseFacts], into: Collection) -> None:

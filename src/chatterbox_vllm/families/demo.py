@@ -36,9 +36,10 @@ from chatterbox_vllm.voices.enrolment import VoiceEnroller
 logger = logging.getLogger(__name__)
 
 # Part of the cache directory's name: raise it when anything below changes what is built.
-_VERSION = 1
+_VERSION = 2
 
 DEMO_CONFIG = ModelConfig(
+    synthetic=True,
     t3=T3Config(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=512),
     s3gen=S3GenConfig(
         tokenizer=SpeechTokenizerConfig(hidden_size=128, num_heads=2, num_layers=2),

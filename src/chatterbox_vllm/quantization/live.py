@@ -1,9 +1,12 @@
-"""What quantization is in force, read from the live modules: their tensors are counted, no wish is repeated."""
+"""What quantization is in force: the live modules are asked for their methods, and their tensors are counted.
+
+Nothing is concluded from dtypes, because kernels repack weights into dtypes of their own. A layer that computes with a
+method knows the method: our layers carry their scheme, vLLM's carry an object that multiplies (`t3.vllm.live` asks it).
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,10 +15,26 @@ from torch import nn
 
 from chatterbox_vllm.quantization.modules import QuantizedModule
 
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Attributes of a module that hold no weights of its own.
 _NOT_WEIGHTS = ("_parameters", "_buffers", "_modules", "kv_cache")
-_EIGHT_BITS = 0.75  # bytes a weight above which it is no 4-bit form
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """What a linear layer or LSTM says about itself.
+
+    Attributes:
+        weights: values in its matrices.
+        method: that its matrices are quantized by; None if they are floats.
+        kernel: what multiplies with quantized matrices, where that is known.
+    """
+
+    weights: int
+    method: str | None = None
+    kernel: str | None = None
+
+
+Inspect = Callable[[nn.Module], LinearLayer | None]
 
 
 @dataclass
@@ -23,17 +42,20 @@ class ComponentInfo:
     """What one component holds.
 
     Attributes:
-        method: of its quantized layers, as their tensors show it; None if there are none, "a+b" if they differ.
+        method: of its quantized layers, as these say themselves; None if there are none, "a+b" if they differ.
+        kernels: what multiplies with the quantized matrices; it may have repacked them into a form of its own.
         quantized_layers: of `linear_layers`, which counts linear layers and LSTMs.
         quantized_weights: values in the quantized layers' matrices.
-        quantized_bytes: what these matrices take, scales included.
-        bytes_by_dtype: of all tensors of the component, by dtype's name.
-        devices: where they are.
+        quantized_bytes: the memory that these matrices take now, scales and what the kernel added included.
+        bytes_by_dtype: of all tensors of the component, by dtype's name. What a library keeps inside an object of its
+            own is not among them.
+        devices: where the tensors are.
         unseen_layers: linear layers whose weights lie inside a library's own object and cannot be counted, which is
             what vLLM does with unquantized ones on a CPU.
     """
 
     method: str | None = None
+    kernels: list[str] = field(default_factory=list)
     linear_layers: int = 0
     quantized_layers: int = 0
     quantized_weights: int = 0
@@ -44,7 +66,7 @@ class ComponentInfo:
 
     @property
     def total_bytes(self) -> int:
-        """Of all tensors."""
+        """Of all tensors that can be seen."""
         return sum(self.bytes_by_dtype.values())
 
     @property
@@ -57,60 +79,83 @@ class ComponentInfo:
         return {**asdict(self), "total_bytes": self.total_bytes, "bytes_per_weight": self.bytes_per_weight}
 
 
-def component_info(module: nn.Module) -> ComponentInfo:
-    """Count what is in the memory of `module`: ours, plain torch's, or vLLM's."""
+def own_layer(layer: nn.Module) -> LinearLayer | None:
+    """What a layer of ours or of plain torch says about itself; None for modules that are no linear layer or LSTM."""
+    if isinstance(layer, QuantizedModule):
+        # A matrix that is not loaded yet is not in `matrices`, and an LSTM's biases are never.
+        weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in layer.matrices.values())
+        return LinearLayer(weights, layer.scheme.method if layer.matrices else None)
+    if isinstance(layer, nn.LSTM):
+        return LinearLayer(sum(value.numel() for value in layer.parameters() if value.dim() == 2))
+    if isinstance(layer, nn.Linear):
+        return LinearLayer(layer.in_features * layer.out_features)
+    return None
+
+
+def component_info(module: nn.Module, inspect: Inspect = own_layer) -> ComponentInfo:
+    """Ask every layer of `module` what it is, and count the tensors that are in memory.
+
+    Args:
+        inspect: what a layer says about itself; the layers of another library need a function of their own.
+    """
     info = ComponentInfo()
-    methods, devices, seen = set(), set(), set()
+    methods, kernels, devices = set(), set(), set()
+    seen: set[tuple[object, ...]] = set()
     for layer in module.modules():
-        matrices = list(_tensors(layer))
-        fresh = 0  # bytes of the matrices, without what another layer shares with this one
-        for name, tensor in matrices:
+        held = fresh = 0  # bytes of the matrices: all of them, and without what another layer shares with this one
+        for name, tensor in _tensors(layer):
+            if tensor.is_meta:
+                continue
+            is_bias = name.startswith("bias")
+            held += 0 if is_bias else tensor.nbytes
             place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
-            if place in seen or tensor.is_meta:
+            if place in seen:
                 continue
             seen.add(place)
             kind = str(tensor.dtype).removeprefix("torch.")
             info.bytes_by_dtype[kind] = info.bytes_by_dtype.get(kind, 0) + tensor.nbytes
-            fresh += 0 if name.startswith("bias") else tensor.nbytes
+            fresh += 0 if is_bias else tensor.nbytes
             devices.add(str(tensor.device))
-        weights = _linear_weights(layer)
-        if weights is None:
+        said = inspect(layer)
+        if said is None:
             continue
         info.linear_layers += 1
-        if not any(tensor.numel() for _, tensor in matrices):
+        if not held:
             info.unseen_layers += 1
-            continue
-        found = _method(weights, [t for name, t in matrices if not name.startswith("bias")])
-        if found is not None:
+        if said.method is not None:
             info.quantized_layers += 1
-            info.quantized_weights += weights
+            info.quantized_weights += said.weights
             info.quantized_bytes += fresh
-            methods.add(found)
+            methods.add(said.method)
+            kernels |= {said.kernel} - {None}
     info.method = "+".join(sorted(methods)) or None
+    info.kernels = sorted(kernels)
     info.devices = sorted(devices)
     return info
 
 
-def quantization_info(components: Mapping[str, nn.Module | None]) -> dict[str, Any]:
-    """`ComponentInfo` of each component as plain data; None for one that is not in memory."""
-    return {name: None if m is None else component_info(m).as_dict() for name, m in components.items()}
-
-
 def render(info: Mapping[str, Any]) -> str:
-    """A table for a terminal of what `quantization_info` or `ChatterboxTTS.get_quantization_info` returned."""
+    """A table for a terminal of what `ChatterboxTTS.get_quantization_info` returned."""
     lines = [f"{'component':<14} {'method':<10} {'layers':>11} {'MiB':>8} {'bytes/weight':>13}  by dtype"]
+    unseen = []
     for name, found in info.items():
         if name in ("asked", "steps_down"):
             continue
         if found is None:
             lines.append(f"{name:<14} not in memory")
             continue
+        if found["unseen_layers"]:
+            unseen.append(f"{found['unseen_layers']} of {name}")
         ratio = found["bytes_per_weight"]
         dtypes = ", ".join(f"{dtype} {size / 2**20:.1f}" for dtype, size in sorted(found["bytes_by_dtype"].items()))
         layers = f"{found['quantized_layers']} of {found['linear_layers']}"
         lines.append(
             f"{name:<14} {found['method'] or '-':<10} {layers:>11} {found['total_bytes'] / 2**20:8.1f} "
             f"{'-' if ratio is None else format(ratio, '.4f'):>13}  {dtypes}"
+        )
+    if unseen:
+        lines.append(
+            f"not counted, because a library keeps the weights inside its own object: layers {', '.join(unseen)}"
         )
     if "asked" in info:
         lines.append(f"asked for: {info['asked']}")
@@ -120,58 +165,12 @@ def render(info: Mapping[str, Any]) -> str:
 
 
 def _tensors(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """A layer's own tensors, wherever it keeps them: parameters, buffers, quantized matrices, libraries' states."""
+    """A layer's own tensors: parameters, buffers, quantized matrices, and plain attributes such as a workspace."""
     yield from layer.named_parameters(recurse=False)
     yield from layer.named_buffers(recurse=False)
     if isinstance(layer, QuantizedModule):
         for name, matrix in layer.matrices.items():
             yield from ((f"{name}.{part}", tensor) for part, tensor in matrix.tensors.items())
-        return
     for name, value in vars(layer).items():
-        if name not in _NOT_WEIGHTS and not isinstance(value, nn.Module):
-            yield from _inside(name, value)
-
-
-def _inside(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in an attribute: itself, or one level into a state object."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif hasattr(value, "absmax") or hasattr(value, "SCB"):  # bitsandbytes' states
-        for part, inner in vars(value).items():
-            if isinstance(inner, torch.Tensor):
-                yield f"{name}.{part}", inner
-            elif hasattr(inner, "absmax"):
-                yield from _inside(f"{name}.{part}", inner)
-
-
-def _linear_weights(layer: nn.Module) -> int | None:
-    """Values in the matrices of a linear layer or LSTM; None for other modules."""
-    if isinstance(layer, QuantizedModule):
-        return sum(matrix.shape[0] * matrix.shape[1] for matrix in layer.matrices.values())
-    if isinstance(layer, nn.LSTM):
-        return sum(value.numel() for value in layer.parameters() if value.dim() == 2)
-    if isinstance(layer, nn.Linear):
-        return layer.in_features * layer.out_features
-    # vLLM's: its linear layers know their sizes and have a method; embeddings and heads have rows of a vocabulary.
-    if hasattr(layer, "quant_method") and hasattr(layer, "input_size") and not hasattr(layer, "num_embeddings"):
-        sizes: Any = layer  # torch declares every attribute of a module as "Tensor | Module"
-        return int(sizes.input_size) * int(sizes.output_size)
-    return None
-
-
-def _method(weights: int, tensors: list[torch.Tensor]) -> str | None:
-    """Which method a layer's tensors are of: by the dtype that its values are in and the bytes that they take."""
-    if not tensors:
-        return None
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in tensors:
-        sizes[tensor.dtype] += tensor.numel() * tensor.element_size()
-    ((dtype, size),) = sizes.most_common(1)
-    a_weight = size / max(weights, 1)
-    if dtype in _FLOAT8:
-        return "fp8"
-    if dtype == torch.int32 and a_weight < _EIGHT_BITS:
-        return "awq"
-    if dtype in (torch.int8, torch.uint8):
-        return "bnb-4bit" if a_weight < _EIGHT_BITS else "bnb-8bit"
-    return None
+        if name not in _NOT_WEIGHTS and isinstance(value, torch.Tensor):
+            yield name, value

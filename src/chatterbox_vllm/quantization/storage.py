@@ -20,6 +20,8 @@ from chatterbox_vllm.errors import ConfigError
 Tensors = dict[str, torch.Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # a tensor's name to its shape and dtype
 
+BITSANDBYTES = "bitsandbytes>=0.50,<0.51"  # what pyproject.toml's extra `bnb` takes
+
 NF4_BLOCK = 64  # values that share a scale
 _SCALE_BLOCK = 256  # scales that share a scale, under double quantization
 INT8_LARGEST = 127
@@ -41,7 +43,7 @@ def require_bitsandbytes() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(
             f"bnb-4bit, and bnb-8bit for T3, need the library bitsandbytes, which cannot be imported ({error}): "
-            "pip install bitsandbytes"
+            f'pip install "{BITSANDBYTES}"'
         ) from error
     finally:
         log.setLevel(level)

@@ -171,6 +171,7 @@ def _t3_options(settings: Settings, plan: Plan) -> T3Options:
         quantization=plan.quantization.t3,
         double_quant=plan.quantization.double_quant,
         graph_sizes=plan.graph_sizes,
+        teacher_forcing=settings.teacher_forcing,
     )
 
 

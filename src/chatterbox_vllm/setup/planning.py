@@ -39,6 +39,7 @@ class Settings:
     cuda_graphs: bool
     deterministic: bool
     watermark: bool
+    teacher_forcing: bool = False
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -69,6 +70,7 @@ def make_settings(
     cuda_graphs: bool | None,
     deterministic: bool,
     watermark: bool,
+    teacher_forcing: bool = False,
 ) -> Settings:
     """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
 
@@ -91,6 +93,7 @@ def make_settings(
         cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
         deterministic=deterministic,
         watermark=watermark,
+        teacher_forcing=teacher_forcing,
     )
 
 

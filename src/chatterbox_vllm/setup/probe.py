@@ -1,47 +1,21 @@
-"""What machine this is, and what its device and memory do while a benchmark runs."""
+"""What a device and the memory do while something runs: samples of the driver, and seconds spent in a method."""
 
 from __future__ import annotations
 
-import os
-import platform
 import resource
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from typing_extensions import Self
 
-from chatterbox_vllm import __version__
+from chatterbox_vllm.cuda.driver import Card
 
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Date, versions and names that a result is worth nothing without."""
-    facts = {
-        "date": date.today().isoformat(),
-        "chatterbox-vllm": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-    return facts
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+# Who counted the bytes on a device: the driver for this process, or PyTorch's allocator, without CUDA's context.
+CountedBy = Literal["driver", "allocator"]
 
 
 @dataclass
@@ -49,32 +23,25 @@ class Usage:
     """What was seen between entering and leaving a `Probe`.
 
     Attributes:
-        gpu_busy_share: of samples in which a kernel ran, as the driver reports it; None on a CPU.
-        peak_device_bytes: in use on the card, all processes, contexts included; None on a CPU.
+        gpu_busy_share: of samples in which a kernel of any process ran on the card; None on a CPU, or where
+            the driver does not tell.
+        peak_device_bytes: most that this process held on the card; None on a CPU.
+        counted_by: who counted them; None on a CPU.
         peak_host_bytes: the process's largest resident size since it started.
     """
 
     gpu_busy_share: float | None = None
     peak_device_bytes: int | None = None
+    counted_by: CountedBy | None = None
     peak_host_bytes: int = 0
 
 
-def device_bytes_in_use(device: torch.device) -> int:
-    """Of a CUDA device, by all processes and with their contexts, as the driver sees it. Makes no context."""
-    driver, handle = _driver(device)
-    return int(driver.nvmlDeviceGetMemoryInfo(handle).used)
-
-
-def _driver(device: torch.device) -> tuple[Any, Any]:
-    """NVML, and what it calls the device."""
-    from vllm.third_party import pynvml
-
-    pynvml.nvmlInit()
-    return pynvml, pynvml.nvmlDeviceGetHandleByIndex(_physical_index(device.index or 0))
-
-
 class Probe:
-    """A `with` block that samples the driver every `interval` seconds."""
+    """A `with` block that samples a device every `interval` seconds.
+
+    Raises:
+        DeviceError: the driver of a CUDA device does not answer.
+    """
 
     def __init__(self, device: torch.device, interval: float = 0.05):
         self.device = device
@@ -82,33 +49,42 @@ class Probe:
         self.usage = Usage()
         self._stop = threading.Event()
         self._busy: list[float] = []
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._peaks: dict[CountedBy, int] = {}
+        self._failure: Exception | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
+            self._thread = threading.Thread(target=self._sample, args=(Card.of(self.device),), daemon=True)
             self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self.device.type == "cuda":
-            self._stop.set()
-            self._thread.join()
-            self.usage.gpu_busy_share = sum(self._busy) / len(self._busy) if self._busy else None
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.usage.peak_host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self._thread is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
+        self.usage.gpu_busy_share = sum(self._busy) / len(self._busy) if self._busy else None
+        # The driver sees more; it does not know this process before its first kernel, nor by its number in a container.
+        self.usage.counted_by = "driver" if "driver" in self._peaks else "allocator"
+        self.usage.peak_device_bytes = self._peaks.get(self.usage.counted_by, 0)
 
-    def _sample(self) -> None:
-        driver, handle = _driver(self.device)
-        peak = 0
-        while not self._stop.wait(self.interval):
-            self._busy.append(driver.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
-            peak = max(peak, driver.nvmlDeviceGetMemoryInfo(handle).used)
-        self.usage.peak_device_bytes = int(peak)
+    def _sample(self, card: Card) -> None:
+        try:
+            while not self._stop.wait(self.interval):
+                if (busy := card.busy_share()) is not None:
+                    self._busy.append(busy)
+                self._keep("driver", card.own_bytes())
+                self._keep("allocator", torch.cuda.memory_reserved(self.device))
+        except Exception as failure:  # raised where the block ends
+            self._failure = failure
 
-
-def _physical_index(index: int) -> int:
-    """The driver's number of a device; CUDA_VISIBLE_DEVICES renumbers them for PyTorch."""
-    visible = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip().isdigit()]
-    return int(visible[index]) if index < len(visible) else index
+    def _keep(self, who: CountedBy, count: int | None) -> None:
+        if count is not None:
+            self._peaks[who] = max(self._peaks.get(who, 0), count)
 
 
 class Stopwatch:

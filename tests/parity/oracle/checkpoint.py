@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from . import weights_recipe as recipe
+from .tokenizer import write_tokenizer
 
 HERE = Path(__file__).parent
 
@@ -28,8 +33,12 @@ def layout(file: str) -> dict[str, tuple[tuple[int, ...], str]]:
     return {key: (tuple(shape), dtype) for key, (shape, dtype) in tensors.items()}
 
 
-def write_english(directory: Path, tokenizer: Path) -> Path:
-    """Build the checkpoint in `directory` (made if absent; complete files are kept) and return it."""
+def write_english(directory: Path, tokenizer: Path | None) -> Path:
+    """Build the checkpoint in `directory` (made if absent; complete files are kept) and return it.
+
+    Args:
+        tokenizer: the published file; None for one of our own making.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     buffers = np.load(HERE / "computed_buffers.npz")
     for file, (component, absent) in ENGLISH.items():
@@ -38,11 +47,26 @@ def write_english(directory: Path, tokenizer: Path) -> Path:
             continue
         shapes = {key: value for key, value in layout(file).items() if key not in absent}
         partial = path.with_suffix(".partial")
-        save_file(recipe.state_dict(shapes, component, buffers), partial)
+        save_file(state_dict(shapes, component, buffers), partial)
         partial.rename(path)
-    shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    if tokenizer is None:
+        write_tokenizer(directory / "tokenizer.json")
+    else:
+        shutil.copyfile(tokenizer, directory / "tokenizer.json")
     torch.save(builtin_voice(), directory / "conds.pt")
     return directory
+
+
+def state_dict(shapes: dict[str, tuple[tuple[int, ...], str]], component: str, buffers: Any) -> dict[str, torch.Tensor]:
+    """The recipe's tensors, made on all cores: numpy draws and adds outside Python's lock."""
+
+    def make(key: str) -> dict[str, torch.Tensor]:
+        return recipe.state_dict({key: shapes[key]}, component, buffers)
+
+    largest_first = sorted(shapes, key=lambda key: -math.prod(shapes[key][0]))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = {key: tensor for part in pool.map(make, largest_first) for key, tensor in part.items()}
+    return {key: made[key] for key in shapes}
 
 
 def builtin_voice() -> dict[str, dict[str, torch.Tensor | None]]:

@@ -1,7 +1,8 @@
 """The AutoAWQ GEMM layout: 4-bit weights in groups of 128 inputs, each group with a scale and a zero point.
 
 For a weight [out, in] the file holds `qweight` [in, out/8] and `qzeros` [in/128, out/8], both int32 with eight values
-in each, and `scales` [in/128, out] float16. A weight is (q - zero) * scale. vLLM loads it itself, on CPUs and GPUs.
+in each, and `scales` [in/128, out] float16. A weight is (q - zero) * scale. vLLM loads it itself; its product is vLLM's
+on a GPU, and that of `t3.vllm.awq` on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from chatterbox_vllm.t3.quantization.methods import AWQ_GROUP
 # Nibble i of an int32 holds column _COLUMNS[i] of its eight.
 _COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _LARGEST = 15
-# vLLM's CPU kernel takes outputs by 32.
+# vLLM's kernels take outputs by 32, torch's by 16.
 _OUT_MULTIPLE = 32
 _LEAST_SCALE = 1e-6
 
@@ -64,7 +65,7 @@ def rounded(weight: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> torch.T
 
 def dequantize_awq(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The weight [out, in] that packed tensors stand for, float32."""
-    quantized, zeros = _unpack(tensors["qweight"]), _unpack(tensors["qzeros"])
+    quantized, zeros = unpack(tensors["qweight"]), unpack(tensors["qzeros"])
     zeros, scales = (part.float().repeat_interleave(AWQ_GROUP, dim=0) for part in (zeros, tensors["scales"]))
     return ((quantized.float() - zeros) * scales).t().contiguous()
 
@@ -91,8 +92,8 @@ def _pack(values: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def _unpack(packed: torch.Tensor) -> torch.Tensor:
-    """int32 [R, C/8] -> [R, C] of 0..15."""
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    """`qweight` or `qzeros`, int32 [R, C/8], to its values 0..15: int32 [R, C]."""
     values = torch.empty(*packed.shape, 8, dtype=torch.int32, device=packed.device)
     for nibble, column in enumerate(_COLUMNS):
         values[..., column] = (packed >> (4 * nibble)) & _LARGEST

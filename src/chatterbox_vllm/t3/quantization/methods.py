@@ -12,8 +12,8 @@ from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.storage import SCHEMES, require_bitsandbytes
 
 T3_METHODS = ("bnb-4bit", "bnb-8bit", "awq", "fp8")
-# Names in vLLM's registry of quantization configs: our own (vllm_bnb.py), and vLLM's.
-BNB_CONFIG = "chatterbox_bnb"
+# Names in vLLM's registry of quantization configs: our own (t3/vllm/bitsandbytes.py, awq.py), and vLLM's.
+BNB_CONFIG, AWQ_CPU_CONFIG = "chatterbox_bnb", "chatterbox_awq_cpu"
 _FP8_CONFIG = "fp8_per_channel"
 # Weights that share a scale and a zero point: the size that vLLM's kernels and published AWQ models have in common.
 AWQ_GROUP = 128
@@ -109,16 +109,18 @@ def engine_quantization(
             },
         )
     if method == "awq":
-        # vLLM chooses the kernel by the device, so the argument is left to it.
+        # On a GPU vLLM chooses the kernel by the card, so the argument is left to it.
+        own = None if device.type == "cuda" else AWQ_CPU_CONFIG
         return EngineQuantization(
+            argument=own,
             hf_config={
-                "quant_method": "awq",
+                "quant_method": own or "awq",
                 "bits": 4,
                 "group_size": AWQ_GROUP,
                 "zero_point": True,
                 "version": "gemm",
                 "modules_to_not_convert": ["lm_head"],
-            }
+            },
         )
     if device.type != "cuda":
         raise ConfigError(f"fp8 needs a CUDA device, not {device.type}: take bnb-8bit, which runs everywhere")

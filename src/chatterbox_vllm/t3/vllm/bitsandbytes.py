@@ -80,6 +80,12 @@ class BnbLinearMethod(LinearMethodBase):
             layer.register_buffer(name, tensor, persistent=False)
         self._names = (*self._stored, *beside)
 
+    def in_force(self, layer: nn.Module) -> tuple[str | None, str | None]:
+        """The method and the kernel that `layer` runs with; (None, None) without the weight's quantized tensors."""
+        held = {name: (tuple(value.shape), value.dtype) for name, value in layer.named_parameters(recurse=False)}
+        whole = held.items() >= self.scheme.layout(self.shape).items()
+        return (self.scheme.method, "bitsandbytes") if whole else (None, None)
+
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         tensors = {name: getattr(layer, name) for name in self._names}
         out = linear(self.scheme, x, tensors, self.shape[0])

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatterbox_vllm.checkpoint.config import T3Config
-
-ARCHITECTURE = "T3ForSpeech"
+from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURE
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ _DEFAULTS = {
     # Binding threads to cores takes them from S3Gen, and fails in containers.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-INSTALL = "install chatterbox-vllm[cuda] on a machine with an NVIDIA GPU, or chatterbox-vllm[cpu] elsewhere"
+INSTALL = (
+    "in a checkout ./start.sh installs the build for this machine; by hand it is the extra `cuda` with an NVIDIA GPU "
+    "and the extra `cpu` elsewhere (see README.md)"
+)
 
 
 # Variables that this module has set, none of which was set before.

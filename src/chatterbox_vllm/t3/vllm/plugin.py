@@ -1,16 +1,17 @@
-"""The `vllm.general_plugins` entry point: makes T3 and its quantization known to vLLM in every process."""
+"""The `vllm.general_plugins` entry point: makes T3's architecture known to vLLM.
+
+vLLM runs it in every process of the machine that starts an engine, whatever the model. So it names the architecture and
+imports nothing of ours beside; the rest is imported when a T3 engine is built.
+"""
 
 from __future__ import annotations
 
-from chatterbox_vllm.t3.vllm.config import ARCHITECTURE
+ARCHITECTURE = "T3ForSpeech"
 
 
 def register() -> None:
-    """Register T3's architecture and the bitsandbytes quantization; harmless when called again."""
+    """Register T3's architecture by name; harmless when called again."""
     from vllm import ModelRegistry
-
-    # Registers its config where it is imported, which has to be before engine arguments are made.
-    import chatterbox_vllm.t3.vllm.bitsandbytes  # noqa: F401
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, f"chatterbox_vllm.t3.vllm.model:{ARCHITECTURE}")

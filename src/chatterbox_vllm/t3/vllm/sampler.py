@@ -28,6 +28,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.t3.draws import uniforms
 from chatterbox_vllm.t3.sampling import RowValues, choose
 from chatterbox_vllm.t3.vllm.config import T3EngineFields
@@ -135,7 +136,11 @@ class SpeechSampler(LogitsProcessor):
         """[N, S * V] float32 -> [N, V]: zero for the chosen token, -inf for all others."""
         vocabulary = self.mask.shape[1]
         if len(self.rows) != len(logits):
-            return logits[:, :vocabulary]  # a trial run of vLLM's, without requests
+            # vLLM's own trial runs have no custom processors, so this is never one of them.
+            raise GenerationError(
+                f"the sampler was told of {len(self.rows)} requests and got the logits of {len(logits)}, so it "
+                "cannot guide them; install the vLLM that this version of chatterbox-vllm names"
+            )
         step = async_tensor_h2d(self._step(), self.device)
         if logits.is_cuda and not self.nucleus:
             from chatterbox_vllm.t3.sampling_kernel import choose_one_hot  # imports triton

@@ -15,8 +15,15 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import recording
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
+from chatterbox_vllm.quantization.live import ComponentInfo, component_info
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
-from chatterbox_vllm.t3.quantization.methods import check_t3_quantization, engine_quantization, method_in_force
+from chatterbox_vllm.t3.quantization.methods import (
+    AWQ_CPU_CONFIG,
+    BNB_CONFIG,
+    check_t3_quantization,
+    engine_quantization,
+    method_in_force,
+)
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
@@ -31,8 +38,9 @@ from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
 
-# In this order: what is forced leaves the sampler one token to choose from.
-_PROCESSORS = ("chatterbox_vllm.t3.vllm.forcing:TeacherForcing", "chatterbox_vllm.t3.vllm.sampler:SpeechSampler")
+_SAMPLER = "chatterbox_vllm.t3.vllm.sampler:SpeechSampler"
+# Before the sampler: what is forced leaves it one token to choose from.
+_FORCING = "chatterbox_vllm.t3.vllm.forcing:TeacherForcing"
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
 _LESS_MEMORY = "; here it is max_model_len, max_batch_size, kv_cache_bytes and the tier that say how much it takes"
 _UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
@@ -55,6 +63,7 @@ class T3Options:
             and takes a quantized one's own. Embeddings and the head stay in `dtype`.
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: batch sizes that CUDA graphs are captured for; None leaves them to vLLM.
+        teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.
     """
 
     dtype: torch.dtype
@@ -67,6 +76,7 @@ class T3Options:
     quantization: str | None = None
     double_quant: bool = True
     graph_sizes: tuple[int, ...] | None = None
+    teacher_forcing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
@@ -137,6 +147,11 @@ class T3Stage:
         from chatterbox_vllm.t3.vllm.plugin import register
 
         register()
+        # They register themselves, which has to be before engine arguments are made.
+        if quantization == BNB_CONFIG:
+            import chatterbox_vllm.t3.vllm.bitsandbytes
+        elif quantization == AWQ_CPU_CONFIG:
+            import chatterbox_vllm.t3.vllm.awq  # noqa: F401
         shield_kernel_dispatcher()
         if self.options.dtype == torch.float32:
             require_ieee_float32()
@@ -160,7 +175,7 @@ class T3Stage:
             enforce_eager=not options.cuda_graphs,
             compilation_config=compilation,
             cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
-            logits_processors=list(_PROCESSORS),
+            logits_processors=[_FORCING, _SAMPLER] if options.teacher_forcing else [_SAMPLER],
             disable_log_stats=True,
             use_tqdm_on_load=False,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -188,6 +203,13 @@ class T3Stage:
     def model(self) -> nn.Module:
         """The live `T3ForSpeech` inside the engine."""
         return self._engine.apply_model(lambda model: model)[0]
+
+    @property
+    def quantization(self) -> ComponentInfo:
+        """What quantization is in force, asked of the live model."""
+        from chatterbox_vllm.t3.vllm.live import engine_layer
+
+        return component_info(self.model, engine_layer)
 
     @property
     def kv_blocks_in_use(self) -> int:
@@ -219,7 +241,8 @@ class T3Stage:
             forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
 
         Raises:
-            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, or the prompt has another width.
+            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or tokens are
+                forced on an engine without `teacher_forcing`.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import embeds_input
@@ -245,6 +268,8 @@ class T3Stage:
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
         if forced is not None:
+            if not self.options.teacher_forcing:
+                raise ConfigError("this engine forces no tokens; open it with teacher_forcing=True, for evaluation")
             if len(forced.tokens) != sampling.max_tokens:
                 raise ConfigError(
                     f"max_tokens={sampling.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"

@@ -1,0 +1,111 @@
+"""A talker and an S3Gen of a few lines each, for tests of the engine in milliseconds, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+
+from chatterbox_vllm import Voice
+from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
+from chatterbox_vllm.engine.preparation import Preparation
+from chatterbox_vllm.engine.prompts import PromptMaker
+from chatterbox_vllm.engine.run import run_all
+from chatterbox_vllm.engine.s3gen_stage import S3GenStage
+from chatterbox_vllm.engine.scheduler import Scheduler
+from chatterbox_vllm.engine.synthesis import InlineVoicing
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.speaker import SpeakerConditioning
+from chatterbox_vllm.t3.vllm.stage import T3Output
+
+CONFIG = T3Config(hidden_size=16, text_positions=60, speech_positions=500, perceiver_queries=2, perceiver_heads=2)
+END = CONFIG.stop_speech_token
+UNLUCKY = 13  # the token that the S3Gen here fails for
+
+Script = Callable[[int, Sampling], list[int]]
+
+
+class ScriptedTalker:
+    """Finishes a request with the tokens that `script` gives for its prompt's rows, after as many steps."""
+
+    def __init__(self, script: Script) -> None:
+        self.script, self.running, self.aborted, self.most = script, {}, [], 0
+
+    def add(self, request_id, prompt, sampling, seed, uniforms=None) -> None:
+        assert request_id not in self.running
+        tokens = tuple(self.script(prompt.shape[0], sampling))
+        self.running[request_id] = (len(tokens), tokens)
+        self.most = max(self.most, len(self.running))
+
+    def step(self) -> list[T3Output]:
+        done = []
+        for request_id, (left, tokens) in list(self.running.items()):
+            if left > 1:
+                self.running[request_id] = (left - 1, tokens)
+            else:
+                del self.running[request_id]
+                done.append(T3Output(request_id, tokens, "stop" if tokens[-1] == END else "length"))
+        return done
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted += list(request_ids)
+        for request_id in request_ids:
+            del self.running[request_id]
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.running)
+
+
+class ToneS3Gen:
+    """A waveform whose samples are the speech tokens and a number of noise; fails for `UNLUCKY`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def frames(self, speech_tokens, prompt):
+        return 2 * (len(prompt.tokens) + speech_tokens), 2 * speech_tokens
+
+    def draw_noise(self, generator, speech_tokens, prompt):
+        return torch.rand(1, generator=generator)
+
+    def synthesize(self, requests, steps):
+        self.batches.append(len(requests))
+        if any(UNLUCKY in r.speech_tokens for r in requests):
+            raise RuntimeError("unlucky")
+        return [torch.cat([r.speech_tokens.float(), r.noise]) for r in requests]
+
+
+def a_voice() -> Voice:
+    """One that fits `CONFIG`."""
+    return Voice(
+        SpeakerConditioning(torch.full((1, 256), 1 / 16), torch.tensor([1, 2, 3])),
+        FlowPrompt(torch.tensor([4, 5]), torch.zeros(4, 80), torch.ones(192)),
+    )
+
+
+class Engine:
+    """A scheduler and its scripted stages."""
+
+    def __init__(self, script: Script, max_batch_size: int = 4, max_model_len: int = 400, threads: int = 0):
+        torch.manual_seed(0)
+        self.talker, self.s3gen = ScriptedTalker(script), ToneS3Gen()
+        tokenizer = SimpleNamespace(encode=lambda text: [5] * len(text))
+        builder = PromptBuilder(CONFIG).requires_grad_(False)
+        self.prompts = PromptMaker(ModelConfig(t3=CONFIG), tokenizer, builder, max_model_len)
+        self.voicing = InlineVoicing(S3GenStage(self.s3gen, max_batch_size), None)
+        preparation = Preparation(self.prompts, threads)
+        self.scheduler = Scheduler(CONFIG, preparation, self.talker, self.voicing, max_batch_size, 4 * max_batch_size)
+
+    def run(self, requests):
+        return run_all(self.scheduler, requests)
+
+
+def letters(prompt_rows: int, sampling: Sampling) -> list[int]:
+    """As many tokens as the text has letters, then the end."""
+    return [100] * (prompt_rows - CONFIG.conditioning_length - 4) + [END]

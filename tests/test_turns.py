@@ -1,0 +1,163 @@
+"""Turns between requests, and limits on what is on its way."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chatterbox_vllm import (
+    BatchError,
+    ConfigError,
+    GenerationError,
+    Limits,
+    OverloadedError,
+    SpeechParameters,
+    SpeechRequest,
+    SpeechResult,
+)
+from chatterbox_vllm.engine.budgets import Meter
+from chatterbox_vllm.engine.turns import Turns
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+
+from .fakes import CONFIG, END, Engine, a_voice
+
+BOOK = " ".join(f"This is sentence number {n}, and it says very little." for n in range(400))
+
+
+def engine_for_books(max_batch_size: int) -> Engine:
+    engine = Engine(lambda rows, sampling: [7] * 20 + [END], max_batch_size, max_model_len=2000)
+    engine.prompts.builder = PromptBuilder(replace(CONFIG, text_positions=900)).requires_grad_(False)
+    return engine
+
+
+def test_turns() -> None:
+    turns: Turns[str] = Turns()
+    for entry, priority in (("a", 0), ("b", 0), ("late", 5), ("first", -1), ("c", 0)):
+        turns.add(entry, priority)
+    turns.drop("b", 0)
+    turns.drop("never there", 3)
+    assert len(turns) == 4
+    assert [turns.take() for _ in range(5)] == ["first", "a", "c", "late", None]
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 4])
+def test_a_sentence_beside_a_book_waits_for_a_few_segments_only(max_batch_size: int) -> None:
+    engine, voice = engine_for_books(max_batch_size), a_voice()
+    parameters = SpeechParameters(max_tokens=50, seed=1)
+    book = engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", whole=False)
+    for _ in range(25):
+        engine.scheduler.step()
+    sentence = engine.scheduler.submit(SpeechRequest("Only this.", voice, parameters), "sentence")
+    pieces_of_the_book = 0
+    while True:
+        events = engine.scheduler.step()
+        pieces_of_the_book += sum(event.serial == book for event in events)
+        if any(event.serial == sentence for event in events):
+            break
+    assert pieces_of_the_book <= 2 * max_batch_size
+    assert engine.scheduler.abort(book)
+
+
+def test_a_request_of_higher_priority_overtakes_a_book() -> None:
+    engine, voice = engine_for_books(1), a_voice()
+    parameters = SpeechParameters(max_tokens=50, seed=1)
+    for name in ("one", "two"):
+        engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), name, whole=False)
+    engine.scheduler.step()
+    urgent = engine.scheduler.submit(SpeechRequest(BOOK[:900], voice, parameters, priority=-1), "urgent")
+    others = 0
+    while True:
+        events = engine.scheduler.step()
+        others += sum(event.serial != urgent for event in events)
+        if any(event.serial == urgent for event in events):
+            break
+    assert others <= 1  # what T3 had in hand
+    engine.scheduler.abort_all()
+
+
+def test_a_caller_who_takes_nothing_is_not_spoken_to_for_ever() -> None:
+    engine, voice = engine_for_books(2), a_voice()
+    engine.scheduler.max_untaken = 0.5  # seconds, which is 12,000 samples
+    serial = engine.scheduler.submit(SpeechRequest(BOOK, voice, SpeechParameters(max_tokens=50)), whole=False)
+    events = []
+    while not engine.scheduler.blocked:
+        events += engine.scheduler.step(0.0)
+    untaken = sum(len(event.audio) for event in events)
+    assert 12_000 < untaken < 40_000
+    engine.scheduler.taken(serial, untaken)
+    assert not engine.scheduler.blocked
+    while engine.scheduler.unfinished:
+        for event in engine.scheduler.step(0.0):
+            events.append(event)
+            if not isinstance(event, SpeechResult):
+                engine.scheduler.taken(serial, len(event.audio))
+    assert events[-1].error is None and events[-1].segments == len(events) - 1
+
+
+def test_a_piece_that_stays_mute_is_tried_with_other_draws() -> None:
+    tries = 0
+
+    def mute_twice(rows: int, sampling: object) -> list[int]:
+        nonlocal tries
+        tries += 1
+        return [END] if tries < 3 else [7, END]
+
+    engine = Engine(mute_twice)
+    (result,) = engine.run([SpeechRequest("Hello.", a_voice(), SpeechParameters(max_tokens=50))])
+    assert result.error is None and tries == 3
+
+    engine = Engine(lambda rows, sampling: [END])
+    (result,) = engine.run([SpeechRequest("Hello there.", a_voice(), SpeechParameters(max_tokens=50))])
+    assert isinstance(result.error, GenerationError)
+    assert "'Hello there.'" in str(result.error) and "3 times" in str(result.error)
+
+    # Without chance in it another try says the same.
+    engine = Engine(lambda rows, sampling: [END])
+    (result,) = engine.run([SpeechRequest("Hello.", a_voice(), SpeechParameters(max_tokens=50, temperature=0.0))])
+    assert "1 time " in str(result.error)
+
+
+def test_what_a_stage_raises_is_the_requests_alone() -> None:
+    engine = Engine(lambda rows, sampling: [7, END])
+    add = engine.talker.add
+
+    def refuse_one(request_id, prompt, sampling, seed, uniforms=None):
+        if sampling.max_tokens == 13:
+            raise ValueError("not this one")
+        add(request_id, prompt, sampling, seed, uniforms)
+
+    engine.talker.add = refuse_one
+    requests = [SpeechRequest("Hello.", a_voice(), SpeechParameters(max_tokens=n)) for n in (12, 13, 14)]
+    errors = {result.index: result.error for result in engine.run(requests)}
+    assert errors[0] is errors[2] is None
+    assert isinstance(errors[1], GenerationError) and "not this one" in str(errors[1])
+
+
+def test_limits() -> None:
+    meter = Meter(Limits(requests=2, characters=100, characters_of_one=80, waiting_seconds_of_all=1.0), 10)
+    with pytest.raises(ConfigError, match="81 characters, at most 80"):
+        meter.take_on(81)
+    meter.take_on(60)
+    with pytest.raises(OverloadedError, match="characters"):
+        meter.take_on(60)
+    meter.take_on(10)
+    with pytest.raises(OverloadedError, match="2 requests"):
+        meter.take_on(1)
+    meter.let_go(60)
+    meter.waiting(11)
+    with pytest.raises(OverloadedError, match="audio"):
+        meter.take_on(1)
+    meter.waiting(-11)
+    meter.take_on(1)
+    for wrong in ({"requests": 0}, {"requests": 1.5}, {"waiting_seconds": float("nan")}, {"characters": True}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Limits(**wrong)
+
+
+def test_a_batch_error_survives_pickling() -> None:
+    error = BatchError([torch.zeros(1, 3), GenerationError("no")])
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and len(again.results) == 2
