@@ -32,11 +32,12 @@ def model_options(option: str, words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{option}: model options are KEY=VALUE, not {word!r}")
         if name in found:
             raise ConfigError(f"{option}: the model option {name!r} is given twice")
+        found[name] = _value(value)
+    for name, given in found.items():
         if name not in BY_KEYWORD:
             known = ", ".join(s.keyword for s in (*ENGINE, *QUANTIZATION))
             raise ConfigError(f"{option}: the model option {name!r} is not understood; the options are {known}")
-        found[name] = _value(value)
-        _check_type(option, BY_KEYWORD[name], found[name])
+        _check_type(option, BY_KEYWORD[name], given)
     return found
 
 
