@@ -25,6 +25,7 @@ from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import AudioError, ConfigError, GenerationError, OutputError
+from tests.fakes import a_voice
 
 RUN = {"input": "1", "seed": 5, "parameters": {"temperature": 0.8}}
 
@@ -35,7 +36,7 @@ class FakeSpeaker:
     sr = 24_000
 
     def __init__(self, lives: float = float("inf")):
-        self.conds: Any = "built-in"
+        self.conds: Any = a_voice()
         self.settings: dict[str, Any] = {}
         self.lives = lives
         self.enrolled: list[Path] = []
@@ -46,7 +47,7 @@ class FakeSpeaker:
         self.enrolled.append(Path(path))
         if "bad" in str(path):
             raise AudioError(f"{path}: not audio")
-        return str(path)
+        return a_voice()
 
     def run(self, requests: Iterable[SpeechRequest]) -> Iterator[SpeechResult]:
         ahead: list[tuple[int, SpeechRequest]] = []

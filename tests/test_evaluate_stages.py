@@ -17,8 +17,9 @@ from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
 from chatterbox_vllm.evaluation.stages import speak
+from tests.fakes import a_voice
 
-VOICE: Any = object()
+VOICE = a_voice()
 
 
 def test_audio_that_is_not_finite_is_a_failure_and_not_kept(tmp_path: Path) -> None:

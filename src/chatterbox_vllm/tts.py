@@ -38,6 +38,8 @@ from chatterbox_vllm.setup.planning import (
 )
 from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Stage
+from chatterbox_vllm.text.clean import Cleaning
+from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.library import ClipVoices
 from chatterbox_vllm.voices.voice import Voice
@@ -288,6 +290,8 @@ class ChatterboxTTS:
         max_tokens: int | None = None,
         diffusion_steps: int | None = None,
         seed: int | None = None,
+        pauses: Pauses = DEFAULT_PAUSES,
+        clean_text: bool | Cleaning = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
@@ -298,6 +302,8 @@ class ChatterboxTTS:
             audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
+            pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
+            clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`; what is None takes the model's own default.
@@ -328,11 +334,12 @@ class ChatterboxTTS:
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
+        voice = self.voice
         results: list[Any] = [None] * len(texts)
         requests: dict[int, SpeechRequest] = {}
         for i, entry in enumerate(texts):
             try:
-                requests[i] = SpeechRequest(entry, self.voice, _nth(parameters, i))
+                requests[i] = SpeechRequest(entry, voice, _nth(parameters, i), pauses=pauses, clean_text=clean_text)
             except ConfigError as error:  # this text's alone
                 results[i] = error
         places = list(requests)

@@ -58,7 +58,7 @@ def _header(line: str, delimiters: Sequence[str], known: Sequence[str], name: st
         if "text" in names and set(names) <= set(known) and len(set(names)) == len(names):
             return delimiter, header
         found.append(names)
-    shown = ", ".join(map(repr, max(found, key=len))) or "nothing"
+    shown = ", ".join(map(repr, max(found, key=lambda names: len(names)))) or "nothing"
     raise ConfigError(
         f"{name}: the first line must name the columns, with commas, semicolons or tabs between them: text and, once "
         f"each, any of {', '.join(n for n in known if n != 'text')}; it holds {shown}"

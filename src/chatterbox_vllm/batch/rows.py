@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,10 @@ _PARAMETERS = {
     f.name: int if f.name in ("max_tokens", "diffusion_steps", "seed") else float for f in fields(SpeechParameters)
 }
 _KEYS = ("text", "id", "voice", *_PARAMETERS)
+
+
+# Yields each row's line and its values, or what is wrong with it.
+Reader = Callable[[IO[str]], Iterator[tuple[int, dict[str, Any] | str]]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,11 @@ class Input:
         # Bytes that are no UTF-8 become surrogates, which are then found in the row that holds them.
         newline = "" if self.format == "csv" else None
         with open(descriptor, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
-            readers = {"txt": _text_lines, "jsonl": _json_lines, "csv": partial(_cells, name=self.name)}
+            readers: dict[str, Reader] = {
+                "txt": _text_lines,
+                "jsonl": _json_lines,
+                "csv": partial(_cells, name=self.name),
+            }
             for index, (line, values) in enumerate(readers[self.format](text)):
                 yield _row(index, line, values)
         if self._stat() != self._state:

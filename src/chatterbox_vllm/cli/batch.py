@@ -11,6 +11,7 @@ import typer
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, check_format
 from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
+from chatterbox_vllm.cli.texts import CleanTextOption, PauseOption, read_pauses
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
 
@@ -44,6 +45,8 @@ def batch(
         bool, typer.Option("--retry-failed", help="try rows again that failed in an earlier run")
     ] = False,
     voice: VoiceOption = None,
+    clean_text: CleanTextOption = False,
+    pause: PauseOption = None,
     given: Keywords,
     quiet: bool,
 ) -> int:
@@ -55,6 +58,7 @@ def batch(
     """
     from chatterbox_vllm.batch.folder import Folder
     from chatterbox_vllm.batch.identity import engine_identity, what_files_depend_on
+    from chatterbox_vllm.batch.reading import Reading
     from chatterbox_vllm.batch.rows import Input
     from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
     from chatterbox_vllm.engine.request import draw_seed
@@ -65,12 +69,13 @@ def batch(
     if overwrite and retry_failed:
         raise ConfigError("--overwrite and --retry-failed contradict each other: leave one of the two out")
     parameters = speech_parameters(given)
+    reading = Reading(read_pauses(pause or ()), clean_text)
     check_format(audio_format)
-    clip = check_voice(voice)
+    clip = check_voice(voice, given)
     with Input(input, format) as source:
         device, rows = resolve_device(given.get("device", "auto")), source.check()
         model = resolve_model(given.get("model", "english"), given.get("revision"))
-        wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device)
+        wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device, reading)
         with Folder(output_dir) as folder:
             run = folder.open(wanted, rows, overwrite, retry_failed)
             if run["seed"] is None:
@@ -80,7 +85,7 @@ def batch(
                 summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
             else:
                 told = tell_faults(source, folder)
-                work = parameters, clip, f".{audio_format}", told
+                work = parameters, clip, f".{audio_format}", told, reading
                 if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
                     folder.begin(run)
                     summary = Batch(source, folder, None, *work).run()

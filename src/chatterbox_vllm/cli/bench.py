@@ -115,7 +115,7 @@ def bench(
     measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, synthetic)
     if json is not None:
         check_writable(json)
-    clip = check_voice(voice)
+    clip = check_voice(voice, given)
     # Before our model loads, so that each side has the machine to itself.
     upstream = _run_upstream(measured, given, clip, upstream_python) if Part.UPSTREAM in only else None
     with load(given, max_batch_size=max(batch_sizes)) as tts:

@@ -66,7 +66,7 @@ def methods(
     from chatterbox_vllm.cli.tables import of_rows, show
     from chatterbox_vllm.setup.device import resolve_device
     from chatterbox_vllm.setup.models import resolve_model
-    from chatterbox_vllm.setup.probe import machine
+    from chatterbox_vllm.setup.provenance import provenance
 
     model = given.get("model", "english")
     directory = resolve_model(model, given.get("revision"))
@@ -93,5 +93,5 @@ def methods(
         print(file=out, flush=True)
         rows += found
     if json is not None:
-        facts = {**machine(device), "model": str(model), "seconds": seconds}
+        facts = {**provenance(device, str(model), directory), "seconds": seconds}
         write_json(json, {**facts, "results": rows})

@@ -60,16 +60,26 @@ def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
     return ChatterboxTTS.from_pretrained_quantized(**keywords)
 
 
-def check_voice(voice: str | None) -> Path | None:
-    """The file of a voice that was named, found to be one, before the model loads.
+def check_voice(voice: str | None, given: Keywords) -> Path | None:
+    """The file of a voice that was named, found to be one that the model can use, before that is loaded.
 
     Raises:
-        AudioError: there is none, or it cannot serve.
+        AudioError: there is no such file, or the clip cannot serve.
+        CheckpointError: the saved voice is damaged, or of another model; or there is no such model.
     """
     if voice is None:
         return None
     from chatterbox_vllm.audio.decode import decode_audio
+    from chatterbox_vllm.checkpoint.config import ModelConfig
+    from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
+    from chatterbox_vllm.voices.saved import is_saved_voice
+    from chatterbox_vllm.voices.voice import Voice
 
-    check_reference(*decode_audio(Path(voice), max_seconds=MAX_REFERENCE_SECONDS))
-    return Path(voice)
+    path = Path(voice)
+    if path.is_file() and is_saved_voice(path):
+        directory = resolve_model(given.get("model", "english"), given.get("revision"))
+        Voice.load(path, ModelConfig.from_directory(directory))
+    else:
+        check_reference(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
+    return path

@@ -88,7 +88,7 @@ def quantize(
 
     check_output(output)
     texts = CALIBRATION_TEXTS if file is None else read_texts(file)
-    clips = [clip for clip in map(check_voice, voice or ()) if clip is not None]
+    clips = [clip for name in voice or () if (clip := check_voice(name, {"model": model})) is not None]
     directory = resolve_model(model)
     with progress_bar("layer") as progress:
         config = quantize_model(

@@ -12,7 +12,7 @@ from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, Destination
 from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, load, speech_parameters
 from chatterbox_vllm.cli.outputs import beside
-from chatterbox_vllm.cli.texts import given_text
+from chatterbox_vllm.cli.texts import CleanTextOption, PauseOption, check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
 
@@ -37,6 +37,8 @@ def say(
         AudioFormat | None, typer.Option(help="of the audio", show_default="by the suffix; wav on standard output")
     ] = None,
     voice: VoiceOption = None,
+    clean_text: CleanTextOption = False,
+    pause: PauseOption = None,
     given: Keywords,
     quiet: bool,
 ) -> None:
@@ -45,7 +47,9 @@ def say(
     words = given_text(text, file)
     destination = Destination.of(output, audio_format)
     parameters = speech_parameters(given)
-    clip = check_voice(voice)
+    pauses = read_pauses(pause or ())
+    clip = check_voice(voice, given)
+    check_script(words, pauses, clean_text, given)
     from chatterbox_vllm.engine.request import SpeechRequest
     from chatterbox_vllm.setup.models import DEMO
 
@@ -54,7 +58,7 @@ def say(
             tts.prepare_conditionals(clip)
         if tts.conds is None:
             raise ConfigError(f"{tts.directory} has no built-in voice: give a reference clip with --voice")
-        result = _speak(tts.run, SpeechRequest(words, tts.conds, parameters))
+        result = _speak(tts.run, SpeechRequest(words, tts.conds, parameters, pauses=pauses, clean_text=clean_text))
         if result.audio is None:
             raise result.error or ConfigError("nothing was spoken")
         destination.write(result.audio.numpy(), tts.sr)

@@ -1,13 +1,38 @@
-"""Texts from the command line, files and standard input."""
+"""Texts from the command line, files and standard input, and how they are read."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from chatterbox_vllm.cli.arguments import Keywords
 from chatterbox_vllm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from chatterbox_vllm.text.pauses import Pauses
+
 STANDARD_INPUT = "-"
+CleanTextOption = Annotated[
+    bool,
+    typer.Option(
+        "--clean-text/--no-clean-text", help="make markdown, addresses, footnote marks and emoji fit to be spoken"
+    ),
+]
+PauseOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pause",
+        metavar="KIND=SECONDS",
+        help="silence where the text is cut; KIND is clause, sentence, paragraph, heading or scene; may be repeated. "
+        "In the text itself, [pause:0.5s] asks for one",
+        show_default="clause=0.15, sentence=0.35, paragraph=0.7, heading=0.7, scene=1",
+    ),
+]
 
 
 def given_text(text: str | None, file: Path | None) -> str:
@@ -18,10 +43,8 @@ def given_text(text: str | None, file: Path | None) -> str:
     """
     if (text is None) == (file is None):
         raise ConfigError("give the text either as TEXT or with --file FILE")
-    if file is not None:
-        text = read_text(file)
-    elif text == STANDARD_INPUT:
-        text = _decoded(sys.stdin.buffer.read(), "standard input")
+    if file is not None or text == STANDARD_INPUT:
+        text = read_text(file or Path(STANDARD_INPUT))
     assert text is not None
     check_text(text)
     return text
@@ -33,28 +56,31 @@ def check_text(text: str) -> None:
     Raises:
         ConfigError: bytes that are not UTF-8, or no letter or digit.
     """
+    from chatterbox_vllm.text.characters import has_words
+
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        # Python gives such bytes of an argument as halves of surrogate pairs.
         raise ConfigError(
-            f"the text is not UTF-8 at character {error.start + 1}: convert it, for example with "
-            "iconv -f latin1 -t utf-8, or write it to a file in UTF-8 and give --file FILE"
+            f"the text is not in UTF-8 at character {error.start + 1}: convert it, for example with "
+            "iconv -f WINDOWS-1252 -t UTF-8, or write it to a file in UTF-8 and give --file FILE"
         ) from error
-    if not any(character.isalnum() for character in text):
+    if not has_words(text):
         raise ConfigError("there is no text to speak; give at least one word")
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
+    """A text file in UTF-8, with or without a byte order mark; "-" is standard input.
 
     Raises:
         ConfigError: it cannot be read, or is not UTF-8.
     """
-    try:
-        data = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the text in {path} cannot be read: {error.strerror or error}") from error
-    return _decoded(data, str(path))
+    from chatterbox_vllm.text import files
+
+    if str(path) == STANDARD_INPUT:
+        return files.read_text(sys.stdin.buffer.read(), "the text on standard input")
+    return files.read_text(path)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -69,8 +95,40 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the text in {where} cannot be read as UTF-8: {error}; convert it to UTF-8") from error
+def read_pauses(words: Sequence[str]) -> Pauses:
+    """KIND=SECONDS words over the usual pauses.
+
+    Raises:
+        ConfigError: a word of another form, or a kind or length that there is not.
+    """
+    from chatterbox_vllm.text.pauses import Pauses
+
+    kinds = [field.name for field in fields(Pauses)]
+    found: dict[str, float] = {}
+    for word in words:
+        kind, _, seconds = word.partition("=")
+        try:
+            length = float(seconds.strip().removesuffix("s"))
+        except ValueError:
+            length = None
+        if kind.strip() not in kinds or length is None:
+            raise ConfigError(f"--pause is KIND=SECONDS, with KIND one of {', '.join(kinds)}, not {word!r}")
+        found[kind.strip()] = length
+    return Pauses(**found)
+
+
+def check_script(text: str, pauses: Pauses, clean: bool, given: Keywords) -> None:
+    """Refuse what the model that the keywords name cannot say.
+
+    Raises:
+        ConfigError: see `text.script.read_script`.
+        CheckpointError: there is no such model.
+    """
+    from chatterbox_vllm.checkpoint.config import ModelConfig
+    from chatterbox_vllm.families.registry import family_of
+    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.text.script import read_script
+
+    directory = resolve_model(given.get("model", "english"), given.get("revision"))
+    family = family_of(ModelConfig.from_directory(directory).family, directory)
+    read_script(text, pauses, clean, scripts=family.scripts)

@@ -21,6 +21,20 @@ class _OneLine(logging.Formatter):
         return f"chatterbox-vllm: {record.levelname.lower()}: {super().format(record)}"
 
 
+class _Once(logging.Filter):
+    """Drops what has been said before: a text is looked at before the model loads, and again when it is spoken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = record.levelno < logging.WARNING or message not in self._said
+        self._said.add(message)
+        return new
+
+
 @contextmanager
 def shown(verbose: int, quiet: bool) -> Iterator[None]:
     """Within, standard error shows our warnings; progress on a terminal only; other libraries' errors only.
@@ -43,6 +57,7 @@ def shown(verbose: int, quiet: bool) -> Iterator[None]:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())
+    handler.addFilter(_Once())
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

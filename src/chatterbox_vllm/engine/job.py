@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from chatterbox_vllm.audio.join import Joiner
 from chatterbox_vllm.engine.prompts import Piece, Script
@@ -70,17 +71,22 @@ class Job:
         self._voiced[k] = wave
         ready = []
         while self.delivered in self._voiced:
-            k = self.delivered
-            wave = self._voiced.pop(k)
-            last = k == len(self.pieces) - 1
-            if len(self.pieces) > 1:
-                wave = torch.from_numpy(self._joiner.add(wave, self.pieces[k].segment.pause, last))
+            wave = self._joined(self.delivered, self._voiced.pop(self.delivered))
             self.delivered += 1
             self.samples += len(wave)
             if self.whole:
                 self._kept.append(wave)
             ready.append(wave)
         return ready
+
+    def _joined(self, k: int, wave: torch.Tensor) -> torch.Tensor:
+        """What piece k adds to the whole, with the silences that the text asks for around it."""
+        segment, last = self.pieces[k].segment, k == len(self.pieces) - 1
+        if len(self.pieces) > 1:
+            wave = torch.from_numpy(self._joiner.add(wave, segment.pause, last))
+        before = round(segment.before * SAMPLE_RATE)
+        after = round(segment.pause * SAMPLE_RATE) if last else 0
+        return F.pad(wave, (before, after)) if before or after else wave
 
     def result(self) -> SpeechResult:
         """After all went well."""

@@ -15,7 +15,8 @@ from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.families.registry import FAMILIES
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
-from chatterbox_vllm.text.split import LONGEST, Segment, split_text
+from chatterbox_vllm.text.script import read_script
+from chatterbox_vllm.text.split import LONGEST, Segment
 from chatterbox_vllm.voices.voice import Voice, check_voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
@@ -73,7 +74,6 @@ class PromptMaker:
             ConfigError: the text cannot be spoken, the voice is not for this model, or a parameter is out of range.
             TextTooLongError: a piece of the text and its speech do not fit the model length.
         """
-        self._require_encodable(request.text)
         check_voice(request.voice, self.config)
         values = self.values(request.parameters)
         segments = self.segments(request)
@@ -115,14 +115,18 @@ class PromptMaker:
         """The pieces that a request's text is spoken in, at least one.
 
         Raises:
-            ConfigError: there is nothing to say, or replayed randomness is given for more than one segment.
+            ConfigError: the text cannot be spoken (see `read_script`), or replayed randomness is given for more than
+                one piece.
         """
-        if not request.text.strip():
-            raise ConfigError(f"there is no text to speak in {request.text[:40]!r}; give at least one word")
         longest = self._longest(request.parameters)
-        if len(request.text) <= longest:
-            return [Segment(request.text, 0.0)]
-        segments = split_text(request.text, longest)
+        segments = read_script(
+            request.text,
+            request.pauses,
+            request.clean_text,
+            longest,
+            special_tokens=self.tokenizer.special_tokens,
+            scripts=self.family.scripts,
+        )
         if len(segments) > 1 and (request.noise is not None or request.uniforms is not None):
             raise ConfigError(
                 f"noise and uniforms were given for a text of {len(request.text)} characters, which is spoken in "
@@ -139,7 +143,10 @@ class PromptMaker:
 
     def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues) -> Piece:
         config = self.builder.config
-        tokens = self.tokenizer.encode(self.family.normalize(segment.text))
+        text = self.family.normalize(
+            segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
+        )
+        tokens = self.tokenizer.encode(text)
         free = self.max_model_len - self.builder.prompt_length(len(tokens))
         speech = values.max_tokens
         if parameters.max_tokens is None:
@@ -158,13 +165,3 @@ class PromptMaker:
             (speaker.key, float(exaggeration)),
             lambda: self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, exaggeration),
         )
-
-    @staticmethod
-    def _require_encodable(text: str) -> None:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"the text holds half of a surrogate pair, {text[error.start]!r} at character {error.start}, which is "
-                "no character; decode the text anew from its source"
-            ) from None

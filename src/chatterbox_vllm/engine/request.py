@@ -12,6 +12,8 @@ import torch
 from chatterbox_vllm.errors import ChatterboxError, ConfigError
 from chatterbox_vllm.families.parameters import MAX_SEED, SpeechParameters, check_number
 from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.text.clean import Cleaning
+from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.voice import Voice
 
 __all__ = ["MAX_SEED", "SpeechChunk", "SpeechParameters", "SpeechRequest", "SpeechResult", "Timings"]
@@ -27,13 +29,16 @@ class SpeechRequest:
     """A text of any length to speak with one voice.
 
     Attributes:
-        text: split into segments where it is longer than the model speaks well (text/split.py).
+        text: of any form that `text.script.read_script` reads: prose, chapters, lists, with pauses of its own like
+            [pause:0.5s]. It is cut into pieces where it is longer than the model speaks well.
         priority: of two requests that wait, the one with the lower number goes first. Requests of one priority take
             turns, a segment each.
         deadline: seconds from submission after which the request is dropped, with `DeadlineError`; None waits.
+        pauses: seconds of silence where the text is cut.
+        clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken; True, or a `Cleaning`.
         noise: S3Gen's noise, given instead of drawn from the seed (to reproduce another run's audio exactly).
         uniforms: T3's draws from 0 to below 1, given instead of drawn from the seed, one for each token at least. Both
-            serve a text of one segment only.
+            serve a text of one piece only.
 
     Raises:
         ConfigError: a value of the wrong type. What depends on the model is checked when the request is submitted.
@@ -44,6 +49,8 @@ class SpeechRequest:
     parameters: SpeechParameters = field(default_factory=SpeechParameters)
     priority: int = 0
     deadline: float | None = None
+    pauses: Pauses = DEFAULT_PAUSES
+    clean_text: bool | Cleaning = False
     noise: S3GenNoise | None = None
     uniforms: Sequence[float] | None = None
 
@@ -59,6 +66,10 @@ class SpeechRequest:
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             raise ConfigError(f"priority must be an integer, not {self.priority!r}")
         check_number("deadline", self.deadline, 0, 1e9, above=True)
+        if not isinstance(self.pauses, Pauses):
+            raise ConfigError(f"pauses must be Pauses, not {type(self.pauses).__name__}")
+        if not isinstance(self.clean_text, (bool, Cleaning)):
+            raise ConfigError(f"clean_text must be True, False or a Cleaning, not {self.clean_text!r}")
         if self.noise is not None and not isinstance(self.noise, S3GenNoise):
             raise ConfigError(f"noise must be an S3GenNoise, not {type(self.noise).__name__}")
         if self.uniforms is not None and not _are_uniforms(self.uniforms):

@@ -67,9 +67,9 @@ class RunFacts:
             repeat had a case that was not spoken, as what fails at once takes no time.
         repeats: how often all cases were spoken.
         peak_device_bytes: that the process held on the card while loading and running; None on a CPU.
-        counted_by: see `setup.probe.Usage`.
         peak_host_bytes: the process's largest resident size.
         enrolments: clips enrolled, by file; None, or the error.
+        counted_by: who counted `peak_device_bytes`, see `setup.probe.Usage`.
     """
 
     model: str
@@ -79,11 +79,11 @@ class RunFacts:
     load_seconds: float = 0.0
     speaking_seconds: float | None = 0.0
     peak_device_bytes: int | None = None
-    counted_by: CountedBy | None = None
     peak_host_bytes: int = 0
     cases: list[CaseFacts] = field(default_factory=list)
     enrolments: dict[str, str | None] = field(default_factory=dict)
     repeats: int = 1
+    counted_by: CountedBy | None = None
 
     @property
     def failure_rate(self) -> float:

@@ -52,22 +52,17 @@ def voice_tokens(
         with listening(stage.model, pitches) as heard:
             outcomes = stage.run([utterance for _, utterance in batch])
         for (index, utterance), outcome in zip(batch, outcomes, strict=True):
-            error = outcome if isinstance(outcome, Exception) else _fault(outcome, heard, utterance.noise)
-            if error is not None:
-                found[index].s3gen_error = str(error)
-                continue
             key = id(utterance.noise)
-            into.save("mel", index, heard.mels[key].float().cpu().numpy())
-            into.save("pitch", index, heard.pitches[key].float().cpu().numpy())
-            into.save("wave", index, outcome.numpy())
-
-
-def _fault(wave: torch.Tensor, heard: Heard, noise: S3GenNoise | None) -> Exception | None:
-    if not bool(wave.isfinite().all()):
-        return GenerationError("the waveform is not finite")
-    if id(noise) not in heard.mels or id(noise) not in heard.pitches:
-        return GenerationError("the stage made a waveform without its model's vocoder")
-    return None
+            if isinstance(outcome, Exception):
+                found[index].s3gen_error = str(outcome)
+            elif not bool(outcome.isfinite().all()):
+                found[index].s3gen_error = "the waveform is not finite"
+            elif key not in heard.mels or key not in heard.pitches:
+                found[index].s3gen_error = "the stage made a waveform without its model's vocoder"
+            else:
+                into.save("mel", index, heard.mels[key].float().cpu().numpy())
+                into.save("pitch", index, heard.pitches[key].float().cpu().numpy())
+                into.save("wave", index, outcome.numpy())
 
 
 @dataclass

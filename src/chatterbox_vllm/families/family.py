@@ -18,16 +18,25 @@ from chatterbox_vllm.t3.conditioning import PromptBuilder
 
 
 class TextTokenizer(Protocol):
-    """From normalised text to T3's text tokens."""
+    """From normalised text to T3's text tokens.
+
+    Attributes:
+        special_tokens: as the tokenizer spells those that stand for something else than their characters.
+    """
+
+    special_tokens: frozenset[str]
 
     def encode(self, text: str) -> list[int]:
         """Ids without start and stop."""
 
 
 class Normalizer(Protocol):
-    """From a piece of text to the form that the model was trained on."""
+    """From a piece of text to the form that the model was trained on.
 
-    def __call__(self, text: str) -> str: ...
+    A piece may begin inside a sentence, or end between two words of one.
+    """
+
+    def __call__(self, text: str, *, starts_sentence: bool, ends_sentence: bool) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Family:
 
     Attributes:
         name: as users say it and `config.json` names it.
-        title: what the model speaks, in words for messages.
+        scripts: that it can say, by their names in Unicode.
         repository: hub id; `revision` is the commit that this version was checked against.
         t3, s3gen, voice_encoder, tokenizer, builtin_voice: file names in the repository.
         config: the published dimensions, the talker's guidance streams and the flow's kind among them.
@@ -48,7 +57,7 @@ class Family:
     """
 
     name: str
-    title: str
+    scripts: frozenset[str]
     repository: str
     revision: str
     t3: str

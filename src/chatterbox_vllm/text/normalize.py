@@ -18,20 +18,30 @@ _REPLACEMENTS = (
     ("’", "'"),
 )
 _ENDINGS = (".", "!", "?", "-", ",")
+_CLOSERS = "\"')]"
 
 
-def normalize_punctuation(text: str) -> str:
+def normalize_punctuation(text: str, *, starts_sentence: bool = True, ends_sentence: bool = True) -> str:
     """Upper-case the first letter, collapse white space, replace rare punctuation, make sure the text ends in some.
 
     The published model says a sentence of its own for an empty text, which is kept here for parity; callers that take
-    text from users refuse it before (`chatterbox_vllm.engine`).
+    text from users refuse it before (`chatterbox_vllm.text.script`).
+
+    Args:
+        starts_sentence: False for a piece that goes on with a sentence: its first letter stays as it is.
+        ends_sentence: False for a piece that was cut between two words: it ends in a comma in place of a full stop, as
+            the model knows no text without a mark at its end.
     """
     if not text:
         return "You need to add some text for me to talk."
-    if text[0].islower():
+    if starts_sentence and text[0].islower():
         text = text[0].upper() + text[1:]
     text = " ".join(text.split())
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     text = text.rstrip(" ")
-    return text if text.endswith(_ENDINGS) else text + "."
+    if text.endswith(_ENDINGS):
+        return text
+    if ends_sentence:
+        return text + "."
+    return text if text.rstrip(_CLOSERS).endswith(_ENDINGS) else text + ","

@@ -15,6 +15,9 @@ _REQUIRED = ("[START]", "[STOP]", "[UNK]", _SPACE)
 class EnglishTokenizer:
     """The published English tokenizer: BPE over characters, with a token of its own for the space.
 
+    Attributes:
+        special_tokens: "[START]", "[laughter]" and the like, which stand for something else than their characters.
+
     Raises:
         CheckpointError: the file is missing or not such a tokenizer.
     """
@@ -26,6 +29,9 @@ class EnglishTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for anything that it cannot parse
             raise CheckpointError(f"{path}: not a tokenizer file ({error}); download the model again") from error
+        self.special_tokens = frozenset(
+            token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.content.strip()
+        )
         missing = [token for token in _REQUIRED if self._tokenizer.token_to_id(token) is None]
         if missing:
             raise CheckpointError(f"{path}: lacks the tokens {', '.join(missing)}; is this Chatterbox's tokenizer?")

@@ -1,0 +1,143 @@
+"""Pieces of about the ideal length: sentences joined, long ones cut."""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from chatterbox_vllm.text.breaks import Break, breaks
+
+# What pieces aim at, as a share of the longest: long enough for sentences to sound connected, room to cut well.
+_IDEAL_SHARE = 0.8
+# Cost of a cut, in the unit of a piece's squared relative distance from the ideal length. A piece of half that length
+# costs 0.25; so a paragraph of that length stays by itself, while short lines of a dialogue are spoken together.
+_COST = {
+    Break.WORD: 1.0,
+    Break.CLAUSE: 0.5,
+    Break.SENTENCE: 0.0,
+    Break.PARAGRAPH: -0.3,
+    Break.HEADING: -0.3,
+    Break.SCENE: -0.3,
+}
+# Most units in a piece: bounds the time for texts of nothing but "Oh! Ah!".
+_MOST_UNITS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is never cut further.
+
+    Attributes:
+        end: what ends with it.
+        glue: what stands between it and the next unit of its piece.
+    """
+
+    text: str
+    end: Break
+    glue: str
+
+
+def units(paragraph: str, final: Break, glue: str, longest: int) -> Iterator[Unit]:
+    """A paragraph's sentences; those too long in clauses; and those too long in runs of words.
+
+    Args:
+        paragraph: its white space is single spaces, none at its ends.
+        final, glue: of the last unit.
+    """
+    places = list(breaks(paragraph))
+    whole = len(paragraph)
+    clauses = [place for place, _ in places]
+    sentences = [place for place, kind in places if kind == Break.SENTENCE and place < whole]
+
+    def unit(start: int, end: int, kind: Break) -> Unit:
+        if end == whole:
+            return Unit(paragraph[start:], final, glue)
+        return Unit(paragraph[start:end], kind, " " if paragraph[end] == " " else "")
+
+    start = 0
+    for end in (*sentences, whole):
+        start += paragraph[start] == " "
+        inner: list[int] = []
+        if end - start > longest:
+            inner = clauses[bisect_left(clauses, start + 1) : bisect_left(clauses, end)]
+        for stop in (*inner, end):
+            start += paragraph[start] == " "
+            for cut in _chop(paragraph, start, stop, longest):
+                yield unit(start, cut, Break.WORD)
+                start = cut + (paragraph[cut] == " ")
+            yield unit(start, stop, Break.SENTENCE if stop == end else Break.CLAUSE)
+            start = stop
+
+
+def balance(parts: Sequence[Unit], longest: int) -> list[tuple[str, Break]]:
+    """Join neighbours to pieces: of all ways, the cheapest (dynamic programming over the ends of pieces).
+
+    Returns:
+        Each piece, at most `longest` characters where its units are, and what ends with it.
+    """
+    ideal = max(1.0, _IDEAL_SHARE * longest)
+    cheapest, begins = [0.0], [0]
+    for end in range(1, len(parts) + 1):
+        best, begin, length = float("inf"), end - 1, -len(parts[end - 1].glue)
+        for first in range(end - 1, max(-1, end - 1 - _MOST_UNITS), -1):
+            length += len(parts[first].text) + len(parts[first].glue)
+            if length > longest and first < end - 1:
+                break
+            cost = cheapest[first] + (1 - length / ideal) ** 2
+            if cost < best:
+                best, begin = cost, first
+        cheapest.append(best + _COST[parts[end - 1].end])
+        begins.append(begin)
+    pieces = []
+    end = len(parts)
+    while end:
+        begin = begins[end]
+        joined = "".join(unit.text + unit.glue for unit in parts[begin : end - 1])
+        pieces.append((joined + parts[end - 1].text, parts[end - 1].end))
+        end = begin
+    return pieces[::-1]
+
+
+def _chop(text: str, start: int, end: int, longest: int) -> Iterator[int]:
+    """Where to cut `text[start:end]` so that parts fit and are about equal."""
+    while end - start > longest:
+        parts = -(-(end - start) // longest)
+        aim = start + -(-(end - start) // parts)
+        cut = aim if _unspaced(text[aim - 1]) and _unspaced(text[aim]) else _nearest_space(text, start, aim, longest)
+        if cut is None:
+            cut = aim
+        if text[cut] != " ":
+            cut = _whole_character(text, start, cut)
+        yield cut
+        start = cut + (text[cut] == " ")
+
+
+def _nearest_space(text: str, start: int, aim: int, longest: int) -> int | None:
+    before = text.rfind(" ", start + 1, aim + 1)
+    after = text.find(" ", aim + 1, start + longest + 1)
+    if before < 0 or after < 0:
+        return max(before, after) if max(before, after) > 0 else None
+    return before if aim - before <= after - aim else after
+
+
+def _unspaced(character: str) -> bool:
+    """Of a script that puts no spaces between words: kana, Han, Thai, Lao, Khmer, Burmese."""
+    code = ord(character)
+    return (
+        0x3040 <= code <= 0x30FF
+        or 0x3400 <= code <= 0x9FFF
+        or 0x20000 <= code <= 0x3FFFF
+        or 0x0E00 <= code <= 0x0EFF
+        or 0x1000 <= code <= 0x109F
+        or 0x1780 <= code <= 0x17FF
+    )
+
+
+def _whole_character(text: str, start: int, cut: int) -> int:
+    """`cut`, moved back where it would part a base character from its marks; not further than a few characters."""
+    for place in range(cut, max(start, cut - 8), -1):
+        if not unicodedata.category(text[place]).startswith("M") and "\u200d" not in text[place - 1 : place + 1]:
+            return place
+    return cut

@@ -1,0 +1,74 @@
+"""Lines of a paragraph: what marks them, and how they are put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_BULLET = re.compile("(?P<bullet>[-*+•‣▪●○◦∙·–—➢►✓✔]) +(?=.)")
+_COUNT = re.compile(r"(?:\(?\d{1,3}[.)]|\(?[a-z][.)]|[ivx]{2,5}[.)]) +(?=.)")
+_HASHES = re.compile("#{1,6} +(?=.)")
+# Ornaments around a heading: "=== Intro ===", "~ 3 ~", "- 12 -".
+_ORNAMENT_BEFORE = re.compile(r"[-=~*#_+•·–—❦]+ +")
+_ORNAMENT_AFTER = re.compile(r" +[-=~*#_+•·–—❦]+$")
+# Dots of a table of contents, up to the page's number.
+_LEADERS = re.compile(r"\s?(?:\s?\.){4,}\s*(?=(?:\d{1,4}|[ivxlc]{1,6})$)")
+
+_BROKEN = re.compile(r"(?P<word>[^\W\d_][\w'’-]*)[-‐]$")
+_GOES_ON = re.compile(r"[^\W_]+")
+# The first of two words that are written with a hyphen.
+_COMPOUND_BEGINS = re.compile(
+    "well|self|half|all|ex|non|co|cross|ever|high|low|long|short|mid|much|never|new|old|first|second|third|last|full|semi"
+    "|so|then|two|three|four|five|six|seven|eight|nine|ten|(?:twen|thir|for|fif|six|seven|eigh|nine)ty",
+    re.IGNORECASE,
+)
+# "two- and three-year": the hyphen stands for a word that comes later.
+_SUSPENDED = frozenset(("and", "or", "to", "und", "oder", "bis", "et", "ou", "y", "o"))
+
+
+def item_mark(line: str) -> str | None:
+    """What a list's entry begins with: its bullet, or "1" for a number or a letter of any kind; None for no entry."""
+    found = _BULLET.match(line)
+    if found:
+        return found["bullet"]
+    return "1" if _COUNT.match(line) else None
+
+
+def without_mark(line: str) -> str:
+    """A line without its bullet or hash signs, which are not spoken. An entry's number is."""
+    found = _BULLET.match(line) or _HASHES.match(line)
+    return line[found.end() :] if found else line
+
+
+def without_ornaments(line: str) -> str:
+    """A heading without the ornaments on both its sides."""
+    before, after = _ORNAMENT_BEFORE.match(line), _ORNAMENT_AFTER.search(line)
+    return line[before.end() : after.start()] if before and after and before.end() <= after.start() else line
+
+
+def without_leaders(line: str) -> str:
+    """A line of a table of contents with a comma in place of its row of dots."""
+    return _LEADERS.sub(", ", line)
+
+
+def is_broken(line: str, following: str) -> bool:
+    """Whether a hyphen at a line's end goes on in the following line."""
+    goes_on = _GOES_ON.match(following)
+    return goes_on is not None and _BROKEN.search(line) is not None and goes_on.group().lower() not in _SUSPENDED
+
+
+def join_lines(lines: Sequence[str]) -> str:
+    """Lines of a paragraph as one, with a space between them, and words put together that were broken at a line's end.
+
+    The hyphen of "govern-" is dropped, that of "well-", "mother-in-" and "Anglo-" (before a capital) stays.
+    """
+    joined = [lines[0]]
+    for line, following in zip(lines, lines[1:], strict=False):
+        if is_broken(line, following):
+            word = line.rpartition(" ")[2][:-1]
+            if following[0].islower() and "-" not in word and not _COMPOUND_BEGINS.fullmatch(word.lstrip("\"'“‘(")):
+                joined[-1] = joined[-1][:-1]
+        else:
+            joined.append(" ")
+        joined.append(following)
+    return "".join(joined)
