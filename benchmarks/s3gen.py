@@ -29,6 +29,7 @@ from chatterbox_vllm import __version__
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.s3gen.ragged import padding_mask
 
 TOKENS_PER_SECOND = 25
@@ -47,14 +48,6 @@ class Setting:
     def __str__(self) -> str:
         graphs = "graphs" if self.cuda_graphs else "eager"
         return f"{self.dtype}, vocoder {self.vocoder_dtype}, {self.kernels}, {graphs}"
-
-
-@dataclass(frozen=True)
-class RandomVoice:
-    prompt_tokens: torch.Tensor
-    prompt_mel: torch.Tensor
-    xvector: torch.Tensor
-    key: str
 
 
 def settings(device: str) -> list[Setting]:
@@ -130,21 +123,20 @@ def main() -> None:
 
 
 def utterances(model: S3Gen, count: int, options: argparse.Namespace) -> list[S3GenRequest]:
-    """Always the same, up to the device of the noise; a lone one has the longest length."""
+    """Always the same; a lone one has the longest length."""
     draw, generator = random.Random(0), torch.Generator().manual_seed(0)
-    prompt = round(options.reference * TOKENS_PER_SECOND)
-    voice = RandomVoice(
-        torch.randint(0, 6561, (prompt,), generator=generator),
-        2 * torch.randn(2 * prompt, 80, generator=generator) - 5,
+    count_of_prompt = round(options.reference * TOKENS_PER_SECOND)
+    prompt = FlowPrompt(
+        torch.randint(0, 6561, (count_of_prompt,), generator=generator),
+        2 * torch.randn(2 * count_of_prompt, 80, generator=generator) - 5,
         torch.randn(192, generator=generator),
-        key="random",
     )
     shortest, longest = (round(s * TOKENS_PER_SECOND) for s in options.seconds)
     requests = []
     for seed in range(count):
         tokens = longest if count == 1 else draw.randint(shortest, longest)
-        noise = model.draw_noise(torch.Generator(model.device).manual_seed(seed), tokens, voice)
-        requests.append(S3GenRequest(torch.randint(0, 6561, (tokens,), generator=generator), voice, noise))
+        noise = model.draw_noise(seed, tokens, prompt)
+        requests.append(S3GenRequest(torch.randint(0, 6561, (tokens,), generator=generator), prompt, noise))
     return requests
 
 
@@ -153,7 +145,7 @@ def measure(model: S3Gen, requests: Sequence[S3GenRequest], options: argparse.Na
         torch.cuda.reset_peak_memory_stats()
     mels = model.mel(requests, options.steps)
     noises = [request.noise for request in requests]
-    tokens = [torch.cat([r.voice.prompt_tokens, r.speech_tokens]).to(model.device) for r in requests]
+    tokens = [torch.cat([r.prompt.tokens, r.speech_tokens]).to(model.device) for r in requests]
 
     @torch.inference_mode()
     def encode() -> None:

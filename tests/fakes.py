@@ -14,7 +14,7 @@ from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import InlineVoicing
+from chatterbox_vllm.engine.synthesis import InlineSynthesis
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import Sampling
@@ -71,8 +71,11 @@ class ToneS3Gen:
     def frames(self, speech_tokens, prompt):
         return 2 * (len(prompt.tokens) + speech_tokens), 2 * speech_tokens
 
-    def draw_noise(self, generator, speech_tokens, prompt):
-        return torch.rand(1, generator=generator)
+    def frames_computed(self, lengths):
+        return sum(lengths)
+
+    def draw_noise(self, seed, speech_tokens, prompt):
+        return torch.rand(1, generator=torch.Generator().manual_seed(seed))
 
     def synthesize(self, requests, steps):
         self.batches.append(len(requests))
@@ -98,7 +101,7 @@ class Engine:
         tokenizer = SimpleNamespace(encode=lambda text: [5] * len(text), special_tokens=frozenset())
         builder = PromptBuilder(CONFIG).requires_grad_(False)
         self.prompts = PromptMaker(ModelConfig(t3=CONFIG), tokenizer, builder, max_model_len)
-        self.voicing = InlineVoicing(S3GenStage(self.s3gen, max_batch_size), None)
+        self.voicing = InlineSynthesis(S3GenStage(self.s3gen, max_batch_size), None)
         preparation = Preparation(self.prompts, threads)
         self.scheduler = Scheduler(CONFIG, preparation, self.talker, self.voicing, max_batch_size, 4 * max_batch_size)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import math
 import os
 import resource
@@ -19,7 +21,7 @@ import pytest
 import soundfile
 
 from chatterbox_vllm.audio.decode import decode_audio
-from chatterbox_vllm.audio.encode import FORMATS, check_output, write_audio
+from chatterbox_vllm.audio.encode import FORMATS, check_output, send_audio, write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.errors import AudioError, ConfigError, OutputError
 
@@ -83,24 +85,30 @@ def test_equals_librosa(name: str):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("rate", [16000, 24000, 44100, 48000])
+COMPRESSED = {
+    "a.mp3": "libmp3lame",
+    "a.m4a": "aac",
+    "a.mp4": "aac",
+    "a.aac": "aac",
+    "a.opus": "libopus",
+    "a.webm": "libopus",
+    "a.mka": "aac",
+    "a.wma": "wmav2",
+    "a.ogg": "soundfile",
+}
+# Opus has no 44.1 kHz.
+RATES = {"libopus": (16000, 24000, 48000)}
+
+
 @pytest.mark.parametrize(
-    ("name", "codec"),
+    ("name", "codec", "rate"),
     [
-        ("a.mp3", "libmp3lame"),
-        ("a.m4a", "aac"),
-        ("a.mp4", "aac"),
-        ("a.aac", "aac"),
-        ("a.opus", "libopus"),
-        ("a.webm", "libopus"),
-        ("a.mka", "aac"),
-        ("a.wma", "wmav2"),
-        ("a.ogg", "soundfile"),
+        (name, codec, rate)
+        for name, codec in COMPRESSED.items()
+        for rate in RATES.get(codec, (16000, 24000, 44100, 48000))
     ],
 )
 def test_compressed_formats(tmp_path: Path, name: str, codec: str, rate: int):
-    if codec == "libopus" and rate == 44100:
-        pytest.skip("Opus has no 44.1 kHz")
     wave = tone(rate, seconds=1.0)[:, 0]
     if codec == "soundfile":
         soundfile.write(tmp_path / name, wave, rate)
@@ -270,6 +278,49 @@ def test_written_files_read_back(tmp_path: Path, suffix: str):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_open_file_takes_the_same_bytes(tmp_path: Path, suffix: str):
+    wave, buffer = tone(24000)[:, 0], io.BytesIO()
+    send_audio(buffer, wave, 24000, suffix)
+    (tmp_path / "sent").write_bytes(buffer.getvalue())
+    write_audio(tmp_path / f"written{suffix}", wave, 24000)
+    got, written = decode_audio(tmp_path / "sent"), decode_audio(tmp_path / f"written{suffix}")
+    np.testing.assert_array_equal(got[0], written[0])
+
+
+def test_an_output_that_takes_no_more():
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "wb")
+    with pytest.raises(OutputError, match="Broken pipe"):
+        send_audio(pipe, tone(24000)[:, 0], 24000, ".wav")
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+    closed = io.BytesIO()
+    closed.close()
+    with pytest.raises(OutputError, match="closed file"):
+        send_audio(closed, tone(24000)[:, 0], 24000, ".wav")
+    with pytest.raises(OutputError, match=r"unknown audio suffix 'mp4'; use one of .*\.m4a, \.aac"):
+        send_audio(io.BytesIO(), tone(24000)[:, 0], 24000, "mp4")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "words"),
+    [
+        (".opus", 44100, r"\.opus has no sampling rate of 44100 Hz; it has 8000, .* 48000"),
+        (".mp3", 96000, r"\.mp3 has no sampling rate of 96000 Hz"),
+        (".m4a", 23999, r"\.m4a has no sampling rate of 23999 Hz"),
+        (".aac", 192000, r"\.aac has no sampling rate of 192000 Hz"),
+        (".wav", 0, "cannot encode 0 Hz"),
+        (".flac", 2**40, "cannot encode"),
+    ],
+)
+def test_rates_that_a_format_does_not_have(tmp_path: Path, suffix: str, rate: int, words: str):
+    with pytest.raises(OutputError, match=words):
+        write_audio(tmp_path / f"a{suffix}", tone(24000)[:, 0], rate)
+    assert not list(tmp_path.iterdir())
+
+
 def test_loud_waves_are_clipped_not_wrapped(tmp_path: Path):
     path = write_audio(tmp_path / "loud.wav", np.array([2.0, -2.0, 1.0, -1.0, 0.0], np.float32), 24000)
     np.testing.assert_allclose(decode_audio(path)[0], [1, -1, 1, -1, 0], atol=1 / 16384)
@@ -312,7 +363,7 @@ def test_refused_outputs(tmp_path: Path):
     for wave, words in ((np.zeros((2, 10)), "shape"), (np.array([np.nan]), "not finite")):
         with pytest.raises(OutputError, match=words):
             write_audio(tmp_path / "a.wav", wave, 24000)
-    with pytest.raises(OutputError, match="cannot encode 12345 Hz"):
+    with pytest.raises(OutputError, match="no sampling rate of 12345 Hz"):
         write_audio(tmp_path / "a.opus", silence, 12345)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dir.wav", "pipe.wav"]
 
@@ -403,5 +454,7 @@ def test_silence_stays_silent(watermarker: Watermarker):
 
 def test_missing_perth_names_the_switch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "perth.perth_net.perth_net_implicit.perth_watermarker", None)
+    with pytest.raises(ConfigError, match=r"cannot be loaded .*watermark=False"):
+        Watermarker().load()
     with pytest.raises(ConfigError, match=r"cannot be loaded .*watermark=False"):
         Watermarker().apply(np.zeros(100, np.float32))

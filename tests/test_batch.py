@@ -68,12 +68,12 @@ class FakeSpeaker:
         assert seed is not None
         self.spoken.append(request.text)
         if "fail" in request.text:
-            return SpeechResult(str(index), index, seed, error=GenerationError("could not\nspeak"))
+            return SpeechResult(index, str(index), index, seed, error=GenerationError("could not\nspeak"))
         audio = torch.sin(torch.arange(2400) * (0.01 + seed % 100 / 1000)) * 0.5
         if "nan" in request.text:
             audio[3] = float("nan")
         reason: Any = "length" if "long" in request.text else "stop"
-        return SpeechResult(str(index), index, seed, audio=audio, speech_tokens=(1,), finish_reason=reason)
+        return SpeechResult(index, str(index), index, seed, audio=audio, speech_tokens=(1,), finish_reason=reason)
 
 
 def write(path: Path, *lines: Any) -> Path:

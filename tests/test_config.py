@@ -34,7 +34,11 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"format": "chatterbox", "t3": {"hidden_size": -4}}, "negative"),
         ({"format": "chatterbox", "t3": {"hidden_size": True}}, "hidden_size"),
         ({"format": "chatterbox", "s3gen": {"hift": {"upsample_rates": [8, "5"]}}}, "upsample_rates"),
-        ({"format": "chatterbox", "s3gen": 5}, "s3gen"),
+        ({"format": "chatterbox", "s3gen": 5}, "s3gen: should be an object, found 5"),
+        ({"format": "chatterbox", "s3gen": {"flow": {"meanflow": 1}}}, "s3gen: flow: meanflow: .*boolean, found 1"),
+        ({"format": "chatterbox", "quantized": {"t3": {}}}, "quantized: t3: method: the field is missing"),
+        ({"format": "chatterbox", "quantized": {"t3": {"method": "zip"}}}, "quantized.t3: expected .*found 'zip'"),
+        ('{"format": "chatterbox", "t3": {"rope_theta": NaN}}', "t3: rope_theta: .*finite"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, content: object, named: str) -> None:

@@ -22,12 +22,14 @@ from safetensors.torch import load_file, save_file
 
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.model_options import model_options
+from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collect import CollectionJob, collect, collect_in_process
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.compare import Comparison, VoiceJudge, compare
 from chatterbox_vllm.evaluation.gates import Status, judge, load_thresholds
 from chatterbox_vllm.evaluation.plan import EvaluationPlan
+from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from tests.made_up_collections import POSITIONS, Ears, made_up, silence
 from tests.test_page import Page, assert_sound
 
@@ -127,6 +129,64 @@ def test_a_damaged_voice_encoder_fails_enrolment(
 ) -> None:
     model = damaged(demo, tmp_path / "model", "ve.safetensors", shuffle("proj."))
     assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) == {"enrolment_speaker"}
+
+
+def white(wave: torch.Tensor) -> torch.Tensor:
+    """White noise as long and as loud as the wave."""
+    return torch.randn(wave.shape, generator=torch.Generator().manual_seed(1)) * wave.square().mean().sqrt()
+
+
+def test_a_candidate_whose_vocoder_makes_noise_fails(
+    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = HiFT.decode
+    monkeypatch.setattr(HiFT, "decode", lambda *given: white(decode(*given)))
+    found = failed(against(baseline, demo, tmp_path / "out", ears), thresholds)
+    assert {"speech_sanity", "spectral_distortion", "stoi"} <= found and not found & (T3_GATES | {"mel_distance"})
+
+
+def test_a_candidate_whose_stage_makes_noise_fails_s3gens_gates_too(
+    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go through the stage that serves: a model that would do right beside it does not help."""
+    run = S3GenStage.run
+    monkeypatch.setattr(S3GenStage, "run", lambda *given: [white(wave) for wave in run(*given)])
+    found = failed(against(baseline, demo, tmp_path / "out", ears), thresholds)
+    assert {"speech_sanity", "spectral_distortion", "stoi"} <= found and not found & T3_GATES
+
+
+@pytest.mark.parametrize(
+    ("change", "gates"),
+    [
+        (lambda wave: wave, set()),
+        (lambda wave: wave + 0.003 * white(torch.from_numpy(wave)).numpy(), set()),  # as half precision makes
+        (lambda wave: 0 * wave, {"speech_sanity", "speech_spectrum", "speech_speaker"}),
+        (lambda wave: white(torch.from_numpy(wave)).numpy(), {"speech_sanity"}),
+        (lambda wave: np.tile(wave[2400:9600], 99)[: len(wave)], {"speech_sanity"}),
+        (lambda wave: np.clip(10 * wave, -0.99, 0.99), {"speech_sanity", "speech_spectrum"}),
+        (lambda wave: 0.2 * np.sin(np.arange(len(wave)) / 32), {"speech_sanity", "speech_spectrum"}),
+        (lambda wave: np.tile(wave, 9), {"speech_sanity", "speech_duration"}),
+        (lambda wave: wave[:4800], {"speech_sanity", "speech_duration", "speech_speaker"}),
+    ],
+    ids=["itself", "half precision", "silence", "noise", "loop", "clipped", "hum", "too long", "too short"],
+)
+def test_own_speech(
+    baseline: Path, tmp_path: Path, ears: VoiceJudge, change: Callable[[np.ndarray], np.ndarray], gates: set[str]
+) -> None:
+    candidate = Collection(shutil.copytree(baseline, tmp_path / "candidate"))
+    for case in PLAN.cases:
+        wave = candidate.load("speech", case.index)
+        assert wave is not None
+        candidate.save("speech", case.index, change(wave))
+    comparison = compare(PLAN, Collection(baseline), candidate, ears)
+    verdict = judge(comparison.measurements, load_thresholds())
+    found = {j.name for j in verdict.judgements if j.status is Status.FAILED}
+    # Which voice is in a sound that is none is a matter of the demo's random nets.
+    assert found - {"speech_speaker"} == gates - {"speech_speaker"} and gates <= found
+    assert all(
+        (case.speech is not None and case.speech.candidate_fault is not None) == bool(gates)
+        for case in comparison.cases
+    )
 
 
 def in_one_new_process(job: CollectionJob) -> RunFacts:

@@ -25,7 +25,7 @@ VOICE = a_voice()
 def test_audio_that_is_not_finite_is_a_failure_and_not_kept(tmp_path: Path) -> None:
     audio = torch.zeros(2400)
     audio[7] = torch.nan
-    result = SpeechResult("r", 0, 1, audio=audio, finish_reason="stop")
+    result = SpeechResult(0, "r", 0, 1, audio=audio, finish_reason="stop")
     tts: Any = SimpleNamespace(run=lambda requests: [result] if len(requests) else [], sr=24_000)
     plan = EvaluationPlan(texts=("Good morning.",), repeats=1)
     into = Collection.create(tmp_path / "out")
@@ -49,10 +49,10 @@ class Flaky:
         self.now += seconds
         for i in range(len(requests)):
             if fails:
-                yield SpeechResult("r", i, 1, error=GenerationError("no room"))
+                yield SpeechResult(0, "r", i, 1, error=GenerationError("no room"))
             else:
                 audio = torch.full((int(24_000 * seconds),), seconds)
-                yield SpeechResult("r", i, 1, audio=audio, finish_reason="stop", speech_tokens=(1,))
+                yield SpeechResult(0, "r", i, 1, audio=audio, finish_reason="stop", speech_tokens=(1,))
 
 
 @pytest.mark.parametrize(

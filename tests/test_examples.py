@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
+
+from .made_up_clips import babble
 
 pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
@@ -22,8 +23,7 @@ ROOT = Path(__file__).parents[1]
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seconds of noise that is loud and soft in turn."""
     path = tmp_path_factory.mktemp("clip") / "clip.wav"
-    loud = np.abs(np.sin(np.arange(48_000) / 4_000))
-    soundfile.write(path, 0.3 * loud * np.random.default_rng(0).standard_normal(48_000), 24_000)
+    soundfile.write(path, babble(2), 24_000)
     return path
 
 

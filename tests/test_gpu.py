@@ -16,6 +16,7 @@ import torch
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.cuda.streams import Urgency
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 
 from .parity.conftest import checkpoint_dir, english_tokenizer, goldens  # noqa: F401 (fixtures)
@@ -42,10 +43,15 @@ def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None
     assert [c["key"] for c in cases if tokens[c["key"]] != golden[f"{c['key']}_tokens"].tolist()] == []
 
 
+def test_t3_goes_first_on_the_card(float32: ChatterboxTTS) -> None:
+    stream = float32._talker._stream
+    assert stream is not None and stream.priority == Urgency.HIGHEST
+
+
 def test_half_precision_flow_is_near_float32(float32: ChatterboxTTS) -> None:
     model = float32._voicing.stage.model
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 6561, 100))
-    noise = model.draw_noise(torch.Generator("cuda").manual_seed(1), len(tokens), float32.voice.prompt)
+    noise = model.draw_noise(1, len(tokens), float32.voice.prompt)
     request = S3GenRequest(tokens, float32.voice.prompt, noise)
     (exact,) = model.mel([request])
     weights = Weights(float32.directory / "s3gen.safetensors")

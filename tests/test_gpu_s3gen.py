@@ -21,9 +21,9 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import GraphedFunction
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
-from chatterbox_vllm.s3gen.packing import Packing
+from chatterbox_vllm.s3gen.packing import SIZES, PackedLayout
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
-from chatterbox_vllm.s3gen.ragged import Padded
+from chatterbox_vllm.s3gen.ragged import PaddedLayout
 
 from . import test_s3gen as tiny
 from .parity.oracle import weights_recipe as recipe
@@ -52,9 +52,9 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
         return torch.randn(shape, generator=generator).to(dtype).to(device)
 
     errors: dict[str, float] = {}
-    packing = Packing.of(LENGTHS, device, streams=2, bucketed=True)
-    frames, width = 2 * packing.frames, 64
-    used = torch.cat([torch.arange(sum(LENGTHS)) + i * packing.frames for i in range(2)])
+    layout = PackedLayout.of(LENGTHS, device, streams=2, bucketed=True)
+    frames, width = 2 * layout.frames, 64
+    used = torch.cat([torch.arange(sum(LENGTHS)) + i * layout.frames for i in range(2)])
 
     def compare(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
         error = apart(got[used], expected[used])
@@ -64,7 +64,7 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
     unused = torch.ones(frames, dtype=torch.bool)
     unused[used] = False
     qkv[unused.to(device)] = float("nan")  # whatever lies in unused frames reaches no row
-    compare("attention", kernels.attention(qkv, packing.tiles, 4), kernels.attention_reference(qkv.float(), packing, 4))
+    compare("attention", kernels.attention(qkv, layout.tiles, 4), kernels.attention_reference(qkv.float(), layout, 4))
 
     x, y, time = random_values(frames, width), random_values(frames, width), random_values(width)
     norms, exact_norms = [], []
@@ -90,15 +90,15 @@ def largest_error_of_kernels(device: str, dtype: torch.dtype) -> dict[str, float
 
     alpha = random_values(32).abs() + 0.5
     compare("snake", kernels.snake(x[:, :32].contiguous(), alpha), kernels.snake_reference(x[:, :32].float(), alpha))
-    places = (packing.position, packing.rest)
+    bounds = (layout.position, layout.remaining)
     residual = random_values(frames, 32)
     for taps, dilation, before in ((1, 1, 0), (3, 1, 2), (7, 1, 3), (11, 5, 25)):
         by = kernels.packed_conv(random_values(32, width, taps) / 10, random_values(32), dilation, before)
         exact_by = replace(by, weight=by.weight.float(), bias=by.bias.float())
         for options in ({}, {"residual": residual, "snake": alpha}, {"snake": alpha, "plain": False}):
             exact_options = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-            got = kernels.conv(x, by, *places, **options, dtype=torch.float32)
-            expected = kernels.conv_reference(x.float(), exact_by, *places, **exact_options)
+            got = kernels.conv(x, by, *bounds, **options, dtype=torch.float32)
+            expected = kernels.conv_reference(x.float(), exact_by, *bounds, **exact_options)
             for a, b in zip(got, expected, strict=True):
                 compare("conv", a, b)
 
@@ -121,13 +121,13 @@ def largest_error_of_networks(directory: Path) -> dict[str, float]:
     x = torch.randn(len(LENGTHS), max(LENGTHS), 64, generator=generator)
     moment = torch.tensor([0.3])
     time = model.estimator.time_table(moment, moment)
-    expected = model.estimator(torch.cat([x, x / 2]), time, *Padded.of(LENGTHS, "cpu", streams=2).layout)
-    packing = Packing.of(LENGTHS, "cpu", streams=2, bucketed=True)
-    flat = torch.cat([packing.pack(x), packing.pack(x / 2)])
-    flat[sum(LENGTHS) : packing.frames] = float("nan")
-    got = PackedEstimator(model.estimator)(flat, time, *packing.layout)
+    expected = model.estimator(torch.cat([x, x / 2]), time, *PaddedLayout.of(LENGTHS, "cpu", streams=2).tables)
+    layout = PackedLayout.of(LENGTHS, "cpu", streams=2, bucketed=True)
+    flat = torch.cat([layout.pack(x), layout.pack(x / 2)])
+    flat[sum(LENGTHS) : layout.frames] = float("nan")
+    got = PackedEstimator(model.estimator)(flat, time, *layout.tables)
     for stream, padded in zip(got.chunk(2), expected.chunk(2), strict=True):
-        for row, one in zip(packing.unpack(stream), padded, strict=True):
+        for row, one in zip(layout.unpack(stream), padded, strict=True):
             errors["estimator"] = max(errors["estimator"], apart(row, one[: len(row)]))
 
     frames = (4, 2, 1)
@@ -147,23 +147,23 @@ def test_kernels(dtype: torch.dtype, bound: float) -> None:
     assert {name: error for name, error in errors.items() if not error < bound} == {}
 
 
-def test_graphs_are_bounded_and_strict_about_shapes() -> None:
-    calls: list[torch.Size] = []
+def test_graphs_are_bounded_and_share_their_inputs() -> None:
+    calls: list[int] = []
 
     def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        calls.append(x.shape)
+        calls.append(len(x))
         return x @ y
 
     graphed = GraphedFunction(function, most=2)
     y = torch.randn(8, 8, device="cuda")
-    for size in (4, 5, 4, 6, 5):  # 5 was used before 4, so 6 puts it out
+    graphed.record(torch.zeros(6, 8, device="cuda"), y)
+    for size in (6, 4, 6, 5, 4, 5):  # there is no room for 5
         x = torch.randn(size, 8, device="cuda")
         torch.testing.assert_close(graphed(x, y), x @ y)
-        assert len(graphed) <= 2
-    assert [shape[0] for shape in calls] == [4, 4, 5, 5, 6, 6, 5, 5]  # before and while recording
-    assert graphed.bytes > 0
-    graphed.forget()
-    assert len(graphed) == 0
+    assert graphed.count == 2
+    assert calls == [6, 6, 4, 4, 5, 5]  # before and while recording, or without a graph
+    first, second = (recorded.inputs[0] for recorded in graphed._recordings.values())
+    assert first.data_ptr() == second.data_ptr()
 
 
 # Full size.
@@ -180,7 +180,7 @@ def reference(seed: int, tokens: int = 250) -> FlowPrompt:
 
 def utterance(model: S3Gen, tokens: int, prompt: FlowPrompt, seed: int) -> S3GenRequest:
     ids = torch.randint(0, 6561, (tokens,), generator=torch.Generator().manual_seed(seed))
-    return S3GenRequest(ids, prompt, model.draw_noise(torch.Generator("cuda").manual_seed(seed), tokens, prompt))
+    return S3GenRequest(ids, prompt, model.draw_noise(seed, tokens, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,20 @@ def test_graphs_change_nothing(weights: Weights, exact: S3Gen, requests: list[S3
     for some in (requests[:5], requests[5:6], requests[:5]):  # the second time from the recording
         for a, b in zip(eager.mel(some), graphed.mel(some), strict=True):
             assert apart(a, b) < 1e-3
+
+
+def test_graphs_recorded_at_the_start_serve_every_batch(weights: Weights, requests: list[S3GenRequest]) -> None:
+    model = S3Gen.from_weights(S3GenConfig(), weights, "cuda", torch.float16, torch.float16)
+    alone = [model.mel([request])[0] for request in requests[:2]]  # recorded when they are met
+    assert model.token_to_mel.graphs == 1
+    assert model.record_graphs(32_768, 2500) == len([size for size in SIZES if size <= 32_768])
+    draw = random.Random(1)
+    for _ in range(12):
+        for mel in model.mel(draw.sample(requests, draw.randint(1, 32)), 2):
+            assert bool(mel.isfinite().all())
+    assert model.token_to_mel.graphs == 12
+    for request, mel in zip(requests, alone, strict=False):
+        assert apart(model.mel([request])[0], mel) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -279,7 +293,7 @@ def test_quantized_layers_under_kernels_and_graphs(method: str, tmp_path: Path) 
         torch.randn(6, generator=generator),
     )
     tokens = torch.randint(0, 50, (9,), generator=generator)
-    request = S3GenRequest(tokens, prompt, fast.draw_noise(torch.Generator("cuda").manual_seed(0), 9, prompt))
+    request = S3GenRequest(tokens, prompt, fast.draw_noise(0, 9, prompt))
     mels = [fast.mel([request], 3)[0] for _ in range(2)]  # recorded, then replayed
     fast.set_precision(*half, kernels="torch", cuda_graphs=False)
     plain = fast.mel([request], 3)[0]

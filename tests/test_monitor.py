@@ -37,11 +37,11 @@ LIMITS = MonitorLimits(failure_rate=0.2, window=10, least=5)
 
 def good(work: float = 0.5) -> SpeechResult:
     timings = Timings(queued=9.0, talking=work / 2, voicing=work / 2, total=9.0 + work)
-    return SpeechResult("r", 0, 1, audio=torch.zeros(24_000), finish_reason="stop", timings=timings)
+    return SpeechResult(0, "r", 0, 1, audio=torch.zeros(24_000), samples=24_000, finish_reason="stop", timings=timings)
 
 
 def bad(error: Exception | None = None) -> SpeechResult:
-    return SpeechResult("r", 0, 1, error=error or GenerationError("broken"))
+    return SpeechResult(0, "r", 0, 1, error=error or GenerationError("broken"))
 
 
 def test_the_ordered_rollback() -> None:
@@ -121,7 +121,7 @@ def test_what_says_nothing_of_the_model_is_not_counted() -> None:
 def test_speech_cut_off_is_a_failure_where_it_had_all_the_room(tokens: int, segments: int, failed: float) -> None:
     monitor = Monitor(LIMITS, Config())
     cut = {"audio": torch.zeros(10), "finish_reason": "length", "speech_tokens": (1,) * tokens, "segments": segments}
-    monitor.observe(SpeechResult("r", 0, 1, **cut))
+    monitor.observe(SpeechResult(0, "r", 0, 1, **cut))
     assert monitor.figures.failure_rate == failed
 
 

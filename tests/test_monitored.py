@@ -73,19 +73,22 @@ class Engine:
             await self.release.wait()
         if request.text == "die" or self.failure is not None:
             self.failure = ZeroDivisionError("dead")
-            await asyncio.to_thread(self.on_result, SpeechResult("r", 0, 1, error=GenerationError("the engine failed")))
+            await asyncio.to_thread(
+                self.on_result, SpeechResult(0, "r", 0, 1, error=GenerationError("the engine failed"))
+            )
             raise GenerationError("the engine failed")
         failed = request.text == "bad"
-        result = SpeechResult(
-            "r", 0, 1, None if failed else torch.zeros(24_000), GenerationError("broken") if failed else None
-        )
+        if failed:
+            result = SpeechResult(0, "r", 0, 1, error=GenerationError("broken"))
+        else:
+            result = SpeechResult(0, "r", 0, 1, audio=torch.zeros(24_000), samples=24_000)
         await asyncio.to_thread(self.on_result, result)
         self.tts.events.append(f"{request.text} under {self.tts.config}")
         return result
 
     async def generate(self, request: SimpleNamespace, request_id: str | None = None) -> AsyncGenerator[Any, None]:
         if request.text == "chunks":
-            yield SpeechChunk("r", torch.zeros(10))
+            yield SpeechChunk(0, "r", torch.zeros(10))
         yield (await self.speak(request)).audio
 
     def close(self) -> None:

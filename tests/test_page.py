@@ -105,7 +105,7 @@ def changed(collection: Collection, **values: Any) -> None:
 def test_a_page_is_whole_and_says_the_verdict_first(pair: tuple[Collection, Collection]) -> None:
     page = rendered(pair, listen=3)
     assert_sound(page, players=12)
-    assert page.words.index("Evaluation: passed") < page.words.index("of 18 gates passed") < page.words.index("t3_kl")
+    assert page.words.index("Evaluation: passed") < page.words.index("of 22 gates passed") < page.words.index("t3_kl")
     assert "What went wrong" not in page.words and len(page.all("svg")) == 3 + 3 * 3
     # Every player holds what the model said.
     for sound in page.all("audio"):

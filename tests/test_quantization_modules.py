@@ -31,6 +31,7 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
 from . import test_s3gen as tiny
+from .reasons import NO_TRITON
 
 pytest.importorskip("bitsandbytes")
 
@@ -262,7 +263,7 @@ def test_the_voice_encoder(demo: Path, tmp_path: Path) -> None:
 
 
 def test_the_fused_kernel_takes_either_layer() -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason=NO_TRITON)
     from chatterbox_vllm.s3gen.kernels import gelu_linear, gelu_linear_reference
 
     linear = nn.Linear(64, 48).requires_grad_(False)

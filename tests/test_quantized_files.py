@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -32,6 +31,8 @@ from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerpri
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import calibration_voices, quantize_model
 from chatterbox_vllm.setup.tiers import Plan
+
+from .made_up_clips import babble
 
 FILES = {part: getattr(ENGLISH, part) for part in ("t3", "s3gen", "voice_encoder")}
 FILE = FILES["t3"]
@@ -105,7 +106,7 @@ def test_one_part_alone(demo: Path, tmp_path: Path) -> None:
 def test_part_after_part(demo: Path, nf4: Path, tmp_path: Path) -> None:
     quantize_model(demo, tmp_path / "one", QuantizationConfig(voice_encoder="bnb-4bit"))
     # AWQ's calibration can still take its voices from clips.
-    write_audio(tmp_path / "clip.wav", np.sin(np.arange(24_000) / 20).astype(np.float32) / 2, 24_000)
+    write_audio(tmp_path / "clip.wav", babble(1), 24_000)
     one = ModelConfig.from_directory(tmp_path / "one")
     (voice,) = calibration_voices(tmp_path / "one", one, [tmp_path / "clip.wav"], torch.device("cpu"))
     assert bool(voice.conditioning.speaker_embedding.isfinite().all())

@@ -14,7 +14,8 @@ import pytest
 
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import BY_KEYWORD, GROUPS, MAX_MODEL_LEN, SPEECH, VARIABLES, Setting, positive
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.settings import BY_KEYWORD, GROUPS, MAX_MODEL_LEN, SPEECH, TEXT, VARIABLES, Setting, positive
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "settings.md"
@@ -76,12 +77,16 @@ def test_every_keyword_is_in_the_table_with_its_default() -> None:
 
     calls = (ChatterboxTTS.from_pretrained, ChatterboxTTS.from_pretrained_quantized, ChatterboxTTS.from_local)
     taken = {name: default for call in calls for name, default in keywords_of(call).items()}
-    taken |= {field.name: field.default for field in dataclasses.fields(SpeechParameters)}
-    assert set(taken) == set(BY_KEYWORD)
-    for name, default in taken.items():
-        # A speech parameter may be None in the code, where the family resolves it to the default that the table tells.
-        of_family = default is None and BY_KEYWORD[name] in SPEECH
-        assert of_family or default == BY_KEYWORD[name].default, name
+    # What is None in `SpeechParameters` takes the family's value.
+    taken |= {"seed": SpeechParameters().seed} | dataclasses.asdict(ENGLISH.defaults)
+    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in TEXT}
+    assert {name: default for name, default in taken.items() if default != BY_KEYWORD[name].default} == {}
+
+    reading = keywords_of(ChatterboxTTS.generate)
+    assert {s.keyword for s in (*TEXT, *SPEECH)} <= set(reading)
+    pauses = dataclasses.asdict(reading["pauses"])
+    assert BY_KEYWORD["pauses"].unset == ", ".join(f"{kind} {seconds:g}" for kind, seconds in pauses.items())
+    assert reading["clean_text"] is BY_KEYWORD["clean_text"].default
 
 
 def test_every_setting_says_what_it_does_without_a_value() -> None:
@@ -89,7 +94,8 @@ def test_every_setting_says_what_it_does_without_a_value() -> None:
         for setting in group:
             assert setting.meaning and setting.shown_default != "none", setting
             assert setting.default is None or not setting.unset, setting
-            assert setting.option is None or setting.option.startswith("--" + setting.keyword.replace("_", "-"))
+            named = (setting.option or "--").removeprefix("--").partition("/")[0].replace("-", "_")
+            assert setting.keyword.startswith(named), setting
 
 
 def test_keyword_then_variable_then_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from chatterbox_vllm import (
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
 
+from .made_up_clips import babble
+
 TEXTS = ["Hello there.", "A good deal longer than that, I should say.", "No."]
 
 
@@ -38,11 +40,7 @@ def tts(demo: Path) -> Iterator[ChatterboxTTS]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    t = np.arange(44_100 * 3) / 44_100
-    tone = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 12))
-    path = tmp_path_factory.mktemp("clips") / "tone.flac"
-    write_audio(path, (0.2 * tone).astype(np.float32), 44_100)
-    return path
+    return write_audio(tmp_path_factory.mktemp("clips") / "babble.flac", babble(3, 44_100), 44_100)
 
 
 def test_one_text(tts: ChatterboxTTS) -> None:

@@ -215,6 +215,11 @@ ENGINE = (
         option="--deterministic/--no-deterministic",
     ),
     Setting("watermark", "mark the audio with the PerTh watermark", default=True, option="--watermark/--no-watermark"),
+    Setting(
+        "teacher_forcing",
+        "let requests bring the tokens that T3 has to say; for evaluation, not for service",
+        default=False,
+    ),
 )
 QUANTIZATION = (
     USE_QUANTIZATION,
@@ -237,7 +242,7 @@ QUANTIZATION = (
     ),
 )
 
-# Fields of `SpeechParameters`, keywords of `ChatterboxTTS.generate`.
+# Fields of `SpeechParameters`, keywords of `ChatterboxTTS.generate`; the defaults are the English family's.
 SPEECH = (
     Setting("exaggeration", "emotion, 0 to 2; 0.5 is neutral", default=0.5, option="--exaggeration"),
     Setting("cfg_weight", "guidance towards the text, 0 to 10; 0 is none", default=0.5, option="--cfg-weight"),
@@ -247,12 +252,28 @@ SPEECH = (
     Setting("repetition_penalty", "0.1 to 10; 1 is none", default=1.2, option="--repetition-penalty"),
     Setting(
         "max_tokens",
-        "most speech tokens of a segment, 25 to a second",
+        "most speech tokens of a piece, 25 to a second; the default gives way to what the model length leaves",
         default=1000,
         option="--max-tokens",
     ),
     Setting("diffusion_steps", "solver steps from noise to mel, 1 to 100", default=10, option="--diffusion-steps"),
     Setting("seed", "the same seed gives the same audio", unset="a new one each time", option="--seed"),
+)
+# Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.
+TEXT = (
+    Setting(
+        "pauses",
+        "a `Pauses`: seconds of silence where a text is cut, 0 to 60 each; on the command line KIND=SECONDS, repeated. "
+        "[pause:0.5s] in a text asks for one there",
+        unset="clause 0.15, sentence 0.35, paragraph 0.7, heading 0.7, scene 1",
+        option="--pause",
+    ),
+    Setting(
+        "clean_text",
+        "make markdown, addresses, footnote marks and emoji fit to be spoken: true, or a `Cleaning`",
+        default=False,
+        option="--clean-text/--no-clean-text",
+    ),
 )
 
 CACHE_DIRECTORY = Setting(
@@ -290,6 +311,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "How it runs": ENGINE,
     "Quantization": QUANTIZATION,
     "How it speaks": SPEECH,
+    "How it reads a text": TEXT,
     "Places and installation": ENVIRONMENT,
 }
 BY_KEYWORD: dict[str, Setting] = {s.keyword: s for group in GROUPS.values() for s in group if s.keyword}

@@ -21,7 +21,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechReq
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Voicing
+from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -41,7 +41,7 @@ from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.text.clean import Cleaning
 from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.library import ClipVoices
+from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 _SHUT_DOWN = "this model was shut down; load it again"
@@ -67,7 +67,7 @@ class ChatterboxTTS:
         device: torch.device,
         scheduler: Scheduler,
         talker: T3Stage,
-        voicing: Voicing,
+        voicing: Synthesis,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
@@ -85,7 +85,7 @@ class ChatterboxTTS:
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
         self.settings: dict[str, Any] = {}
-        self._clips = ClipVoices(enroller)
+        self._files = FileVoices(enroller)
 
     @classmethod
     def from_pretrained(
@@ -255,22 +255,24 @@ class ChatterboxTTS:
         }
 
     def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
-        """Make the speaker of an audio file the voice in use, for this and later calls.
+        """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
         Args:
-            wav_fpath: any common format, rate and channel count; 0.5 s to 10 minutes.
+            wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
+                `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
 
         Raises:
             AudioError: the file cannot be decoded or used.
+            CheckpointError: it is a saved voice that is damaged or made for another model.
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
         self.conds = self.enrol(wav_fpath)
 
     def enrol(self, path: str | os.PathLike[str]) -> Voice:
-        """The voice of an audio file; enrolled once for as long as the file does not change."""
-        return self._clips.voice(Path(path))
+        """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
+        return self._files.voice(Path(path))
 
     @overload
     def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...

@@ -1,88 +1,166 @@
-"""Reference clips of any container, codec, rate and channel count to mono float32, by FFmpeg's libraries (PyAV)."""
+"""Reference clips of any container, codec, rate and channel count to mono float32, by FFmpeg's libraries (PyAV).
+
+Files are not trusted: whatever a file says of itself, decoding takes about the memory of `max_seconds` of sound.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 
+from chatterbox_vllm.audio.guard import GuardedFile
+from chatterbox_vllm.audio.mix import Mix
 from chatterbox_vllm.errors import AudioError
 
+logger = logging.getLogger(__name__)
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
 REMEDY = "give a speech recording such as WAV, FLAC, MP3, M4A or Ogg"
-# Playlists and concat scripts name other files and addresses; a clip must not make us open those.
-_OPEN: dict[str, Any] = {"mode": "r", "options": {"protocol_whitelist": "data"}}
-if int(av.__version__.partition(".")[0]) < 19:
-    # Tags are read at once, and those that are not UTF-8 would be an error; later versions do not mind them.
-    _OPEN["metadata_errors"] = "replace"
+# Sampling rates that are taken, in Hz. Recorders know none beyond the higher one; below the lower one nobody can be
+# understood.
+LOWEST_RATE = 4_000
+HIGHEST_RATE = 384_000
+# Microphone arrays have up to 64 channels.
+MOST_CHANNELS = 64
+# Frames for a second of sound; each takes its time. The shortest in use, of Opus, last 2.5 ms.
+_MOST_FRAMES = 2_000
+_FRAMES_UNASKED = 5_000
 
 
-def decode_audio(path: str | os.PathLike[str], max_seconds: float | None = None) -> tuple[np.ndarray, int]:
+def decode_audio(source: Source, max_seconds: float | None = None) -> tuple[np.ndarray, int]:
     """Decode the best audio stream of a file.
 
     Integer samples are divided by their full scale (2**15 for 16 bits), float samples are taken as they are, and
-    channels are averaged, as `librosa.load(sr=None)` does. The rate stays the file's own. A last packet that was cut
+    channels are averaged, as `librosa.load(sr=None)` does. The rate stays the file's own up to 96 kHz and becomes
+    48 kHz beyond. Where channels cancel each other, the loudest is taken, with a warning. A last packet that was cut
     off is dropped; damage in the middle is an error.
 
     Args:
-        path: an audio or video file.
+        source: an audio or video file: its path, its bytes, or a binary file object that can seek.
         max_seconds: decoding stops, with an error, as soon as the clip turns out to be longer.
 
     Returns:
         The wave, float32 (samples,), and its rate in Hz.
 
     Raises:
-        AudioError: no such file, not audio, damaged, without samples, or longer than `max_seconds`.
+        AudioError: no such file, not audio, damaged, without samples, longer than `max_seconds`, or of a sampling rate
+            or number of channels that no recording has.
     """
-    path = Path(path)
-    if not path.exists():
-        raise AudioError(f"{path}: no such file; {REMEDY}")
-    if not path.is_file():
-        raise AudioError(f"{path}: is not a file; {REMEDY}")
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise AudioError(f"{path}: the file is empty; {REMEDY}")
+    with _opened(source) as (file, name):
+        try:
             file.seek(0)
-            with av.open(file, **_OPEN) as container:
-                wave, rate = _collect(container, path, max_seconds)
-    except (av.FFmpegError, OSError) as error:
-        raise AudioError(f"{path}: cannot be decoded as audio ({_reason(error)}); {REMEDY}") from error
+            first = file.read(1)
+            if not isinstance(first, bytes):
+                raise AudioError(f"{name}: the file was opened as text; open it in binary mode")
+            if not first:
+                raise AudioError(f"{name}: the file is empty; {REMEDY}")
+            mix = _decoded(file, name, max_seconds, channel=None)
+            if mix.cancels:
+                logger.warning("%s: its channels cancel each other; channel %d is taken", name, mix.loudest + 1)
+                mix = _decoded(file, name, max_seconds, channel=mix.loudest)
+        except (av.FFmpegError, OSError) as error:
+            raise AudioError(f"{name}: cannot be decoded as audio ({_reason(error)}); {REMEDY}") from error
+    wave = mix.wave()
     if not len(wave):
-        raise AudioError(f"{path}: holds no audio samples; {REMEDY}")
+        raise AudioError(f"{name}: holds no audio samples; {REMEDY}")
     if not np.isfinite(wave).all():
-        raise AudioError(f"{path}: holds samples that are not finite numbers; {REMEDY}")
-    return wave, rate
+        raise AudioError(f"{name}: holds samples that are not finite numbers; {REMEDY}")
+    return wave, mix.rate
 
 
-def _collect(container: Any, path: Path, max_seconds: float | None) -> tuple[np.ndarray, int]:
-    """Decode until the end or the limit."""
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise AudioError(f"{path}: has no audio stream; {REMEDY}")
-    chunks: list[np.ndarray] = []
-    rate, total = 0, 0
-    for frame in _frames(container, stream, path):
-        if rate and frame.sample_rate != rate:
-            raise AudioError(
-                f"{path}: its sampling rate changes from {rate} to {frame.sample_rate} Hz on the way; "
-                "convert it to one rate first"
-            )
-        rate = frame.sample_rate
-        chunks.append(_mono(frame))
-        total += frame.samples
-        if max_seconds is not None and total > max_seconds * rate:
-            raise AudioError(
-                f"{path}: is {_length(container, total / rate)} long, over the limit of {max_seconds:g} s; "
-                "cut it to a few seconds of clear speech"
-            )
-    return (np.concatenate(chunks) if chunks else np.empty(0, np.float32)), rate
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[tuple[BinaryIO, str]]:
+    """A file to read, and what to call it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(source), "the clip"
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            if not path.exists():
+                raise AudioError(f"{path}: no such file; {REMEDY}")
+            if not path.is_file():
+                raise AudioError(f"{path}: is not a file; {REMEDY}")
+            file = path.open("rb")
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be read ({_reason(error)}); {REMEDY}") from error
+        with file:
+            yield file, str(path)
+    elif hasattr(source, "read") and hasattr(source, "seekable") and source.seekable():
+        yield source, "the clip"
+    else:
+        raise AudioError(f"a clip is a path, bytes or a binary file that can seek, not a {type(source).__name__}")
 
 
-def _frames(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+def _decoded(file: BinaryIO, name: str, max_seconds: float | None, channel: int | None) -> Mix:
+    """Decode until the end or the limit; `channel` alone, or the average of all."""
+    file.seek(0)
+    with av.open(GuardedFile(file), **_options()) as container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            raise AudioError(f"{name}: has no audio stream; {REMEDY}")
+        mix: Mix | None = None
+        for count, frame in enumerate(_frames(container, stream, name)):
+            if mix is None:
+                mix = Mix(_checked_rate(frame, name), frame.layout.nb_channels, channel)
+            if (frame.sample_rate, frame.layout.nb_channels) != (mix.source_rate, mix.channels):
+                raise AudioError(
+                    f"{name}: changes on the way from {mix.channels} channels at {mix.source_rate} Hz to "
+                    f"{frame.layout.nb_channels} at {frame.sample_rate} Hz; convert it to one form first"
+                )
+            mix.add(_samples(frame))
+            if count > _FRAMES_UNASKED and count > _MOST_FRAMES * mix.seconds:
+                raise AudioError(f"{name}: is cut into pieces of less than {1000 / _MOST_FRAMES:g} ms; {REMEDY}")
+            if max_seconds is not None and mix.seconds > max_seconds:
+                raise AudioError(
+                    f"{name}: is {_length(container, mix.seconds)} long, over the limit of {max_seconds:g} s; "
+                    "cut it to a few seconds of clear speech"
+                )
+    if mix is None:
+        raise AudioError(f"{name}: holds no audio samples; {REMEDY}")
+    return mix
+
+
+@lru_cache(maxsize=1)
+def _options() -> dict[str, Any]:
+    """For `av.open`."""
+    # Pictures are decoded while a file is opened, and a small one can take a gigabyte.
+    names = sorted(name for name in av.codecs_available if _decodes_audio(name))
+    # Playlists and concat scripts name other files and addresses; a clip must not make us open those.
+    options: dict[str, Any] = {"protocol_whitelist": "data", "codec_whitelist": ",".join(names)}
+    if int(av.__version__.partition(".")[0]) < 19:
+        # Tags are read at once, and those that are not UTF-8 would be an error; later versions do not mind them.
+        return {"mode": "r", "options": options, "metadata_errors": "replace"}
+    return {"mode": "r", "options": options}
+
+
+def _decodes_audio(name: str) -> bool:
+    try:
+        return av.Codec(name, "r").type == "audio"
+    except ValueError:  # encoders only
+        return False
+
+
+def _checked_rate(frame: Any, name: str) -> int:
+    rate, channels = frame.sample_rate, frame.layout.nb_channels
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(
+            f"{name}: has a sampling rate of {rate} Hz, {LOWEST_RATE} to {HIGHEST_RATE} are taken; {REMEDY}"
+        )
+    if channels > MOST_CHANNELS:
+        raise AudioError(f"{name}: has {channels} channels, at most {MOST_CHANNELS} are taken; {REMEDY}")
+    return int(rate)
+
+
+def _frames(container: Any, stream: Any, name: str) -> Iterator[Any]:
     """Decoded frames; a packet that fails is forgiven only where no sound surrounds it."""
     decoded, damage = 0, None
     for packet in container.demux(stream):
@@ -94,25 +172,23 @@ def _frames(container: Any, stream: Any, path: Path) -> Iterator[Any]:
         for frame in frames:
             if damage is not None:
                 raise AudioError(
-                    f"{path}: is damaged after {decoded / frame.sample_rate:.1f} s ({_reason(damage)}); "
+                    f"{name}: is damaged after {decoded / frame.sample_rate:.1f} s ({_reason(damage)}); "
                     "export or download it again"
                 ) from damage
             decoded += frame.samples
             yield frame
 
 
-def _mono(frame: Any) -> np.ndarray:
-    """One frame as float32 (samples,): full scale of its integer format is 1, channels averaged."""
-    samples = frame.to_ndarray()
+def _samples(frame: Any) -> np.ndarray:
+    """One frame as float32 (channels, samples): full scale of its integer format is 1."""
+    samples: np.ndarray = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128.0) / 128.0
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
-    else:
-        samples = samples.astype(np.float32)
-    return samples[0] if len(samples) == 1 else samples.mean(axis=0)
+        return (samples.astype(np.float32) - 128.0) / 128.0
+    if samples.dtype.kind == "i":
+        return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
+    return samples.astype(np.float32)
 
 
 def _length(container: Any, decoded_seconds: float) -> str:

@@ -67,7 +67,7 @@ class S3GenMethods:
         return S3Gen.from_weights(self.config, self.weights, self.device, dtype, dtype, quantization=scheme)
 
     def _request(self, model: S3Gen) -> S3GenRequest:
-        noise = model.draw_noise(torch.Generator(self.device).manual_seed(1), len(self._tokens), self.voice.prompt)
+        noise = model.draw_noise(1, len(self._tokens), self.voice.prompt)
         return S3GenRequest(self._tokens, self.voice.prompt, noise)
 
     def _mel(self, model: S3Gen) -> torch.Tensor:

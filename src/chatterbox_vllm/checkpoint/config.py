@@ -8,53 +8,60 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge, Gt
 from typing_extensions import Self
 
 from chatterbox_vllm.errors import ConfigError
 
 CONFIG_FILE = "config.json"
 CONFIG_FORMAT = "chatterbox"
+Count = Annotated[int, Ge(0)]
+Sizes = tuple[Annotated[int, Gt(0)], ...]
+
+
+class _FromFile:
+    """What is read from a file is taken as it stands: no field unknown, no value of another type, no NaN."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True)
-class T3Config:
+class T3Config(_FromFile):
     """T3, the language model from text tokens to speech tokens (Llama backbone)."""
 
-    hidden_size: int = 1024
-    num_layers: int = 30
-    num_heads: int = 16
-    head_dim: int = 64
-    intermediate_size: int = 4096
+    hidden_size: Count = 1024
+    num_layers: Count = 30
+    num_heads: Count = 16
+    head_dim: Count = 64
+    intermediate_size: Count = 4096
     rms_norm_eps: float = 1e-5
 
     rope_theta: float = 500_000.0
     rope_factor: float = 8.0
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
-    rope_original_max_position: int = 8192
+    rope_original_max_position: Count = 8192
 
-    text_vocab_size: int = 704
-    speech_vocab_size: int = 8194
-    text_positions: int = 2050
-    speech_positions: int = 4100
-    start_text_token: int = 255
-    stop_text_token: int = 0
-    start_speech_token: int = 6561
-    stop_speech_token: int = 6562
+    text_vocab_size: Count = 704
+    speech_vocab_size: Count = 8194
+    text_positions: Count = 2050
+    speech_positions: Count = 4100
+    start_text_token: Count = 255
+    stop_text_token: Count = 0
+    start_speech_token: Count = 6561
+    stop_speech_token: Count = 6562
 
-    speaker_embedding_size: int = 256
-    speech_prompt_tokens: int = 150
-    perceiver_queries: int = 32
-    perceiver_heads: int = 4
+    speaker_embedding_size: Count = 256
+    speech_prompt_tokens: Count = 150
+    perceiver_queries: Count = 32
+    perceiver_heads: Count = 4
     # Classifier-free guidance computes two streams of every sequence; a model without it has one.
-    guidance_streams: int = 2
+    guidance_streams: Count = 2
 
     @property
     def conditioning_length(self) -> int:
@@ -63,78 +70,78 @@ class T3Config:
 
 
 @dataclass(frozen=True)
-class VoiceEncoderConfig:
+class VoiceEncoderConfig(_FromFile):
     """The LSTM speaker encoder whose embedding conditions T3."""
 
-    num_mels: int = 40
-    hidden_size: int = 256
-    num_layers: int = 3
-    embedding_size: int = 256
+    num_mels: Count = 40
+    hidden_size: Count = 256
+    num_layers: Count = 3
+    embedding_size: Count = 256
 
 
 @dataclass(frozen=True)
-class SpeechTokenizerConfig:
+class SpeechTokenizerConfig(_FromFile):
     """The S3 tokenizer (v2, 25 Hz): reference audio at 16 kHz to speech tokens."""
 
-    num_mels: int = 128
-    hidden_size: int = 1280
-    num_heads: int = 20
-    num_layers: int = 6
-    memory_kernel: int = 31
-    code_size: int = 8
+    num_mels: Count = 128
+    hidden_size: Count = 1280
+    num_heads: Count = 20
+    num_layers: Count = 6
+    memory_kernel: Count = 31
+    code_size: Count = 8
 
 
 @dataclass(frozen=True)
-class XVectorConfig:
+class XVectorConfig(_FromFile):
     """CAMPPlus, the x-vector net whose embedding conditions the flow."""
 
-    num_mels: int = 80
-    head_channels: int = 32
-    init_channels: int = 128
-    growth_rate: int = 32
-    bottleneck_factor: int = 4
-    block_layers: tuple[int, ...] = (12, 24, 16)
-    block_dilations: tuple[int, ...] = (1, 2, 2)
-    embedding_size: int = 192
+    num_mels: Count = 80
+    head_channels: Count = 32
+    init_channels: Count = 128
+    growth_rate: Count = 32
+    bottleneck_factor: Count = 4
+    block_layers: Sizes = (12, 24, 16)
+    block_dilations: Sizes = (1, 2, 2)
+    embedding_size: Count = 192
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(_FromFile):
     """Speech tokens to mel: conformer encoder, then a conditional flow-matching decoder."""
 
-    vocab_size: int = 6561
-    num_mels: int = 80
-    hidden_size: int = 512
-    encoder_heads: int = 8
-    encoder_ff_size: int = 2048
-    encoder_blocks: int = 6
-    upsampled_blocks: int = 4
-    lookahead: int = 3
-    estimator_channels: int = 256
-    estimator_heads: int = 8
-    estimator_head_dim: int = 64
-    estimator_transformer_blocks: int = 4
-    estimator_mid_stages: int = 12
+    vocab_size: Count = 6561
+    num_mels: Count = 80
+    hidden_size: Count = 512
+    encoder_heads: Count = 8
+    encoder_ff_size: Count = 2048
+    encoder_blocks: Count = 6
+    upsampled_blocks: Count = 4
+    lookahead: Count = 3
+    estimator_channels: Count = 256
+    estimator_heads: Count = 8
+    estimator_head_dim: Count = 64
+    estimator_transformer_blocks: Count = 4
+    estimator_mid_stages: Count = 12
     cfg_rate: float = 0.7
     meanflow: bool = False
 
 
 @dataclass(frozen=True)
-class HiFTConfig:
+class HiFTConfig(_FromFile):
     """HiFT vocoder: mel at 50 frames/s to a 24 kHz waveform, with its F0 predictor and harmonic source."""
 
-    num_mels: int = 80
-    base_channels: int = 512
-    upsample_rates: tuple[int, ...] = (8, 5, 3)
-    upsample_kernels: tuple[int, ...] = (16, 11, 7)
-    resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[int, ...] = (1, 3, 5)
-    source_kernels: tuple[int, ...] = (7, 7, 11)
-    fft_size: int = 16
-    hop_size: int = 4
-    harmonics: int = 8
-    f0_channels: int = 512
-    f0_layers: int = 5
+    num_mels: Count = 80
+    base_channels: Count = 512
+    upsample_rates: Sizes = (8, 5, 3)
+    upsample_kernels: Sizes = (16, 11, 7)
+    resblock_kernels: Sizes = (3, 7, 11)
+    resblock_dilations: Sizes = (1, 3, 5)
+    source_kernels: Sizes = (7, 7, 11)
+    fft_size: Count = 16
+    hop_size: Count = 4
+    harmonics: Count = 8
+    f0_channels: Count = 512
+    f0_layers: Count = 5
     source_amplitude: float = 0.1
     source_noise: float = 0.003
     voiced_threshold: float = 10.0
@@ -150,7 +157,7 @@ class HiFTConfig:
 
 
 @dataclass(frozen=True)
-class S3GenConfig:
+class S3GenConfig(_FromFile):
     """Everything in `s3gen.safetensors`: enrolment nets, flow and vocoder."""
 
     tokenizer: SpeechTokenizerConfig = field(default_factory=SpeechTokenizerConfig)
@@ -160,7 +167,7 @@ class S3GenConfig:
 
 
 @dataclass(frozen=True)
-class QuantizedPart:
+class QuantizedPart(_FromFile):
     """How one part's file of a checkpoint is quantized; the file's own header says the same.
 
     Attributes:
@@ -184,7 +191,7 @@ _AGAIN = "mend it, or make the directory again"
 
 
 @dataclass(frozen=True)
-class QuantizedParts:
+class QuantizedParts(_FromFile):
     """The parts, by their names in `Family`, whose files hold quantized tensors."""
 
     t3: QuantizedPart | None = None
@@ -199,7 +206,7 @@ class QuantizedParts:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_FromFile):
     """All dimensions of one checkpoint, and which of its files are quantized.
 
     Attributes:
@@ -230,6 +237,8 @@ class ModelConfig:
         Raises:
             ConfigError: as `from_directory`.
         """
+        from pydantic import TypeAdapter, ValidationError  # time that `--help` need not take
+
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -239,7 +248,11 @@ class ModelConfig:
                 f'{path}: not a Chatterbox model configuration (it lacks "format": "{CONFIG_FORMAT}"); '
                 f"{_AGAIN}, or remove it where the sizes are the published ones"
             )
-        config: Self = _from_dict(cls, data, str(path))
+        try:
+            # From JSON, not from the dictionary: there a list may stand for a tuple.
+            config: Self = TypeAdapter(cls).validate_json(json.dumps(data))
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {_described(error.errors()[0])}") from error
         for part, stored in config.quantized.parts.items():
             if stored.method not in STORED_METHODS[part]:
                 known = ", ".join(STORED_METHODS[part])
@@ -256,40 +269,16 @@ class ModelConfig:
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
 
 
-def _from_dict(kind: type, data: Any, where: str) -> Any:
-    """Build the frozen dataclass `kind` from JSON data, naming the faulty field in the error."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected an object, found {data!r}")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
-    values = {}
-    for name, value in data.items():
-        if name not in known:
-            raise ConfigError(f"{where}: unknown field {name!r}; the fields are {', '.join(sorted(known))}")
-        values[name] = _field_value(known[name], value, f"{where}: {name}")
-    for field_ in dataclasses.fields(kind):
-        if field_.name not in values and field_.default is field_.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}: field {field_.name!r} is missing")
-    return kind(**values)
+# Pydantic's kinds of faults in our words; it words the others well enough.
+_FAULTS = {
+    "unexpected_keyword_argument": "there is no such field",
+    "missing": "the field is missing",
+    "greater_than_equal": "must not be negative",
+    "dataclass_type": "should be an object",
+}
 
 
-def _field_value(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):  # X | None
-        if value is None:
-            return None
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _from_dict(hint, value, where)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list) and all(type(v) is int and v > 0 for v in value):
-            return tuple(value)
-        raise ConfigError(f"{where}: expected a list of positive integers, found {value!r}")
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
-    if hint is float and not math.isfinite(value):
-        raise ConfigError(f"{where}: expected a finite number, found {value}")
-    if hint is int and value < 0:
-        raise ConfigError(f"{where}: must not be negative, found {value}")
-    return value
+def _described(fault: Mapping[str, Any]) -> str:
+    """One fault of a file: its field, what is wrong, and what stands there."""
+    said = _FAULTS.get(fault["type"], fault["msg"].removeprefix("Input "))
+    return f"{': '.join(map(str, fault['loc']))}: {said}, found {fault['input']!r:.100}; {_AGAIN}"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say
+from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say, voices
 from chatterbox_vllm.cli.arguments import Command
 from chatterbox_vllm.cli.run import PROGRAM, Commands
 
@@ -32,6 +32,12 @@ for command in (
     quantize.quantize,
 ):
     app.command(cls=Command, context_settings=_HELP)(command)
+
+
+_voices = typer.Typer(help="Voices that are saved by name: save, list, show, delete.", context_settings=_HELP)
+for command in (voices.save, voices.list_, voices.show, voices.delete):
+    _voices.command(command.__name__.rstrip("_"), cls=Command, context_settings=_HELP)(command)
+app.add_typer(_voices, name="voices")
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, claim_standard_output
 from chatterbox_vllm.errors import ConfigError, OutputError
 
 # Those of audio/encode.py, which takes a while to import.
-AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3"]
+AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "m4a", "aac"]
 
 
 @dataclass
@@ -34,11 +34,10 @@ class Destination:
             ConfigError: they contradict each other.
             OutputError: nothing can be written there, or not in that format.
         """
-        from chatterbox_vllm.audio.encode import check_output
+        from chatterbox_vllm.audio.encode import check_output, check_suffix
 
         if path == STANDARD_OUTPUT:
-            check_format(audio_format or "wav")
-            return cls(path, f".{audio_format or 'wav'}", claim_standard_output())
+            return cls(path, check_suffix(f".{audio_format or 'wav'}"), claim_standard_output())
         if audio_format is not None and path.suffix.lower() != f".{audio_format}":
             raise ConfigError(f"--audio-format {audio_format} and --output {path} name two formats: leave out the one")
         check_output(path)
@@ -71,18 +70,3 @@ class Destination:
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"standard output cannot be written ({error.strerror or error})") from error
-
-
-def check_format(audio_format: str) -> None:
-    """Refuse a format that this machine cannot write.
-
-    Raises:
-        OutputError
-    """
-    import soundfile
-
-    from chatterbox_vllm.audio.encode import FORMATS
-
-    container, coding = FORMATS[f".{audio_format}"]
-    if not soundfile.check_format(container, coding):
-        raise OutputError(f"this libsndfile cannot write {container}/{coding}; use --audio-format wav or flac")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
-from chatterbox_vllm.cli.audio import AudioFormat, check_format
+from chatterbox_vllm.cli.audio import AudioFormat
 from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
 from chatterbox_vllm.cli.texts import CleanTextOption, PauseOption, read_pauses
 from chatterbox_vllm.errors import ConfigError
@@ -56,6 +56,7 @@ def batch(
     failed (the manifest and standard error say which and why); 2 if the input or an option cannot be used or OUTDIR
     cannot be written.
     """
+    from chatterbox_vllm.audio.encode import check_suffix
     from chatterbox_vllm.batch.folder import Folder
     from chatterbox_vllm.batch.identity import engine_identity, what_files_depend_on
     from chatterbox_vllm.batch.reading import Reading
@@ -70,7 +71,7 @@ def batch(
         raise ConfigError("--overwrite and --retry-failed contradict each other: leave one of the two out")
     parameters = speech_parameters(given)
     reading = Reading(read_pauses(pause or ()), clean_text)
-    check_format(audio_format)
+    suffix = check_suffix(f".{audio_format}")
     clip = check_voice(voice, given)
     with Input(input, format) as source:
         device, rows = resolve_device(given.get("device", "auto")), source.check()
@@ -85,7 +86,7 @@ def batch(
                 summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
             else:
                 told = tell_faults(source, folder)
-                work = parameters, clip, f".{audio_format}", told, reading
+                work = parameters, clip, suffix, told, reading
                 if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
                     folder.begin(run)
                     summary = Batch(source, folder, None, *work).run()

@@ -131,11 +131,10 @@ def bench(
 
 def _facts(tts: ChatterboxTTS, measured: Measured, given: Keywords) -> dict[str, Any]:
     """The machine, and the settings in force."""
-    from chatterbox_vllm.setup.probe import machine
+    from chatterbox_vllm.setup.provenance import provenance
 
     return {
-        **machine(tts.device),
-        "model": str(given.get("model", "english")),
+        **provenance(tts.device, str(given.get("model", "english")), tts.directory),
         "settings": {
             "T3 dtype": str(tts.t3_stage.options.dtype),
             "CUDA graphs": tts.t3_stage.options.cuda_graphs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import SPEECH
 
 if TYPE_CHECKING:
+    from chatterbox_vllm.checkpoint.config import ModelConfig
     from chatterbox_vllm.engine.request import SpeechParameters
     from chatterbox_vllm.tts import ChatterboxTTS
 
@@ -60,26 +62,34 @@ def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
     return ChatterboxTTS.from_pretrained_quantized(**keywords)
 
 
+def model_config(given: Keywords) -> ModelConfig:
+    """The configuration of the model that the keywords name, which is downloaded for it.
+
+    Raises:
+        ConfigError, CheckpointError: there is no such model.
+    """
+    from chatterbox_vllm.checkpoint.config import ModelConfig
+    from chatterbox_vllm.setup.models import resolve_model
+
+    return ModelConfig.from_directory(resolve_model(given.get("model", "english"), given.get("revision")))
+
+
 def check_voice(voice: str | None, given: Keywords) -> Path | None:
     """The file of a voice that was named, found to be one that the model can use, before that is loaded.
 
     Raises:
-        AudioError: there is no such file, or the clip cannot serve.
+        ConfigError: there is neither such a file nor such a name.
+        AudioError: the clip cannot serve.
         CheckpointError: the saved voice is damaged, or of another model; or there is no such model.
     """
     if voice is None:
         return None
-    from chatterbox_vllm.audio.decode import decode_audio
-    from chatterbox_vllm.checkpoint.config import ModelConfig
-    from chatterbox_vllm.setup.models import resolve_model
-    from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
+    from chatterbox_vllm.voices.files import check_voice_file
+    from chatterbox_vllm.voices.library import VoiceLibrary
     from chatterbox_vllm.voices.saved import is_saved_voice
-    from chatterbox_vllm.voices.voice import Voice
 
-    path = Path(voice)
-    if path.is_file() and is_saved_voice(path):
-        directory = resolve_model(given.get("model", "english"), given.get("revision"))
-        Voice.load(path, ModelConfig.from_directory(directory))
-    else:
-        check_reference(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
+    path = VoiceLibrary().find(voice)
+    # A clip can be told to be bad without a model.
+    saved = os.access(path, os.R_OK) and is_saved_voice(path)
+    check_voice_file(path, model_config(given) if saved else None)
     return path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatterbox_vllm.cli.arguments import Keywords
+from chatterbox_vllm.cli.options import model_config
 from chatterbox_vllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,11 +125,8 @@ def check_script(text: str, pauses: Pauses, clean: bool, given: Keywords) -> Non
         ConfigError: see `text.script.read_script`.
         CheckpointError: there is no such model.
     """
-    from chatterbox_vllm.checkpoint.config import ModelConfig
     from chatterbox_vllm.families.registry import family_of
-    from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.text.script import read_script
 
-    directory = resolve_model(given.get("model", "english"), given.get("revision"))
-    family = family_of(ModelConfig.from_directory(directory).family, directory)
+    family = family_of(model_config(given).family, Path(given.get("model", "english")))
     read_script(text, pauses, clean, scripts=family.scripts)

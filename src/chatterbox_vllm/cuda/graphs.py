@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+
+from chatterbox_vllm.cuda.streams import Urgency, new_stream
 
 # Held while a graph is recorded: PyTorch lends CUDA's default generator to the recording, and another thread that draws
 # from it meanwhile fails. T3's sampler does, so its steps take this lock, too.
@@ -16,77 +18,80 @@ recording = threading.Lock()
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The one stream of a device that all graphs are recorded on: the memory that a stream has used stays its own."""
+    return new_stream(device, Urgency.MIDDLE)
+
+
 @dataclass(frozen=True)
 class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[torch.Tensor, ...]
     output: torch.Tensor
 
-    @property
-    def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.inputs, self.output))
-
 
 class GraphedFunction:
-    """Calls `function(*inputs)` through a CUDA graph of exactly these shapes and dtypes, recorded at first use.
+    """Calls `function(*inputs)` through a CUDA graph of exactly these shapes and dtypes.
 
     What the caller must keep to: the function allocates all it needs, reads nothing on the host, and depends on its
-    inputs and on tensors that stay where they are; `forget` after these moved. Inputs come in few shapes (buckets): of
-    the recordings only those used last are kept, up to both limits. Working memory is shared by all recordings. For
-    one thread and one CUDA stream at a time.
+    inputs and on tensors that stay where they are. Inputs come in few shapes, told to `record` before they are needed,
+    those with the most rows first: smaller ones then share the memory of larger ones. A shape that was not told is
+    recorded at its first call as long as there are fewer than `most`; a shape beyond those is called without a graph.
+    For one thread and one CUDA stream at a time.
 
-    Args:
-        most: recordings kept.
-        most_bytes: of the kept recordings' own inputs and outputs, together.
+    Attributes:
+        count: graphs recorded so far.
     """
 
-    def __init__(self, function: Callable[..., torch.Tensor], most: int = 64, most_bytes: int = 512 << 20):
+    def __init__(self, function: Callable[..., torch.Tensor], most: int):
         self.function = function
-        self.most, self.most_bytes = most, most_bytes
-        self._recordings: OrderedDict[Shapes, _Recording] = OrderedDict()
+        self.most = most
+        self._recordings: dict[Shapes, _Recording] = {}
         self._pool: tuple[int, int] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The function's result; overwritten by the next call with these shapes."""
-        shapes = tuple((t.shape, t.dtype) for t in inputs)
-        recording = self._recordings.get(shapes)
-        if recording is None:
-            recording = self._recordings[shapes] = self._record(inputs)
-            self._evict()
-        else:
-            self._recordings.move_to_end(shapes)
-            for kept, given in zip(recording.inputs, inputs, strict=True):
-                kept.copy_(given, non_blocking=True)
-        recording.graph.replay()
-        return recording.output
-
-    def __len__(self) -> int:
-        return len(self._recordings)
+        """The function's result; overwritten by the next call."""
+        shapes = _shapes(inputs)
+        if shapes not in self._recordings and len(self._recordings) >= self.most:
+            return self.function(*inputs)
+        self.record(*inputs)
+        recorded = self._recordings[shapes]
+        for kept, given in zip(recorded.inputs, inputs, strict=True):
+            kept.copy_(given, non_blocking=True)
+        recorded.graph.replay()
+        return recorded.output
 
     @property
-    def bytes(self) -> int:
-        """Held by the recordings' own inputs and outputs; the shared working memory is not in it."""
-        return sum(recording.bytes for recording in self._recordings.values())
+    def count(self) -> int:
+        return len(self._recordings)
 
-    def forget(self) -> None:
-        """Drop all recordings."""
-        self._recordings.clear()
-        self._pool = None
-
-    def _record(self, inputs: tuple[torch.Tensor, ...]) -> _Recording:
-        kept = tuple(t.clone() for t in inputs)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self.function(*kept)  # compiles kernels and makes libraries' workspaces, which a recording cannot
-        torch.cuda.current_stream().wait_stream(aside)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+    def record(self, *inputs: torch.Tensor) -> None:
+        """Record a graph for inputs of these shapes, if there is none."""
+        shapes = _shapes(inputs)
+        if shapes in self._recordings:
+            return
+        kept = tuple(self._room(i, given).copy_(given) for i, given in enumerate(inputs))
+        self.function(*kept)  # compiles kernels and loads libraries, which must not happen in a recording
+        device = inputs[0].device
         graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         # Other threads (T3 in the same process) may allocate meanwhile.
-        with recording, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with (
+            recording,
+            torch.cuda.graph(graph, self._pool, _side_stream(device), capture_error_mode="thread_local"),
+        ):
             output = self.function(*kept)
-        return _Recording(graph, kept, output)
+        self._recordings[shapes] = _Recording(graph, kept, output)
 
-    def _evict(self) -> None:
-        while len(self) > 1 and (len(self) > self.most or self.bytes > self.most_bytes):
-            self._recordings.popitem(last=False)
+    def _room(self, i: int, given: torch.Tensor) -> torch.Tensor:
+        """Where the graph finds its input number i: the first rows of a larger recording's, or memory of its own."""
+        for recorded in self._recordings.values():
+            kept = recorded.inputs[i]
+            if kept.dtype == given.dtype and kept.shape[1:] == given.shape[1:] and len(kept) >= len(given):
+                return kept[: len(given)]
+        return torch.empty_like(given, memory_format=torch.contiguous_format)
+
+
+def _shapes(inputs: tuple[torch.Tensor, ...]) -> Shapes:
+    return tuple((t.shape, t.dtype) for t in inputs)

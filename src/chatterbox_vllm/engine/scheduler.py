@@ -22,7 +22,7 @@ from chatterbox_vllm.engine.job import SAMPLE_RATE, Job
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
-from chatterbox_vllm.engine.synthesis import Outcome, Voicing
+from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
 from chatterbox_vllm.t3.sampling import Sampling
@@ -68,7 +68,7 @@ class Scheduler:
         config: T3Config,
         preparation: Preparation,
         talker: Talker,
-        voicing: Voicing,
+        voicing: Synthesis,
         max_admitted: int,
         max_waiting: int,
         max_untaken: float = 120.0,
@@ -265,7 +265,10 @@ class Scheduler:
         seed = segment_seed(job.seed, k)
         self._voicing[piece_id] = job, k
         job.live.add(piece_id)
-        self.voicing.add(piece_id, TokensToSpeak(tokens, request.voice, values.diffusion_steps, seed, request.noise))
+        self.voicing.add(
+            piece_id,
+            TokensToSpeak(tokens, request.voice, values.diffusion_steps, seed, request.noise, order=request.priority),
+        )
 
     def _try_again(self, job: Job, k: int) -> None:
         """Piece k stayed mute: other draws may find its beginning."""

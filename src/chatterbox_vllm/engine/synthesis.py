@@ -1,20 +1,23 @@
-"""S3Gen beside T3: finished tokens wait here for a batch, are voiced and watermarked, and come back as audio.
+"""S3Gen beside T3: finished tokens wait here for a batch, are spoken and watermarked, and come back as audio.
 
-On a GPU, batches run in a thread of their own on a CUDA stream of their own, so that neither stage waits for the other;
-watermarks are made by further threads, each with its stream. On a CPU everything runs in turn, since one stage's work
-would only slow the other's.
+On a GPU, batches run in a thread of their own on a CUDA stream of their own, so that neither stage waits for the other:
+the thread takes its next batch from those that wait as soon as it is done with one. Watermarks are made by further
+threads, each with its stream. T3's kernels come first on the card, then S3Gen's, then the watermarks'. On a CPU
+everything runs in turn, since one stage's work would only slow the other's.
 """
 
 from __future__ import annotations
 
 import os
 import queue
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.cuda.streams import Urgency, new_stream
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
@@ -24,7 +27,7 @@ Outcome = torch.Tensor | ChatterboxError
 _WATERMARK_THREADS = 4
 
 
-class Voicing(Protocol):
+class Synthesis(Protocol):
     """What the scheduler needs of its S3Gen side. Segments are named by strings."""
 
     stage: S3GenStage
@@ -37,7 +40,7 @@ class Voicing(Protocol):
         """Forget segments; those in a running batch finish and their audio is thrown away."""
 
     def poll(self, patience: float) -> list[tuple[str, Outcome]]:
-        """Start a batch if none runs; return what has finished, waiting up to `patience` seconds for the first."""
+        """What has finished, waiting up to `patience` seconds for the first."""
 
     @property
     def waiting(self) -> int:
@@ -57,7 +60,7 @@ class _Waiting:
         self.entries: dict[str, TokensToSpeak] = {}
 
     def take(self, stage: S3GenStage) -> dict[str, TokensToSpeak]:
-        """Remove and return the batch that `stage` chooses."""
+        """Remove and return the batch that `stage` chooses; nothing where nobody waits."""
         entries = list(self.entries.items())
         batch = dict(entries[i] for i in stage.choose([utterance for _, utterance in entries]))
         for segment_id in batch:
@@ -65,8 +68,8 @@ class _Waiting:
         return batch
 
 
-class InlineVoicing:
-    """Voices one batch at each poll, in the caller's thread."""
+class InlineSynthesis:
+    """Speaks one batch at each poll, in the caller's thread."""
 
     def __init__(self, stage: S3GenStage, watermarker: Watermarker | None):
         self.stage = stage
@@ -84,9 +87,9 @@ class InlineVoicing:
             self._waiting.entries.pop(segment_id, None)
 
     def poll(self, patience: float) -> list[tuple[str, Outcome]]:
-        if not self._waiting.entries:
-            return []
         batch = self._waiting.take(self.stage)
+        if not batch:
+            return []
         outcomes = self.stage.run(list(batch.values()))
         return [(key, _watermarked(self.watermarker, o)) for key, o in zip(batch, outcomes, strict=True)]
 
@@ -102,75 +105,81 @@ class InlineVoicing:
         self._waiting.entries.clear()
 
 
-class ThreadedVoicing:
-    """Voices batches in a thread with a CUDA stream; watermarks in others."""
+class ThreadedSynthesis:
+    """Speaks batches in a thread with a CUDA stream; watermarks in others. On other devices it has threads alone."""
 
     def __init__(self, stage: S3GenStage, watermarker: Watermarker | None, device: torch.device):
         self.stage = stage
         self.watermarker = watermarker
         self.device = device
+        self._lock = threading.Lock()  # around the next three
         self._waiting = _Waiting()
         self._out: set[str] = set()  # taken by a batch and not back
         self._dropped: set[str] = set()
         self._finished: queue.SimpleQueue[tuple[str, Outcome]] = queue.SimpleQueue()
-        self._voicer = ThreadPoolExecutor(1, "chatterbox-s3gen", initializer=self._enter_stream)
-        self._batch: Future[None] | None = None
+        self._speaker = ThreadPoolExecutor(1, "chatterbox-s3gen", self._enter_stream, (Urgency.MIDDLE,))
         threads = min(_WATERMARK_THREADS, os.cpu_count() or 1)
-        # Streams of high priority, which nobody else uses: PyTorch deals its 32 of the normal kind out again and again,
-        # and work on one that a graph is being recorded on would become part of the graph.
-        self._markers = ThreadPoolExecutor(
-            threads, "chatterbox-watermark", initializer=self._enter_stream, initargs=(-1,)
-        )
+        self._markers = ThreadPoolExecutor(threads, "chatterbox-watermark", self._enter_stream, (Urgency.LOWEST,))
 
-    def _enter_stream(self, priority: int = 0) -> None:
-        torch.cuda.set_device(self.device)
-        torch.cuda.set_stream(torch.cuda.Stream(self.device, priority=priority))
+    def _enter_stream(self, urgency: Urgency) -> None:
+        stream = new_stream(self.device, urgency)
+        if stream is not None:
+            torch.cuda.set_stream(stream)  # of its device, which becomes the thread's
 
     def warm_up(self, voice: Voice, steps: int) -> None:
-        """In the thread that will do the work, with utterances of 5 and 10 s, alone and as many as a batch holds."""
+        """In the thread that will do the work: all graphs, then utterances of 10 s, alone and as many as fit."""
 
         def speak() -> None:
-            for seconds in (5, 10):
-                tokens = (0,) * (seconds * TOKENS_PER_SECOND)
-                trial = TokensToSpeak(tokens, voice, steps, seed=0)
-                for count in {1, len(self.stage.choose([trial] * self.stage.max_batch_size))}:
-                    for outcome in self.stage.run([trial] * count):
-                        if isinstance(outcome, Exception):
-                            raise outcome
+            self.stage.record_graphs(voice)
+            tokens = (0,) * (10 * TOKENS_PER_SECOND)
+            trial = TokensToSpeak(tokens, voice, steps, seed=0)
+            for count in {1, len(self.stage.choose([trial] * self.stage.max_batch_size))}:
+                for outcome in self.stage.run([trial] * count):
+                    if isinstance(outcome, Exception):
+                        raise outcome
             _watermarked(self.watermarker, outcome)
 
-        self._voicer.submit(speak).result()
+        self._speaker.submit(speak).result()
 
     def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
-        self._waiting.entries[segment_id] = utterance
+        with self._lock:
+            self._waiting.entries[segment_id] = utterance
+        # One call for each segment: those whose segment an earlier batch has taken find less to do, or nothing.
+        self._speaker.submit(self._speak_next)
 
     def drop(self, segment_ids: set[str]) -> None:
-        for segment_id in segment_ids:
-            if self._waiting.entries.pop(segment_id, None) is None and segment_id in self._out:
-                self._dropped.add(segment_id)
+        with self._lock:
+            for segment_id in segment_ids:
+                if self._waiting.entries.pop(segment_id, None) is None and segment_id in self._out:
+                    self._dropped.add(segment_id)
 
     def poll(self, patience: float) -> list[tuple[str, Outcome]]:
-        if self._waiting.entries and (self._batch is None or self._batch.done()):
-            batch = self._waiting.take(self.stage)
-            self._out.update(batch)
-            self._batch = self._voicer.submit(self._run, batch)
         finished: list[tuple[str, Outcome]] = []
-        while self._out:
+        while self.busy:
             try:
                 segment_id, outcome = self._finished.get(timeout=0 if finished else patience)
             except queue.Empty:
                 break
-            self._out.discard(segment_id)
-            if segment_id in self._dropped:
+            with self._lock:
+                self._out.discard(segment_id)
+                dropped = segment_id in self._dropped
                 self._dropped.discard(segment_id)
-            else:
+            if not dropped:
                 finished.append((segment_id, outcome))
         return finished
 
-    def _run(self, batch: dict[str, TokensToSpeak]) -> None:
+    def _speak_next(self) -> None:
+        batch: dict[str, TokensToSpeak] = {}
         try:
-            outcomes = self.stage.run(list(batch.values()))
+            with self._lock:
+                batch = self._waiting.take(self.stage)
+                self._out.update(batch)
+            outcomes = self.stage.run(list(batch.values())) if batch else []
         except Exception as error:  # nothing may be lost, whatever went wrong
+            if not batch:
+                with self._lock:
+                    batch, self._waiting.entries = self._waiting.entries, {}
+                    self._out.update(batch)
             outcomes = [GenerationError(f"S3Gen failed: {error}")] * len(batch)
         for segment_id, outcome in zip(batch, outcomes, strict=True):
             self._markers.submit(self._mark, segment_id, outcome)
@@ -188,20 +197,27 @@ class ThreadedVoicing:
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting.entries or self._out)
+        with self._lock:
+            return bool(self._waiting.entries or self._out)
 
     def close(self) -> None:
-        self._waiting.entries.clear()
-        self._voicer.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._waiting.entries.clear()
+        self._speaker.shutdown(wait=True, cancel_futures=True)
         self._markers.shutdown(wait=True, cancel_futures=True)
 
 
 def _watermarked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
-    if watermarker is None or not isinstance(outcome, torch.Tensor):
+    """The waveform in memory of its own, marked where there is a watermarker; an error as it is."""
+    if not isinstance(outcome, torch.Tensor):
         return outcome
+    if watermarker is None:
+        return outcome.clone()
     return torch.from_numpy(watermarker.apply(outcome.numpy()))
 
 
-def make_voicing(stage: S3GenStage, watermarker: Watermarker | None, device: torch.device) -> Voicing:
+def make_synthesis(stage: S3GenStage, watermarker: Watermarker | None, device: torch.device) -> Synthesis:
     """Threaded on CUDA, inline on a CPU."""
-    return ThreadedVoicing(stage, watermarker, device) if device.type == "cuda" else InlineVoicing(stage, watermarker)
+    if device.type == "cuda":
+        return ThreadedSynthesis(stage, watermarker, device)
+    return InlineSynthesis(stage, watermarker)

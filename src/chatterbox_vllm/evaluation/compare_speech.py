@@ -98,13 +98,13 @@ def fault(baseline: SpeechFigures, candidate: SpeechFigures) -> str | None:
         return f"silence ({candidate.level:.0f} dB, the baseline's {baseline.level:.0f} dB)"
     if candidate.flatness > baseline.flatness + _FLATTER:
         return f"noise (spectral flatness {candidate.flatness:.2f}, the baseline's {baseline.flatness:.2f})"
-    if candidate.clipped > max(_CLIPPED, _MORE_CLIPPED * baseline.clipped):
-        return f"clipped ({candidate.clipped:.1%} of its samples are as large as the largest)"
     if candidate.movement < _STILLER * baseline.movement:
         return (
             f"a steady sound, hum or noise (its spectrum moves by {candidate.movement:.2f} nats, the baseline's by "
             f"{baseline.movement:.2f})"
         )
+    if candidate.clipped > max(_CLIPPED, _MORE_CLIPPED * baseline.clipped):
+        return f"clipped ({candidate.clipped:.1%} of its samples are as large as the largest)"
     if candidate.repetition > max(_LOOP, baseline.repetition + _MORE_LOOP):
         return f"a loop (it repeats itself by {candidate.repetition:.2f}, the baseline by {baseline.repetition:.2f})"
     if baseline.voiced >= _VOICED_ENOUGH and candidate.voiced < _UNVOICED * baseline.voiced:

@@ -40,7 +40,7 @@ def voice_tokens(
         tokens, voice = said[case.index].speech_tokens, voices[case.voice]
         if tokens:
             # On the CPU: a generator's numbers differ from device to device.
-            noise = stage.model.draw_noise(torch.Generator("cpu").manual_seed(case.seed), len(tokens), voice.prompt)
+            noise = stage.model.draw_noise(case.seed, len(tokens), voice.prompt)
             waiting.append((case.index, TokensToSpeak(tuple(tokens), voice, plan.diffusion_steps, case.seed, noise)))
             pitch = baseline.load("pitch", case.index)
             if pitch is not None:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from chatterbox_vllm.quantization.modules import QuantizedLinear
-from chatterbox_vllm.s3gen.packing import QUERIES, Packing
+from chatterbox_vllm.s3gen.packing import QUERIES, PackedLayout
 
 NORM_EPS = 1e-5
 _LOG2_E = 1.4426950408889634
@@ -79,7 +79,7 @@ def attention(qkv: torch.Tensor, tiles: torch.Tensor, heads: int) -> torch.Tenso
 
     Args:
         qkv: queries, keys and values side by side, heads inside each; `size` a power of two from 16.
-        tiles: `Packing.tiles`; unused frames of the result are undefined.
+        tiles: `PackedLayout.tiles`; unused frames of the result are undefined.
     """
     size = qkv.shape[1] // (3 * heads)
     out = torch.empty(qkv.shape[0], heads * size, dtype=qkv.dtype, device=qkv.device)
@@ -89,7 +89,7 @@ def attention(qkv: torch.Tensor, tiles: torch.Tensor, heads: int) -> torch.Tenso
     return out
 
 
-def attention_reference(qkv: torch.Tensor, packing: Packing, heads: int) -> torch.Tensor:
+def attention_reference(qkv: torch.Tensor, packing: PackedLayout, heads: int) -> torch.Tensor:
     """`attention` a row at a time."""
     size = qkv.shape[1] // (3 * heads)
     out = qkv.new_zeros(qkv.shape[0], heads * size)
@@ -226,7 +226,7 @@ def _snaked(x, alpha):
 # What differs from layer to layer is no constant, so that few variants are compiled.
 @triton.jit(do_not_specialize=["frames", "taps", "dilation", "before"])
 def _conv(
-    x, weight, bias, position, rest, residual, alpha, out, snaked, frames, taps, dilation, before,
+    x, weight, bias, position, remaining, residual, alpha, out, snaked, frames, taps, dilation, before,
     IN: tl.constexpr, OUT: tl.constexpr, RESIDUAL: tl.constexpr, SNAKE: tl.constexpr, PLAIN: tl.constexpr,
     FRAMES: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -236,7 +236,7 @@ def _conv(
     inner = tl.arange(0, DEPTH)
     there = frame < frames
     place = tl.load(position + frame, mask=there, other=0)
-    ahead = tl.load(rest + frame, mask=there, other=-1)
+    ahead = tl.load(remaining + frame, mask=there, other=-1)
     acc = tl.zeros([FRAMES, CHANNELS], tl.float32)
     for i in range(0, taps * IN, DEPTH):
         tap = i // IN
@@ -293,7 +293,7 @@ def conv(
     x: torch.Tensor,
     by: PackedConv,
     position: torch.Tensor,
-    rest: torch.Tensor,
+    remaining: torch.Tensor,
     residual: torch.Tensor | None = None,
     snake: torch.Tensor | None = None,
     plain: bool = True,
@@ -302,7 +302,7 @@ def conv(
     """A convolution inside rows, plus `residual`: [frames, in] to [frames, out], and its Snake.
 
     Args:
-        position, rest: [frames] int32, frames of its row before and after a frame.
+        position, remaining: [frames] int32, frames of its row before and after a frame.
         residual: [frames, out].
         snake: [out], alpha of the Snake.
         plain: whether the result before Snake is wanted; without, Snake's stands for both.
@@ -319,7 +319,7 @@ def conv(
     tile = 128 if x.is_cuda else 16  # as Triton's interpreter goes through tiles one by one
     depth = 64 if inputs % 64 == 0 else 16
     _conv[(outputs // channels, triton.cdiv(frames, tile))](
-        x, by.weight, by.bias, position, rest, x if residual is None else residual, x if snake is None else snake,
+        x, by.weight, by.bias, position, remaining, x if residual is None else residual, x if snake is None else snake,
         out, snaked, frames, by.weight.shape[1] // inputs, by.dilation, by.before,
         inputs, outputs, residual is not None, snake is not None, plain, tile, channels, depth,
         num_warps=8, num_stages=3,
@@ -331,7 +331,7 @@ def conv_reference(
     x: torch.Tensor,
     by: PackedConv,
     position: torch.Tensor,
-    rest: torch.Tensor,
+    remaining: torch.Tensor,
     residual: torch.Tensor | None = None,
     snake: torch.Tensor | None = None,
     plain: bool = True,
@@ -341,7 +341,7 @@ def conv_reference(
     seen = []
     for tap in range(by.weight.shape[1] // x.shape[1]):
         shift = tap * by.dilation - by.before
-        inside = (position + shift >= 0) & (rest >= shift)
+        inside = (position + shift >= 0) & (remaining >= shift)
         seen.append(torch.where(inside[:, None], x.roll(-shift, 0), 0))
     out = F.linear(torch.cat(seen, dim=1), by.weight, by.bias)
     out = (out if residual is None else out + residual).to(dtype or x.dtype)

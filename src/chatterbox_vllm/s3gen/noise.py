@@ -1,11 +1,28 @@
-"""The random numbers of one utterance, drawn apart from its computation, so that a batch cannot change them."""
+"""The random numbers of one utterance: each is a function of the seed and of its own place, of nothing else.
+
+A counter-based generator (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3) has no state that a longer
+utterance, another batch or another order of drawing could change. So a rendering that is cut short has the first part
+of the whole rendering's noise, and any stretch of frames can be drawn alone. The integers behind the numbers are the
+same on every device; the normal numbers made of them differ between devices in the last bit or two.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+from chatterbox_vllm.cuda.transfer import to_device
+
+# SplitMix64 (Steele, Lea, Flood 2014: Fast splittable pseudorandom number generators), as signed 64-bit integers.
+GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
+# What the numbers are for: each use has streams of its own.
+PROMPT, GENERATED, PHASE, SOURCE = range(1, 5)
+_WORDS_AT_ONCE = 1 << 17  # 1 MiB: what a CPU works on stays in its cache
 
 
 @dataclass(frozen=True)
@@ -23,27 +40,109 @@ class S3GenNoise:
     source: torch.Tensor
 
 
-def draw_noise(
-    generator: torch.Generator,
-    frames_total: int,
-    samples: int,
-    device: torch.device | str = "cpu",
-    *,
-    mels: int = 80,
-    harmonics: int = 8,
-) -> S3GenNoise:
-    """Noise of one utterance; the same state of `generator` gives the same noise.
+@dataclass(frozen=True)
+class NoiseSource:
+    """Draws noise for a model of this size, on this device.
 
-    Drawn on the generator's own device: with a CPU generator a seed means the same audio on every device.
-
-    Args:
-        frames_total: mel frames of prompt and generation.
-        samples: audio samples of the generation.
-        device: where the noise is put.
+    Attributes:
+        mels: channels of the mel.
+        harmonics: of the vocoder's source, the fundamental not counted.
+        samples_per_frame: audio samples for one mel frame.
+        kernels: "torch", or "triton" for one launch a tensor on CUDA; the numbers are the same.
     """
-    own = {"generator": generator, "device": generator.device}
-    z = torch.randn(mels, frames_total, **own)
-    phase = (2 * torch.rand(harmonics + 1, **own) - 1) * math.pi
-    phase[0] = 0
-    source = torch.randn(harmonics + 1, samples, **own)
-    return S3GenNoise(z.to(device), phase.to(device), source.to(device))
+
+    mels: int
+    harmonics: int
+    samples_per_frame: int
+    device: torch.device
+    kernels: Literal["torch", "triton"] = "torch"
+
+    def utterance(self, seed: int, prompt_frames: int, frames: int) -> S3GenNoise:
+        """Noise of an utterance of `frames` generated frames behind a prompt of `prompt_frames`.
+
+        The frames of the prompt and the generated ones are counted apart: the noise of generated frame 7 depends
+        neither on the prompt's length nor on the number of frames behind it.
+
+        Args:
+            seed: 0 to 2**63 - 1.
+        """
+        drawn = self.draw(seed, 0, frames)
+        prompt = self._normal(seed, PROMPT, self.mels, 0, prompt_frames)
+        return S3GenNoise(torch.cat([prompt, drawn.z], dim=1), drawn.phase, drawn.source)
+
+    def draw(self, seed: int, first_frame: int, frames: int) -> S3GenNoise:
+        """Noise of `frames` generated frames from `first_frame` on, without the prompt's: `z` is [mels, frames].
+
+        The phase is that of the utterance's start, whatever the first frame.
+        """
+        rate, harmonics = self.samples_per_frame, self.harmonics + 1
+        return S3GenNoise(
+            z=self._normal(seed, GENERATED, self.mels, first_frame, frames),
+            phase=self._phase(seed),
+            source=self._normal(seed, SOURCE, harmonics, first_frame * rate, frames * rate),
+        )
+
+    def _normal(self, seed: int, use: int, channels: int, first: int, count: int) -> torch.Tensor:
+        if self.kernels == "triton":
+            from chatterbox_vllm.s3gen.noise_kernel import normal as by_kernel  # imports triton
+
+            return by_kernel(seed, use, channels, first, count, self.device)
+        return normal(seed, use, channels, first, count, self.device)
+
+    def _phase(self, seed: int) -> torch.Tensor:
+        high, _ = _halves(_words(_keys(seed, PHASE, self.harmonics + 1, "cpu"), 0, 1))
+        phase = (2 * _uniform(high).squeeze(1) - 1) * math.pi
+        phase[0] = 0
+        return to_device(phase, self.device)
+
+
+def normal(
+    seed: int, use: int, channels: int, first: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Standard normal numbers [channels, count] float32, those at the places `first`, `first + 1`, ... of each channel.
+
+    Two of them come from one word of 64 bits (Box and Muller 1958): the cosine at even places, the sine at odd ones.
+    None exceeds 6.8.
+    """
+    pairs = (first + count + 1) // 2 - first // 2
+    out = torch.empty(channels, 2 * pairs, device=device)
+    keys = _keys(seed, use, channels, device)
+    few = max(1, _WORDS_AT_ONCE // max(pairs, 1))
+    for some, rows in zip(keys.split(few), out.split(few), strict=True):
+        high, low = _halves(_words(some, first // 2, pairs))
+        radius = _uniform(high).log_().mul_(-2).sqrt_()
+        angle = _uniform(low).mul_(2 * math.pi)
+        torch.mul(angle.cos(), radius, out=rows[:, ::2])
+        torch.mul(angle.sin_(), radius, out=rows[:, 1::2])
+    return out[:, first % 2 : first % 2 + count]
+
+
+def _keys(seed: int, use: int, channels: int, device: torch.device | str) -> torch.Tensor:
+    """[channels] int64: where each channel's SplitMix64 sequence starts, a hash of seed, use and channel."""
+    start = mixed(torch.full((1,), seed, device=device)) + torch.full((1,), use, device=device) * GAMMA
+    return mixed(mixed(start) + torch.arange(1, channels + 1, device=device) * GAMMA)
+
+
+def _words(keys: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """[channels, count] int64, all 64 bits random: numbers `first`, `first + 1`, ... of each channel's sequence."""
+    place = torch.arange(first + 1, first + count + 1, device=keys.device) * GAMMA
+    return mixed(keys[:, None] + place)
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's hash of int64, which is changed; products wrap around at 64 bits."""
+    x ^= (x >> 30) & 0x3FFFFFFFF  # a shift that brings zeros in from the left
+    x *= MIX_1
+    x ^= (x >> 27) & 0x1FFFFFFFFF
+    x *= MIX_2
+    x ^= (x >> 31) & 0x1FFFFFFFF
+    return x
+
+
+def _halves(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return (words >> 32) & 0xFFFFFFFF, words & 0xFFFFFFFF
+
+
+def _uniform(bits: torch.Tensor) -> torch.Tensor:
+    """32 bits to float32 in (0, 1]."""
+    return bits.float().add_(0.5).mul_(2.0**-32)

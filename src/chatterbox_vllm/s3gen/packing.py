@@ -6,26 +6,39 @@ its row, an attention walks over tiles of queries and finds the row's keys besid
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from chatterbox_vllm.s3gen.ragged import bucket
+from chatterbox_vllm.cuda.transfer import to_device
 
 QUERIES = 64  # frames in an attention tile
+# Numbers of frames that a batch is filled up to where CUDA graphs are used, each of which has one: from a short
+# utterance to 32 of 20 s with a prompt of 10 s. Steps are of a third to a half, so that graphs are few;
+# `S3GenStage.choose` makes batches that nearly fill one. Below 2,048 frames an H100 takes about as long for fewer.
+SIZES = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12_288, 16_384, 24_576, 32_768, 49_152)
+_LARGE_STEP = 8192  # beyond them
+_USUAL_ROWS = 32  # that a table of tiles has room for, at least
+
+
+def packed_size(frames: int) -> int:
+    """The smallest of `SIZES` that holds `frames`; beyond them, the next multiple of 8,192."""
+    place = bisect.bisect_left(SIZES, frames)
+    return SIZES[place] if place < len(SIZES) else -(-frames // _LARGE_STEP) * _LARGE_STEP
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackedLayout:
     """Where `streams` copies of some rows lie, one copy after another.
 
     Attributes:
         lengths: frames of each row.
         frames: of one stream, unused ones at its end included.
-        index: [frames] int64, the frames of one stream in the padded batch [rows * longest]; 0 where unused.
-        position: [streams * frames] int32, a frame's number in its row; 0 where unused.
-        rest: [streams * frames] int32, the frames after it in its row; 0 where unused.
+        index: [frames] int32, the frames of one stream in the padded batch [rows * longest]; 0 where unused.
+        position: [streams * frames] int32, the frames before a frame in its row; 0 where unused.
+        remaining: [streams * frames] int32, the frames after it in its row; 0 where unused.
         tiles: [tiles, 3] int32: first frame of the row, frames of the row, first query of the tile in the row. Tiles of
             long rows come first, so that none is left over at the end; unused tiles have rows of no frames.
     """
@@ -34,16 +47,20 @@ class Packing:
     frames: int
     index: torch.Tensor
     position: torch.Tensor
-    rest: torch.Tensor
+    remaining: torch.Tensor
     tiles: torch.Tensor
 
     @classmethod
     def of(
         cls, lengths: Sequence[int], device: torch.device | str, streams: int = 1, bucketed: bool = False
-    ) -> Packing:
-        """Tables for rows of these lengths; `bucketed` sizes them so that few sizes serve all lengths."""
+    ) -> PackedLayout:
+        """Tables for rows of these lengths, made on the host and sent in one piece.
+
+        Args:
+            bucketed: fill up to `packed_size` frames, with tables of a size that depends on it alone for up to 32 rows.
+        """
         used, rows = sum(lengths), len(lengths)
-        frames = bucket(used) if bucketed else used
+        frames = packed_size(used) if bucketed else used
         length = torch.tensor(lengths)
         start = length.cumsum(0) - length
         row = torch.arange(rows).repeat_interleave(length)
@@ -57,47 +74,43 @@ class Packing:
         tiles = torch.stack([start[of_tile], length[of_tile], first], dim=1)
         tiles = torch.cat([tiles + torch.tensor([stream * frames, 0, 0]) for stream in range(streams)])
         tiles = tiles[tiles[:, 1].argsort(descending=True, stable=True)]
-        room = streams * (frames // QUERIES + _power_of_two(rows)) if bucketed else len(tiles)
+        room = streams * (frames // QUERIES + max(_USUAL_ROWS, rows)) if bucketed else len(tiles)
 
-        def padded(table: torch.Tensor, size: int) -> torch.Tensor:
+        def filled(table: torch.Tensor, size: int) -> torch.Tensor:
             return torch.cat([table, table.new_zeros(size - len(table), *table.shape[1:])])
 
-        return cls(
-            lengths=tuple(lengths),
-            frames=frames,
-            index=padded(index, frames).to(device),
-            position=padded(position, frames).repeat(streams).to(torch.int32).to(device),
-            rest=padded(length[row] - 1 - position, frames).repeat(streams).to(torch.int32).to(device),
-            tiles=padded(tiles, room).to(torch.int32).to(device),
+        tables = (
+            filled(index, frames),
+            filled(position, frames).repeat(streams),
+            filled(length[row] - 1 - position, frames).repeat(streams),
+            filled(tiles, room).flatten(),
         )
+        sent = to_device(torch.cat(tables).to(torch.int32), device).split([len(table) for table in tables])
+        return cls(tuple(lengths), frames, *sent[:3], sent[3].unflatten(0, (-1, 3)))
 
     @property
-    def layout(self) -> tuple[torch.Tensor, ...]:
+    def tables(self) -> tuple[torch.Tensor, ...]:
         """What the packed estimator takes besides input and time."""
-        return self.position, self.rest, self.tiles
+        return self.position, self.remaining, self.tiles
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, longest, channels] to one stream [frames, channels]; unused frames hold the first row's start."""
-        return x.flatten(0, 1)[self.index]
+        return x.flatten(0, 1).index_select(0, self.index)
 
     def unpack(self, x: torch.Tensor) -> list[torch.Tensor]:
         """One stream [frames, channels] to its rows, [length, channels] each."""
         return list(x[: sum(self.lengths)].split(self.lengths))
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
 @dataclass(frozen=True)
-class Places:
+class PackedRows:
     """Where rows lie end to end, at one rate of the vocoder.
 
     Attributes:
         lengths: frames of each row.
         start, length: [rows] int64, a row's first frame and its frames.
         row: [frames] int64.
-        position, rest: [frames] int32, frames of its row before and after a frame.
+        position, remaining: [frames] int32, frames of its row before and after a frame.
     """
 
     lengths: tuple[int, ...]
@@ -105,18 +118,23 @@ class Places:
     length: torch.Tensor
     row: torch.Tensor
     position: torch.Tensor
-    rest: torch.Tensor
+    remaining: torch.Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Places:
-        """Computed on the device, without waiting for it."""
-        length = torch.tensor(lengths, device=device)
+    def of(cls, lengths: Sequence[int], device: torch.device | str) -> PackedRows:
+        """Computed on the device, where the tables are large; only the lengths are sent."""
+        length = to_device(torch.tensor(lengths), device)
         start = length.cumsum(0) - length
         total = sum(lengths)
         row = torch.arange(len(lengths), device=device).repeat_interleave(length, output_size=total)
         position = torch.arange(total, device=device) - start[row]
-        rest = length[row] - 1 - position
-        return cls(tuple(lengths), start, length, row, position.to(torch.int32), rest.to(torch.int32))
+        remaining = length[row] - 1 - position
+        return cls(tuple(lengths), start, length, row, position.to(torch.int32), remaining.to(torch.int32))
+
+    @property
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a convolution takes besides input and weights."""
+        return self.position, self.remaining
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, longest, channels] to [frames, channels]."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-_SMALLEST_STEP = 64  # frames between two buckets
+from chatterbox_vllm.cuda.transfer import to_device
+
+_STEP = 256  # frames between two sizes of a padded batch where CUDA graphs are used, each of which has one
 
 
 def padding_mask(lengths: Sequence[int], device: torch.device | str) -> torch.Tensor | None:
@@ -20,7 +22,11 @@ def padding_mask(lengths: Sequence[int], device: torch.device | str) -> torch.Te
     longest = max(lengths)
     if min(lengths) == longest:
         return None
-    return torch.arange(longest, device=device) >= torch.tensor(lengths, device=device)[:, None]
+    return _past_the_end(lengths, longest, device)
+
+
+def _past_the_end(lengths: Sequence[int], frames: int, device: torch.device | str) -> torch.Tensor:
+    return torch.arange(frames, device=device) >= to_device(torch.tensor(lengths), device)[:, None]
 
 
 def clear(x: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
@@ -34,8 +40,8 @@ def visible_keys(padding: torch.Tensor | None) -> torch.Tensor | None:
 
 
 @dataclass(frozen=True)
-class Padded:
-    """Rows as a padded batch [rows, longest, channels]; `Packing` is the same without padding.
+class PaddedLayout:
+    """Rows as a padded batch [rows, longest, channels]; `PackedLayout` is the same without padding.
 
     Attributes:
         lengths: frames of each row.
@@ -48,18 +54,20 @@ class Padded:
     padding: torch.Tensor | None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str, streams: int = 1, bucketed: bool = False) -> Padded:
-        """For rows of these lengths; `bucketed` pads further, so that few sizes serve all lengths."""
+    def of(
+        cls, lengths: Sequence[int], device: torch.device | str, streams: int = 1, bucketed: bool = False
+    ) -> PaddedLayout:
+        """For rows of these lengths; `bucketed` pads further, to `padded_size` frames, and always has a mask."""
         if not bucketed:
             padding = padding_mask(lengths, device)
             frames = max(lengths)
         else:
-            frames = bucket(max(lengths))
-            padding = torch.arange(frames, device=device) >= torch.tensor(lengths, device=device)[:, None]
+            frames = padded_size(max(lengths))
+            padding = _past_the_end(lengths, frames, device)
         return cls(tuple(lengths), frames, None if padding is None else padding.repeat(streams, 1))
 
     @property
-    def layout(self) -> tuple[torch.Tensor, ...]:
+    def tables(self) -> tuple[torch.Tensor, ...]:
         """What the estimator takes besides input and time."""
         return () if self.padding is None else (self.padding,)
 
@@ -72,7 +80,6 @@ class Padded:
         return [row[:length] for row, length in zip(x, self.lengths, strict=True)]
 
 
-def bucket(frames: int) -> int:
-    """`frames` rounded up to one of 16 sizes between powers of two (at most 6 % more), steps of 64 at least."""
-    step = max(_SMALLEST_STEP, (1 << (frames - 1).bit_length()) // 32)
-    return -(-frames // step) * step
+def padded_size(frames: int) -> int:
+    """`frames` rounded up to the next multiple of 256, so that few sizes serve all lengths."""
+    return -(-frames // _STEP) * _STEP

@@ -17,7 +17,7 @@ from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Voicing, make_voicing
+from chatterbox_vllm.engine.synthesis import Synthesis, make_synthesis
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.registry import family_of
@@ -45,7 +45,7 @@ class Parts:
     plan: Plan
     scheduler: Scheduler
     talker: T3Stage
-    voicing: Voicing
+    voicing: Synthesis
     enroller: VoiceEnroller
     voice: Voice | None
 
@@ -138,7 +138,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         quantization=s3gen_scheme,
     )
     talker = T3Stage(config.t3, files["t3"], options, device)
-    voicing = make_voicing(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
+    voicing = make_synthesis(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
     if voice is not None:
         try:
             voicing.warm_up(voice, family.defaults.diffusion_steps)

@@ -12,7 +12,6 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.hub import Repository
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.demo import demo_directory
-from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.registry import FAMILIES, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS
 
@@ -103,7 +102,8 @@ def _locate(model: str | os.PathLike[str], revision: str | None) -> Path | Repos
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
         return demo_directory() if name == DEMO else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        return _repository(name, revision, ENGLISH.name)
+        # Of a hub id only its config.json says which family it is of, and without one it is the published one's.
+        return _repository(name, revision, ModelConfig().family)
     known = ", ".join(repr(n) for n in (*FAMILIES, DEMO))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
 

@@ -86,9 +86,10 @@ def restricted(logits: torch.Tensor, min_p: torch.Tensor, top_p: torch.Tensor | 
     logits = logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
     if top_p is None:
         return logits
-    # The least likely ids whose probabilities sum to at most 1 - top_p, but never the likeliest.
-    ascending, order = logits.sort(dim=-1)
-    outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+    # The least likely ids whose probabilities sum to at most 1 - top_p, but never the likeliest. Of equal ones those of
+    # lower id come first.
+    ascending, order = logits.sort(dim=-1, stable=True)
+    outside = ascending.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64) <= 1 - top_p.double()
     outside[:, -1] = False
     return logits.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), float("-inf"))
 

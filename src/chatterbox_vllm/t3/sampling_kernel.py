@@ -12,6 +12,32 @@ _WARPS = 16
 
 
 @triton.jit
+def _nucleus(p, ids, top_p, BLOCK: tl.constexpr):
+    # Zero for the least likely ids whose probabilities sum to at most 1 - top_p, of equal ones those of lower id first.
+    # Bit patterns of floats that are not negative have the floats' order, so the largest probability below which all
+    # can go is found by halving: below it sums stay within the limit, one step above they do not.
+    bits = p.to(tl.int32, bitcast=True)
+    best = tl.max(bits, 0)
+    limit = (1.0 - top_p.to(tl.float64)) * tl.sum(p.to(tl.float64), 0)
+    low = best * 0
+    high = best
+    for _ in range(31):
+        middle = low + (high - low + 1) // 2
+        below = tl.sum(tl.where(bits < middle, p, 0.0).to(tl.float64), 0)
+        fits = below <= limit
+        low = tl.where(fits, middle, low)
+        high = tl.where(fits, high, middle - 1)
+    below = tl.sum(tl.where(bits < low, p, 0.0).to(tl.float64), 0)
+    equal = bits == low
+    place = tl.cumsum(equal.to(tl.int32), 0)  # among the equal ones, from 1
+    last = tl.max(tl.where(bits == best, ids, -1), 0)
+    p64 = p.to(tl.float64)
+    goes = (bits < low) | (equal & (below + place.to(tl.float64) * p64 <= limit))
+    return tl.where(goes & (ids != last), 0.0, p)
+
+
+# What differs from batch to batch is no constant, so that the kernel is compiled once.
+@triton.jit(do_not_specialize=["rows", "width"])
 def _choose(
     logits, values, slots, step, mask, out, rows, width,
     VOCABULARY: tl.constexpr, STREAMS: tl.constexpr, BLOCK: tl.constexpr,
@@ -21,6 +47,7 @@ def _choose(
     penalty = tl.load(values + row * width + 1)
     temperature = tl.load(values + row * width + 2)
     min_p = tl.load(values + row * width + 3)
+    top_p = tl.load(values + row * width + 4)
     u = tl.load(step + row)
     fresh = tl.load(step + rows + row).to(tl.int32)
     ids = tl.arange(0, BLOCK)
@@ -41,6 +68,8 @@ def _choose(
     else:
         p = tl.exp((x - best) / temperature)
         p = tl.where(p < min_p, 0.0, p)
+        if top_p < 1:
+            p = _nucleus(p, ids, top_p, BLOCK)
         cumulative = tl.cumsum(p.to(tl.float64), 0)
         token = tl.sum((there & (cumulative <= u * tl.max(cumulative, 0))).to(tl.int32), 0)
         token = tl.minimum(token, VOCABULARY - 1)
@@ -55,7 +84,7 @@ def choose_one_hot(
 
     Args:
         logits: [N, S * V] float32, contiguous.
-        values: [N, >= 4] float32: cfg weight, repetition penalty, temperature, min-p (see `RowValues`; no top-p here).
+        values: [N, 5] float32: cfg weight, repetition penalty, temperature, min-p, top-p (see `RowValues`).
         slots: [N] int32, each request's row of `mask`.
         step: [2, N] float64: the uniform number of the draw; the token spoken last, to be marked in the mask, or -1.
         mask: [slots, V] bool, spoken ids; rows that are not in `slots` stay as they are.
@@ -67,3 +96,15 @@ def choose_one_hot(
         vocabulary, logits.shape[1] // vocabulary, triton.next_power_of_2(vocabulary), num_warps=_WARPS,
     )  # fmt: skip
     return out
+
+
+def compile_choice(streams: int, mask: torch.Tensor) -> None:
+    """Compile the kernel for masks like `mask` and that many streams, by a row that marks nothing."""
+    device = mask.device
+    choose_one_hot(
+        torch.zeros(1, streams * mask.shape[1], device=device),
+        torch.ones(1, 5, device=device),
+        torch.zeros(1, dtype=torch.int32, device=device),
+        torch.full((2, 1), -1.0, dtype=torch.float64, device=device),
+        mask,
+    )

@@ -1,44 +1,202 @@
-"""Voices of audio files, each enrolled once for as long as its file does not change."""
+"""Voices by name: saved voices in one directory."""
 
 from __future__ import annotations
 
+import os
+import stat
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
-from chatterbox_vllm.caches.memory import MemoryCache
-from chatterbox_vllm.errors import AudioError
-from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.errors import ConfigError, OutputError
 from chatterbox_vllm.voices.voice import Voice
 
-Key = tuple[str, int, int]  # a file's path, size and time of its last change
-_MOST_BYTES = 32 << 20  # one of 10 s takes 0.17 MB
+# Says where the voices are, instead of the user's data directory.
+DIRECTORY_VARIABLE = "CHATTERBOX_VOICES"
+SUFFIX = ".pt"
+_LONGEST_NAME = 64
 
 
-class ClipVoices:
-    """Enrols clips; `kept` are the voices used last."""
+@dataclass(frozen=True)
+class NamedVoice:
+    """A voice of the library.
 
-    def __init__(self, enroller: VoiceEnroller):
-        self.enroller = enroller
-        self.kept: MemoryCache[Key, Voice] = MemoryCache(lambda voice: voice.nbytes, _MOST_BYTES)
+    Attributes:
+        bytes: of its file.
+        saved: when it was written.
+    """
 
-    def voice(self, path: Path) -> Voice:
-        """The voice of the file.
+    name: str
+    path: Path
+    bytes: int
+    saved: datetime
+
+
+class VoiceLibrary:
+    """The saved voices of a directory, one file each; it is made when the first voice is saved.
+
+    Files are written whole or not at all, so that processes may share the directory.
+
+    Args:
+        directory: None is what CHATTERBOX_VOICES names, or else `chatterbox-vllm/voices` in the user's data directory.
+
+    Raises:
+        ConfigError: the user has no home directory, and nothing else is named.
+    """
+
+    def __init__(self, directory: Path | None = None):
+        self.directory = directory or default_directory()
+
+    def save(self, name: str, voice: Voice, overwrite: bool = False) -> Path:
+        """Keep a voice under a name.
+
+        Returns:
+            Its file.
 
         Raises:
-            AudioError: it cannot be read, decoded or used.
+            ConfigError: the name cannot be used.
+            OutputError: the library has a voice of that name and it is not to be overwritten, or cannot be written.
         """
-        return self.kept.get(_key(path), lambda: self._enrol(path))
+        path = self.check_free(name, overwrite)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set {DIRECTORY_VARIABLE} "
+                "to a directory that can be written"
+            ) from error
+        voice.save(path, overwrite)
+        return path
 
-    def _enrol(self, path: Path) -> Voice:
-        # Imported here: it brings all of FFmpeg, which built-in voices do not need.
-        from chatterbox_vllm.audio.decode import decode_audio
+    def check_free(self, name: str, overwrite: bool = False) -> Path:
+        """The file that `save` would write; costs nothing, so ask before a voice is enrolled.
 
-        return self.enroller.enrol(*decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS))
+        Raises:
+            ConfigError, OutputError: as `save`, for the name.
+        """
+        path = self._path(name)
+        if not overwrite and path.exists():
+            raise OutputError(f"there is a voice named {name!r} already; choose another name, or delete it first")
+        return path
+
+    def voices(self) -> list[NamedVoice]:
+        """All voices in the order of their names; other files are left alone.
+
+        Raises:
+            ConfigError: the directory cannot be read.
+        """
+        try:
+            paths = sorted(self.directory.iterdir()) if self.directory.exists() else []
+        except OSError as error:
+            raise ConfigError(
+                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set {DIRECTORY_VARIABLE} "
+                "to another directory"
+            ) from error
+        entries = (_entry(path) for path in paths if path.suffix == SUFFIX and is_voice_name(path.stem))
+        return [entry for entry in entries if entry is not None]
+
+    def get(self, name: str) -> NamedVoice:
+        """The voice of a name: `get(name).path` is its file, for `ChatterboxTTS.enrol`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        entry = _entry(self._path(name))
+        if entry is None:
+            raise self._unknown(name)
+        return entry
+
+    def load(self, name: str, config: ModelConfig | None = None) -> Voice:
+        """Read the voice of a name, for a model (the published sizes by default).
+
+        Raises:
+            ConfigError: there is none.
+            CheckpointError: its file is damaged, or made for another model.
+        """
+        return Voice.load(self.get(name).path, config)
+
+    def delete(self, name: str) -> None:
+        """Remove the voice of a name.
+
+        Raises:
+            ConfigError: there is none.
+            OutputError: it cannot be removed.
+        """
+        path = self._path(name)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            raise self._unknown(name) from None
+        except OSError as error:
+            raise OutputError(f"{path}: the voice cannot be deleted ({error.strerror})") from error
+
+    def find(self, name_or_path: str) -> Path:
+        """The file that a user of this machine means: an existing file, or the voice of that name.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        if _entry(Path(name_or_path)) is not None:
+            return Path(name_or_path)
+        entry = _entry(self._path(name_or_path)) if is_voice_name(name_or_path) else None
+        if entry is None:
+            raise ConfigError(
+                f"there is neither a file {name_or_path!r} nor a voice of that name in {self.directory}; give a clip, "
+                f"a saved voice, or the name of one{self._known()}"
+            )
+        return entry.path
+
+    def _path(self, name: str) -> Path:
+        if not is_voice_name(name):
+            raise ConfigError(
+                f"a voice cannot be named {name!r}; use 1 to {_LONGEST_NAME} letters, digits, '-' and '_', a letter or "
+                "digit first"
+            )
+        return self.directory / f"{name}{SUFFIX}"
+
+    def _unknown(self, name: str) -> ConfigError:
+        return ConfigError(f"there is no voice named {name!r} in {self.directory}; give the name of one{self._known()}")
+
+    def _known(self) -> str:
+        names = [voice.name for voice in self.voices()[:10]]
+        return f", such as {', '.join(names)}" if names else " (there are none yet)"
 
 
-def _key(path: Path) -> Key:
+def _entry(path: Path) -> NamedVoice | None:
+    """What a file's name and status tell; None where there is no file."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror}); give an audio file") from error
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    saved = datetime.fromtimestamp(status.st_mtime, timezone.utc)
+    return NamedVoice(path.stem, path, status.st_size, saved)
+
+
+def is_voice_name(name: object) -> bool:
+    """Whether a voice can be kept under that name: letters (of any script, composed), digits, '-' and '_'."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= _LONGEST_NAME
+        and name[0].isalnum()
+        and all(character.isalnum() or character in "-_" for character in name)
+        and unicodedata.is_normalized("NFC", name)
+        and len((name + SUFFIX).encode()) <= 255
+    )
+
+
+def default_directory() -> Path:
+    """CHATTERBOX_VOICES, or this package's place in the user's data directory.
+
+    Raises:
+        ConfigError: the user has no home directory.
+    """
+    if own := os.environ.get(DIRECTORY_VARIABLE):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chatterbox-vllm" / "voices"
+    except RuntimeError as error:
+        raise ConfigError(f"there is no place for voices ({error}); set {DIRECTORY_VARIABLE} to a directory") from error

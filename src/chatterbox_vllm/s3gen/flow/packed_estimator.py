@@ -13,7 +13,8 @@ from chatterbox_vllm.s3gen.flow.estimator import Estimator, TransformerBlock
 from chatterbox_vllm.s3gen.kernels import add_norm, attention, conv, gelu_linear, norm_mish, shared_conv
 from chatterbox_vllm.s3gen.layers import FrameConv
 
-Places = tuple[torch.Tensor, torch.Tensor]  # position and rest of `Packing`
+# Frames of its row before and after each frame: `position` and `remaining` of `PackedLayout`.
+Bounds = tuple[torch.Tensor, torch.Tensor]
 
 
 class PackedEstimator:
@@ -31,43 +32,43 @@ class PackedEstimator:
         }
 
     def __call__(
-        self, x: torch.Tensor, time: torch.Tensor, position: torch.Tensor, rest: torch.Tensor, tiles: torch.Tensor
+        self, x: torch.Tensor, time: torch.Tensor, position: torch.Tensor, remaining: torch.Tensor, tiles: torch.Tensor
     ) -> torch.Tensor:
         """Velocity [frames, mels]; undefined in unused frames.
 
         Args:
             x: [frames, 4 * mels]: state, encoder mean, speaker and prompt mel side by side.
             time: [1, stages, channels], from `Estimator.time_table`.
-            position, rest, tiles: of the `Packing` of all streams.
+            position, remaining, tiles: of the `PackedLayout` of all streams.
         """
         net = self.estimator
-        places = (position, rest)
+        bounds = (position, remaining)
         times = iter(time[0].unbind(0))
         for stage in net.down_blocks:
-            x = skip = self._stage(stage, x, next(times), places, tiles)
-            x = self._conv(stage[2], x, places)
+            x = skip = self._stage(stage, x, next(times), bounds, tiles)
+            x = self._conv(stage[2], x, bounds)
         for stage in net.mid_blocks:
-            x = self._stage(stage, x, next(times), places, tiles)
+            x = self._stage(stage, x, next(times), bounds, tiles)
         for stage in net.up_blocks:
-            x = self._stage(stage, torch.cat([x, skip], dim=-1), next(times), places, tiles)
-            x = self._conv(stage[2], x, places)
+            x = self._stage(stage, torch.cat([x, skip], dim=-1), next(times), bounds, tiles)
+            x = self._conv(stage[2], x, bounds)
         last = net.final_block.block
-        return net.final_proj(norm_mish(self._conv(last["0"], x, places), last["2"])[0])
+        return net.final_proj(norm_mish(self._conv(last["0"], x, bounds), last["2"])[0])
 
     def _stage(
-        self, stage: nn.ModuleList, x: torch.Tensor, time: torch.Tensor, places: Places, tiles: torch.Tensor
+        self, stage: nn.ModuleList, x: torch.Tensor, time: torch.Tensor, bounds: Bounds, tiles: torch.Tensor
     ) -> torch.Tensor:
         resnet, blocks = stage[0], list(stage[1])
         first, second = resnet.block1.block, resnet.block2.block
-        y, _ = norm_mish(self._conv(first["0"], x, places), first["2"], time=time)
-        y = self._conv(second["0"], y, places)
+        y, _ = norm_mish(self._conv(first["0"], x, bounds), first["2"], time=time)
+        y = self._conv(second["0"], y, bounds)
         x, normed = norm_mish(y, second["2"], residual=resnet.res_conv(x), next_norm=blocks[0].norm1)
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
             x, normed = _block(block, x, normed, tiles, None if following is None else following.norm1)
         return x
 
-    def _conv(self, conv_module: FrameConv, x: torch.Tensor, places: Places) -> torch.Tensor:
-        return conv(x, self._convs[id(conv_module)], *places)[0]
+    def _conv(self, conv_module: FrameConv, x: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+        return conv(x, self._convs[id(conv_module)], *bounds)[0]
 
 
 def _block(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-# (state, condition, time, *layout) to the velocity of the state, float32.
+# (state, condition, time, *tables) to the velocity of the state, float32.
 Velocity = Callable[..., torch.Tensor]
 
 
@@ -25,18 +25,18 @@ def velocity_of(estimator: Callable[..., torch.Tensor], cfg_rate: float | None) 
     unconditional stream has zeros for mean, speaker and prompt mel (Ho and Salimans 2022, arXiv 2207.12598).
 
     Args:
-        estimator: (input [..., 4 * mels], time, *layout) to [..., mels]; its `layout` covers all streams.
+        estimator: (input [..., 4 * mels], time, *tables) to [..., mels]; its `tables` cover all streams.
     """
 
     def velocity(
-        state: torch.Tensor, condition: torch.Tensor, time: torch.Tensor, *layout: torch.Tensor
+        state: torch.Tensor, condition: torch.Tensor, time: torch.Tensor, *tables: torch.Tensor
     ) -> torch.Tensor:
         state = state.to(condition.dtype)
         x = torch.cat([state, condition], dim=-1)
         if cfg_rate is None:
-            return estimator(x, time, *layout).float()
+            return estimator(x, time, *tables).float()
         x = torch.cat([x, torch.cat([state, torch.zeros_like(condition)], dim=-1)])
-        conditional, unconditional = estimator(x, time, *layout).float().chunk(2)
+        conditional, unconditional = estimator(x, time, *tables).float().chunk(2)
         return (1 + cfg_rate) * conditional - cfg_rate * unconditional
 
     return velocity
@@ -48,7 +48,7 @@ def solve(
     condition: torch.Tensor,
     span: torch.Tensor,
     times: torch.Tensor,
-    layout: tuple[torch.Tensor, ...] = (),
+    tables: tuple[torch.Tensor, ...] = (),
 ) -> torch.Tensor:
     """Follow the flow from the noise `z` to a mel.
 
@@ -58,12 +58,12 @@ def solve(
         condition: [..., 3 * mels] in the estimator's dtype: encoder mean, speaker and prompt mel side by side.
         span: [steps + 1] float32, see `time_span`.
         times: [steps, stages, channels], the estimator's time table of the steps.
-        layout: what tells the estimator rows apart.
+        tables: what tells the estimator rows apart, a layout's.
 
     Returns:
         [..., mels] float32; the frames of the prompt and the padding carry no meaning.
     """
     x = z
     for time, step in zip(times, span.diff(), strict=True):
-        x = x + step * velocity(x, condition, time, *layout)
+        x = x + step * velocity(x, condition, time, *tables)
     return x

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_vllm.s3gen.kernels import PackedConv, conv, packed_conv, shared_conv, snake
-from chatterbox_vllm.s3gen.packing import Places
+from chatterbox_vllm.s3gen.packing import PackedRows
 from chatterbox_vllm.s3gen.vocoder.hift import SLOPE, HiFT, ResBlock, WeightNormTranspose
 
 _ALIGNED = 8  # channels; spectra are filled up to a multiple for the matrix products
@@ -49,52 +49,51 @@ class PackedHiFT:
         """As `HiFT.decode`: waveforms [rows, samples] from `mel` [rows, mels, frames] and `source` [rows, samples]."""
         hift, config, dtype = self.hift, self.hift.config, self._pre.weight.dtype
         excitation, spectra = hift.excitation(source, lengths)
-        at_spectra = Places.of(spectra, mel.device)
+        at_spectra = PackedRows.of(spectra, mel.device)
         # A last frame of zeros, for windows to read outside a row.
         excitation = at_spectra.pack(excitation.transpose(1, 2)).to(dtype)
         excitation = F.pad(excitation, (0, self._spectrum - excitation.shape[1], 0, 1))
 
-        places = Places.of(lengths, mel.device)
-        x = self._conv(self._pre, places.pack(mel.transpose(1, 2)).to(dtype), places)
+        rows = PackedRows.of(lengths, mel.device)
+        x = self._conv(self._pre, rows.pack(mel.transpose(1, 2)).to(dtype), rows)
         per_stage = len(config.resblock_kernels)
         rate, last = 1, len(self._ups) - 1
         for i, (up, factor) in enumerate(zip(self._ups, config.upsample_rates, strict=True)):
             rate *= factor
-            x = self._conv(up, F.leaky_relu(x, SLOPE), places).view(factor * len(x), -1)
-            before = places = Places.of([rate * n for n in lengths], mel.device)
+            x = self._conv(up, F.leaky_relu(x, SLOPE), rows).view(factor * len(x), -1)
+            before = rows = PackedRows.of([rate * n for n in lengths], mel.device)
             if i == last:
-                places = at_spectra
+                rows = at_spectra
                 # An STFT that is centred on its samples has one spectrum more than hops: the second, reflected.
-                x = x[before.start[places.row] + (places.position.long() - 1).abs()]
-            x = x + self._resblock(hift.source_resblocks[i], self._down(i, excitation, places, at_spectra), places)
+                x = x[before.start[rows.row] + (rows.position.long() - 1).abs()]
+            x = x + self._resblock(hift.source_resblocks[i], self._down(i, excitation, rows, at_spectra), rows)
             of_stage = range(i * per_stage, (i + 1) * per_stage)
-            x = torch.stack([self._resblock(hift.resblocks[j], x, places) for j in of_stage]).mean(0)
+            x = torch.stack([self._resblock(hift.resblocks[j], x, rows) for j in of_stage]).mean(0)
 
-        x, _ = conv(F.leaky_relu(x), self._post, places.position, places.rest, dtype=torch.float32)
-        return hift.samples(places.unpack(x[:, : config.fft_size + 2]).transpose(1, 2), spectra)
+        x, _ = conv(F.leaky_relu(x), self._post, *rows.bounds, dtype=torch.float32)
+        return hift.samples(rows.unpack(x[:, : config.fft_size + 2]).transpose(1, 2), spectra)
 
-    def _conv(self, by: PackedConv, x: torch.Tensor, places: Places) -> torch.Tensor:
-        return conv(x, by, places.position, places.rest)[0]
+    def _conv(self, by: PackedConv, x: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+        return conv(x, by, *rows.bounds)[0]
 
-    def _down(self, i: int, excitation: torch.Tensor, places: Places, at_spectra: Places) -> torch.Tensor:
+    def _down(self, i: int, excitation: torch.Tensor, rows: PackedRows, at_spectra: PackedRows) -> torch.Tensor:
         """The excitation's spectra at the rate of stage `i`, as that many windows of them."""
         down = self.hift.source_downs[i]
         taps, step, edge = down.kernel_size[0], down.stride[0], down.padding[0]
         if taps == 1:
             return F.linear(excitation[:-1], self._downs[i], down.bias)
-        seen = places.position[:, None] * step - edge + torch.arange(taps, device=excitation.device)
-        inside = (seen >= 0) & (seen < at_spectra.length[places.row, None])
-        seen = torch.where(inside, seen + at_spectra.start[places.row, None], len(excitation) - 1)
+        seen = rows.position[:, None] * step - edge + torch.arange(taps, device=excitation.device)
+        inside = (seen >= 0) & (seen < at_spectra.length[rows.row, None])
+        seen = torch.where(inside, seen + at_spectra.start[rows.row, None], len(excitation) - 1)
         return F.linear(excitation[seen].flatten(1), self._downs[i], down.bias)
 
-    def _resblock(self, block: ResBlock, x: torch.Tensor, places: Places) -> torch.Tensor:
-        at = (places.position, places.rest)
+    def _resblock(self, block: ResBlock, x: torch.Tensor, rows: PackedRows) -> torch.Tensor:
         first, second = ([act.alpha for act in acts] for acts in (block.activations1, block.activations2))
         active = snake(x, first[0])
         for i, (conv1, conv2) in enumerate(zip(block.convs1, block.convs2, strict=True)):
-            y, _ = conv(active, self._convs[id(conv1)], *at, snake=second[i], plain=False)
+            y, _ = conv(active, self._convs[id(conv1)], *rows.bounds, snake=second[i], plain=False)
             following = first[i + 1] if i + 1 < len(first) else None
-            x, active = conv(y, self._convs[id(conv2)], *at, residual=x, snake=following)
+            x, active = conv(y, self._convs[id(conv2)], *rows.bounds, residual=x, snake=following)
         return x
 
 

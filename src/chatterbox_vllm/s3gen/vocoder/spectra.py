@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from chatterbox_vllm.cuda.transfer import to_device
 from chatterbox_vllm.s3gen.ragged import padding_mask
 
 
@@ -25,7 +26,7 @@ def stft(wave: torch.Tensor, lengths: Sequence[int], size: int, hop: int) -> tor
         edged = F.pad(wave[:, None], (half, half), mode="reflect")[:, 0]
     else:
         position = torch.arange(-half, wave.shape[-1] + half, device=wave.device).abs()
-        last = torch.tensor(lengths, device=wave.device)[:, None] - 1
+        last = to_device(torch.tensor(lengths), wave.device)[:, None] - 1
         edged = wave.gather(-1, (last - (last - position).abs()).clamp(min=0))
     frames = edged.unfold(-1, size, hop) * torch.hann_window(size, device=wave.device)
     return torch.fft.rfft(frames).transpose(1, 2)

@@ -93,6 +93,10 @@ class SpeechSampler(LogitsProcessor):
         self.slots = torch.zeros(0, dtype=torch.int32, device=device)
         self.values = torch.zeros(0, len(_RANGES), device=device)
         self.nucleus = False
+        if self.mask.is_cuda:
+            from chatterbox_vllm.t3.sampling_kernel import compile_choice  # imports triton
+
+            compile_choice(fields.streams, self.mask)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -142,7 +146,7 @@ class SpeechSampler(LogitsProcessor):
                 "cannot guide them; install the vLLM that this version of chatterbox-vllm names"
             )
         step = async_tensor_h2d(self._step(), self.device)
-        if logits.is_cuda and not self.nucleus:
+        if logits.is_cuda:
             from chatterbox_vllm.t3.sampling_kernel import choose_one_hot  # imports triton
 
             return choose_one_hot(logits, self.values, self.slots, step, self.mask)

@@ -13,6 +13,7 @@ from torch import nn
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import recording
+from chatterbox_vllm.cuda.streams import Urgency, new_stream, on_stream
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.live import ComponentInfo, component_info
@@ -25,6 +26,7 @@ from chatterbox_vllm.t3.quantization.methods import (
     method_in_force,
 )
 from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.vllm.capture import working_on
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
 from chatterbox_vllm.t3.vllm.environment import (
@@ -116,6 +118,7 @@ class T3Stage:
         options = replace(options, quantization=method)
         quantization = engine_quantization(method, options.double_quant, stored, device)
         self.config, self.options, self.device = config, options, device
+        self._stream = new_stream(device, Urgency.HIGHEST)
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
@@ -182,7 +185,8 @@ class T3Stage:
             seed=0,
             quantization=quantization,
         )
-        return LLMEngine.from_engine_args(arguments)
+        with working_on(self._stream):
+            return LLMEngine.from_engine_args(arguments)
 
     def _memory_share(self) -> float:
         """Of the card that must be free at the start; vLLM would insist on 92 %, though it is told its cache's size."""
@@ -298,7 +302,7 @@ class T3Stage:
             GenerationError: the engine failed; nothing that it held is left.
         """
         try:
-            with recording:
+            with recording, on_stream(self._stream):
                 outputs = self._engine.step()
         except Exception as error:
             raise GenerationError(

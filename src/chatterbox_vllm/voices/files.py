@@ -1,0 +1,87 @@
+"""Voices of files, clips and saved voices alike, each read once for as long as its file does not change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from chatterbox_vllm.caches.memory import MemoryCache
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.errors import AudioError
+from chatterbox_vllm.voices.enrolment import VoiceEnroller
+from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
+from chatterbox_vllm.voices.saved import is_saved_voice
+from chatterbox_vllm.voices.voice import Voice
+
+Key = tuple[str, int, int, int]  # a file's path, inode, size and time of its last change
+_MOST_BYTES = 32 << 20  # one of 10 s takes 0.17 MB
+
+
+class FileVoices:
+    """Enrols clips and loads saved voices; `kept` are the voices used last. Threads may share it."""
+
+    def __init__(self, enroller: VoiceEnroller):
+        self.enroller = enroller
+        self.kept: MemoryCache[Key, Voice] = MemoryCache(lambda voice: voice.nbytes, _MOST_BYTES)
+
+    def voice(self, path: Path) -> Voice:
+        """The voice of the file. Its content tells whether it is a clip or a saved voice, not its name.
+
+        Requests for one file at the same time wait for one enrolment.
+
+        Raises:
+            AudioError: it cannot be read, or decoded or used as a clip.
+            CheckpointError: it is a saved voice that is damaged or made for another model.
+        """
+        return self.kept.get(_key(path), lambda: self._read(path))
+
+    def _read(self, path: Path) -> Voice:
+        if _is_saved(path):
+            return Voice.load(path, self.enroller.config)
+        return self.enroller.enrol(*_decoded(path))
+
+
+def check_voice_file(path: Path, config: ModelConfig | None = None) -> None:
+    """Refuse a file that cannot give a voice, without a model.
+
+    Args:
+        config: the model that a saved voice must fit; the published sizes by default.
+
+    Raises:
+        AudioError, CheckpointError: as `FileVoices.voice`.
+    """
+    _key(path)
+    if _is_saved(path):
+        Voice.load(path, config)
+    else:
+        check_reference(*_decoded(path))
+
+
+def _decoded(path: Path) -> tuple[np.ndarray, int]:
+    # Imported here: it brings all of FFmpeg, which saved voices do not need.
+    from chatterbox_vllm.audio.decode import decode_audio
+
+    return decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS)
+
+
+def _is_saved(path: Path) -> bool:
+    if not path.is_file():  # decoding says what it is instead
+        return False
+    try:
+        return is_saved_voice(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _key(path: Path) -> Key:
+    try:
+        status = path.stat()
+        return str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> AudioError:
+    reason = getattr(error, "strerror", None) or error
+    return AudioError(f"{path}: cannot be read ({reason}); give an audio file or a saved voice")
