@@ -25,6 +25,8 @@ from chatterbox_vllm import __version__
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.cli import main
+from chatterbox_vllm.cli.options import check_voice
+from chatterbox_vllm.families.demo import demo_directory
 
 SAY = ("say", "Good morning.", "--seed", "3", "-o")
 
@@ -59,6 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        patch.setenv("CHATTERBOX_VOICES", str(tmp_path_factory.mktemp("voices")))
         yield
 
 
@@ -144,6 +147,12 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
         (("speak", "Hi."), ("speak",)),
         ((), ("command", "--help")),
         (("batch", "in.txt", "-d", out, "--overwrite", "--retry-failed"), ("--overwrite", "--retry-failed")),
+        (("say", "Hi.", "-o", out, "--pause", "scene=long"), ("--pause", "paragraph", "scene=long")),
+        (("say", "Привет, как дела?", "-o", out, "--model", "demo"), ("Cyrillic",)),
+        (("say", "Hi [pause:3] there.", "-o", out, "--model", "demo"), ("[pause:0.5s]",)),
+        (("voices", "save", "clip.wav", "a/b"), ("a/b",)),
+        (("voices", "show", "nobody"), ("nobody",)),
+        (("download", "demo", "--revision", "x"), ("demo", "no revisions")),
         (("estimate", "--json", tmp_path / "missing" / "out.json"), ("missing",)),
         (("info", "--model", tmp_path / "nothing"), ("nothing",)),
     ):
@@ -175,10 +184,31 @@ def test_bad_reference_clips(refused, tmp_path: Path) -> None:
     for name, wave in clips.items():
         write_audio(tmp_path / name, wave.astype(np.float32), 24_000)
     (tmp_path / "text.wav").write_text("no audio in here")
-    named |= {"text.wav": "text.wav", "none.wav": "none.wav"}
+    (tmp_path / "saved.pt").write_bytes(b"PK\x03\x04 and no more")
+    named |= {"text.wav": "text.wav", "none.wav": "none.wav", "saved.pt": "saved.pt"}
     for name, fault in named.items():
         refused(*SAY, tmp_path / "o.wav", "--model", "demo", "--voice", tmp_path / name, named=(fault,))
     assert not (tmp_path / "o.wav").exists()
+
+
+def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+    clip = spoken[0]
+    assert main(["voices", "save", str(clip), "ada", "--model", "demo"]) == 0
+    assert main(["voices", "save", str(clip), "ada", "--model", "demo"]) == 2  # taken
+    assert "named 'ada' already" in capsys.readouterr().err
+    assert main(["voices", "save", str(clip), "ada", "--model", "demo", "--overwrite", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["voices", "list", "--json", "-"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["name"] == "ada" and entry["bytes"] == Path(entry["file"]).stat().st_size
+    assert main(["voices", "list"]) == 0 and main(["voices", "show", "ada", "--model", "demo"]) == 0
+    shown = capsys.readouterr().out
+    assert "ada" in shown and entry["file"] in shown and "mel frames" in shown
+    given = {"model": "demo"}
+    assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])
+    assert main(["voices", "delete", "ada"]) == 0 and main(["voices", "delete", "ada"]) == 2
+    assert main(["download", "demo"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(demo_directory())
 
 
 def test_help_and_completion_need_no_nets() -> None:
@@ -217,7 +247,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_gone() -> None:
-    command = [sys.executable, "-m", "chatterbox_vllm", "estimate", "demo", "--json", "-"]
+    command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--json", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()

@@ -27,12 +27,13 @@ _TYPES: dict[str, Any] = {
     "kv_cache_bytes": int,
     "max_batch_size": int,
     "max_model_len": int,
+    "pauses": list[str],
     "quantization_strategy": Strategy,
     "s3gen_dtype": DType,
     "seed": int,
     "use_quantization": bool,
 }
-_METAVARS = {int: "N", float: "X", str: "NAME"}
+_METAVARS = {int: "N", float: "X", str: "NAME", list[str]: "KIND=SECONDS"}
 # Spellings of earlier versions.
 _SHORT = {"diffusion_steps": "--steps", "quantization_strategy": "--quantization"}
 # Without it, there is no strategy; in Python it is the keyword of a method of its own, which has a default.

@@ -11,7 +11,7 @@ import typer
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat
 from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
-from chatterbox_vllm.cli.texts import CleanTextOption, PauseOption, read_pauses
+from chatterbox_vllm.cli.texts import read_pauses
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
 
@@ -45,8 +45,6 @@ def batch(
         bool, typer.Option("--retry-failed", help="try rows again that failed in an earlier run")
     ] = False,
     voice: VoiceOption = None,
-    clean_text: CleanTextOption = False,
-    pause: PauseOption = None,
     given: Keywords,
     quiet: bool,
 ) -> int:
@@ -70,7 +68,7 @@ def batch(
     if overwrite and retry_failed:
         raise ConfigError("--overwrite and --retry-failed contradict each other: leave one of the two out")
     parameters = speech_parameters(given)
-    reading = Reading(read_pauses(pause or ()), clean_text)
+    reading = Reading(read_pauses(given.get("pauses", ())), given.get("clean_text", False))
     suffix = check_suffix(f".{audio_format}")
     clip = check_voice(voice, given)
     with Input(input, format) as source:

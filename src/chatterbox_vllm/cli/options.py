@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,8 @@ def speech_parameters(given: Keywords) -> SpeechParameters:
     """
     from chatterbox_vllm.engine.request import SpeechParameters
 
-    return SpeechParameters(**{name: value for name, value in given.items() if name in _SPEECH})
+    names = {field.name for field in fields(SpeechParameters)}
+    return SpeechParameters(**{name: value for name, value in given.items() if name in names})
 
 
 def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:

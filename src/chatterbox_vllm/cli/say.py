@@ -12,7 +12,7 @@ from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, Destination
 from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, load, speech_parameters
 from chatterbox_vllm.cli.outputs import beside
-from chatterbox_vllm.cli.texts import CleanTextOption, PauseOption, check_script, given_text, read_pauses
+from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
 
@@ -37,8 +37,6 @@ def say(
         AudioFormat | None, typer.Option(help="of the audio", show_default="by the suffix; wav on standard output")
     ] = None,
     voice: VoiceOption = None,
-    clean_text: CleanTextOption = False,
-    pause: PauseOption = None,
     given: Keywords,
     quiet: bool,
 ) -> None:
@@ -47,7 +45,7 @@ def say(
     words = given_text(text, file)
     destination = Destination.of(output, audio_format)
     parameters = speech_parameters(given)
-    pauses = read_pauses(pause or ())
+    pauses, clean_text = read_pauses(given.get("pauses", ())), given.get("clean_text", False)
     clip = check_voice(voice, given)
     check_script(words, pauses, clean_text, given)
     from chatterbox_vllm.engine.request import SpeechRequest

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from chatterbox_vllm.cli.arguments import Keywords
 from chatterbox_vllm.cli.options import model_config
@@ -18,22 +16,6 @@ if TYPE_CHECKING:
     from chatterbox_vllm.text.pauses import Pauses
 
 STANDARD_INPUT = "-"
-CleanTextOption = Annotated[
-    bool,
-    typer.Option(
-        "--clean-text/--no-clean-text", help="make markdown, addresses, footnote marks and emoji fit to be spoken"
-    ),
-]
-PauseOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pause",
-        metavar="KIND=SECONDS",
-        help="silence where the text is cut; KIND is clause, sentence, paragraph, heading or scene; may be repeated. "
-        "In the text itself, [pause:0.5s] asks for one",
-        show_default="clause=0.15, sentence=0.35, paragraph=0.7, heading=0.7, scene=1",
-    ),
-]
 
 
 def given_text(text: str | None, file: Path | None) -> str:

@@ -71,19 +71,20 @@ def show(
     if json is not None:
         check_writable(json)
     from chatterbox_vllm.cli import tables
+    from chatterbox_vllm.families.registry import DEFAULT_FAMILY
     from chatterbox_vllm.voices.library import VoiceLibrary
     from chatterbox_vllm.voices.voice import Voice
 
     path = VoiceLibrary().find(voice)
-    config = model_config(given)
-    found = Voice.load(path, config)
+    # Without a model's name, the published sizes are enough and nothing is downloaded.
+    found = Voice.load(path, model_config(given) if "model" in given else DEFAULT_FAMILY.config)
     facts = {
         "file": str(path),
         "bytes": path.stat().st_size,
         "T3's speech prompt, tokens": len(found.conditioning.speech_prompt),
         "flow's prompt, tokens": len(found.prompt.tokens),
         "flow's prompt, mel frames": len(found.prompt.mel),
-        "fits": given.get("model", "english"),
+        "fits": given.get("model", DEFAULT_FAMILY.name),
         "key": found.key,
     }
     if json is not None:
