@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .reasons import ACCEPTED
+from .reasons import refuse_unnamed_skip
 
 # Spin-waiting OpenMP threads on shared cores cost an order of magnitude; vLLM must not pin cores either.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,27 +47,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(left_out)]
 
 
-def _refuse_unnamed_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """In continuous integration nothing may be left unchecked in silence."""
-    if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):
-        return
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if not any(accepted in reason for accepted in ACCEPTED):
-        report.outcome = "failed"
-        report.longrepr = f"{reason}\nCI=true is set, and tests/reasons.py does not name this reason to skip a test"
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    _refuse_unnamed_skip(report)
+    refuse_unnamed_skip(report)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    _refuse_unnamed_skip(report)
+    refuse_unnamed_skip(report)
     return report
 
 

@@ -16,6 +16,8 @@ import torch
 from chatterbox_vllm.s3gen import noise
 from chatterbox_vllm.s3gen.noise import GENERATED, SOURCE, NoiseSource, S3GenNoise, normal
 
+from .reasons import NO_TRITON
+
 MANY = 1 << 18
 SOURCE_OF_NOISE = NoiseSource(mels=8, harmonics=2, samples_per_frame=5, device=torch.device("cpu"))
 
@@ -110,7 +112,7 @@ def largest_difference_of_kernel(device: str) -> float:
     return largest
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
 def test_kernel_by_the_interpreter() -> None:
     script = "from tests.test_noise import largest_difference_of_kernel as d; import json; print(json.dumps(d('cpu')))"
     result = subprocess.run(

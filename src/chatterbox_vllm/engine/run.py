@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterable
 
 from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
@@ -13,8 +14,9 @@ def run_all(
 ) -> Generator[SpeechResult, None, None]:
     """Speak all requests; yield each result when it is ready, failures included, in no particular order.
 
-    Requests are taken from `requests` as room for them appears, so it may be endless. Closing the iterator early drops
-    what is left.
+    Requests are taken from `requests` as room for them appears, so it may be endless. Of those at hand the longest
+    texts go first: what is left for the end is short, and the stages stay busy together for longer. Closing the
+    iterator early drops what is left.
 
     Args:
         on_step: called after every step with the number of pieces that T3 is speaking.
@@ -26,12 +28,12 @@ def run_all(
     exhausted = False
     try:
         while ours or not exhausted:
-            while not exhausted and len(ours) < most:
-                entry = next(source, None)
-                if entry is None:
-                    exhausted = True
-                else:
-                    ours.add(scheduler.submit(entry[1], index=entry[0]))
+            if not exhausted:
+                room = most - len(ours)
+                at_hand = list(itertools.islice(source, room))
+                exhausted = len(at_hand) < room
+                for index, request in sorted(at_hand, key=_length, reverse=True):
+                    ours.add(scheduler.submit(request, index=index))
             for event in scheduler.step():
                 if isinstance(event, SpeechResult):
                     ours.discard(event.serial)
@@ -42,3 +44,8 @@ def run_all(
         for serial in ours:
             scheduler.abort(serial)
         scheduler.collect()  # nobody is left to hear of them
+
+
+def _length(entry: tuple[int, object]) -> int:
+    """Of a request's text; whatever else it may be is for the scheduler to refuse."""
+    return len(getattr(entry[1], "text", ""))

@@ -267,7 +267,7 @@ class Scheduler:
         job.live.add(piece_id)
         self.voicing.add(
             piece_id,
-            TokensToSpeak(tokens, request.voice, values.diffusion_steps, seed, request.noise, order=request.priority),
+            TokensToSpeak(tokens, request.voice, values.diffusion_steps, seed, request.noise, _order(request.priority, k)),
         )
 
     def _try_again(self, job: Job, k: int) -> None:
@@ -333,3 +333,8 @@ class Scheduler:
         del self._jobs[job.serial]
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)
+
+
+def _order(priority: int, k: int) -> float:
+    """Whose piece S3Gen takes first: by priority, then those whose listeners have heard least."""
+    return priority * 1e6 + min(k, 999_999)

@@ -91,7 +91,7 @@ class InlineSynthesis:
         if not batch:
             return []
         outcomes = self.stage.run(list(batch.values()))
-        return [(key, _watermarked(self.watermarker, o)) for key, o in zip(batch, outcomes, strict=True)]
+        return [(key, _marked(self.watermarker, o)) for key, o in zip(batch, outcomes, strict=True)]
 
     @property
     def waiting(self) -> int:
@@ -185,11 +185,7 @@ class ThreadedSynthesis:
             self._markers.submit(self._mark, segment_id, outcome)
 
     def _mark(self, segment_id: str, outcome: Outcome) -> None:
-        try:
-            outcome = _watermarked(self.watermarker, outcome)
-        except Exception as error:
-            outcome = GenerationError(f"the watermark failed: {error}")
-        self._finished.put((segment_id, outcome))
+        self._finished.put((segment_id, _marked(self.watermarker, outcome)))
 
     @property
     def waiting(self) -> int:
@@ -214,6 +210,14 @@ def _watermarked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
     if watermarker is None:
         return outcome.clone()
     return torch.from_numpy(watermarker.apply(outcome.numpy()))
+
+
+def _marked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
+    """`_watermarked`, with an error in the place of what cannot be marked."""
+    try:
+        return _watermarked(watermarker, outcome)
+    except Exception as error:
+        return GenerationError(f"the watermark failed: {error}")
 
 
 def make_synthesis(stage: S3GenStage, watermarker: Watermarker | None, device: torch.device) -> Synthesis:

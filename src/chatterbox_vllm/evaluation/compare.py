@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.features import RATE_24K
 from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint.config import ModelConfig
@@ -24,7 +23,7 @@ from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
 from chatterbox_vllm.families.layout import check_module_file
 from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
+from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 LATE_POSITION = 250  # 10 s of speech
@@ -96,8 +95,8 @@ class VoiceJudge:
             return None
 
     def hear_clip(self, path: str) -> Voice:
-        """The speaker of an audio file. Raises AudioError where it cannot serve as a clip."""
-        return self._enroller.enrol(*decode_audio(Path(path), max_seconds=MAX_REFERENCE_SECONDS))
+        """The speaker of a clip or saved voice. Raises AudioError or CheckpointError where it cannot serve."""
+        return FileVoices(self._enroller).voice(Path(path))
 
 
 def compare(

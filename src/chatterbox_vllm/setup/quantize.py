@@ -26,7 +26,7 @@ from chatterbox_vllm.t3.quantization.awq import Utterance, quantize_t3_awq
 from chatterbox_vllm.t3.quantization.file import quantize_t3_bnb, quantized_t3_layout
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
-from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
+from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 logger = logging.getLogger(__name__)
@@ -144,11 +144,12 @@ def _calibrated(
 def calibration_voices(
     directory: Path, config: ModelConfig, clips: Sequence[Path], device: torch.device
 ) -> list[Voice]:
-    """The voices of clips, or the model's own.
+    """The voices of clips and saved voices, or the model's own.
 
     Raises:
         ConfigError: there are no clips and the model has no voice.
         AudioError: a clip cannot be used.
+        CheckpointError: a saved voice cannot be used.
     """
     family = FAMILIES[config.family]
     if not clips:
@@ -156,12 +157,11 @@ def calibration_voices(
         if not builtin.exists():
             raise ConfigError(f"{directory} has no built-in voice to calibrate with: give a reference clip")
         return [Voice.load(builtin, config)]
-    from chatterbox_vllm.audio.decode import decode_audio
-
     nets = Weights(directory / family.s3gen), Weights(directory / family.voice_encoder)
     scheme = scheme_in_force(QuantizationConfig(), "voice_encoder", config.quantized.voice_encoder)
     enroller = VoiceEnroller(config, *nets, device=device, quantization=scheme)
-    voices = [enroller.enrol(*decode_audio(clip, max_seconds=MAX_REFERENCE_SECONDS)) for clip in clips]
+    files = FileVoices(enroller)
+    voices = [files.voice(clip) for clip in clips]
     enroller.release()
     return voices
 

@@ -12,7 +12,7 @@ _WARPS = 16
 
 
 @triton.jit
-def _nucleus(p, ids, top_p, BLOCK: tl.constexpr):
+def _nucleus(p, ids, top_p):
     # Zero for the least likely ids whose probabilities sum to at most 1 - top_p, of equal ones those of lower id first.
     # Bit patterns of floats that are not negative have the floats' order, so the largest probability below which all
     # can go is found by halving: below it sums stay within the limit, one step above they do not.
@@ -69,7 +69,7 @@ def _choose(
         p = tl.exp((x - best) / temperature)
         p = tl.where(p < min_p, 0.0, p)
         if top_p < 1:
-            p = _nucleus(p, ids, top_p, BLOCK)
+            p = _nucleus(p, ids, top_p)
         cumulative = tl.cumsum(p.to(tl.float64), 0)
         token = tl.sum((there & (cumulative <= u * tl.max(cumulative, 0))).to(tl.int32), 0)
         token = tl.minimum(token, VOCABULARY - 1)

@@ -13,8 +13,6 @@ from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import ConfigError, OutputError
 from chatterbox_vllm.voices.voice import Voice
 
-# Says where the voices are, instead of the user's data directory.
-DIRECTORY_VARIABLE = "CHATTERBOX_VOICES"
 SUFFIX = ".pt"
 _LONGEST_NAME = 64
 
@@ -64,7 +62,7 @@ class VoiceLibrary:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set {DIRECTORY_VARIABLE} "
+                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set CHATTERBOX_VOICES "
                 "to a directory that can be written"
             ) from error
         voice.save(path, overwrite)
@@ -91,7 +89,7 @@ class VoiceLibrary:
             paths = sorted(self.directory.iterdir()) if self.directory.exists() else []
         except OSError as error:
             raise ConfigError(
-                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set {DIRECTORY_VARIABLE} "
+                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set CHATTERBOX_VOICES "
                 "to another directory"
             ) from error
         entries = (_entry(path) for path in paths if path.suffix == SUFFIX and is_voice_name(path.stem))
@@ -194,9 +192,9 @@ def default_directory() -> Path:
     Raises:
         ConfigError: the user has no home directory.
     """
-    if own := os.environ.get(DIRECTORY_VARIABLE):
+    if own := os.environ.get("CHATTERBOX_VOICES"):
         return Path(own)
     try:
         return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chatterbox-vllm" / "voices"
     except RuntimeError as error:
-        raise ConfigError(f"there is no place for voices ({error}); set {DIRECTORY_VARIABLE} to a directory") from error
+        raise ConfigError(f"there is no place for voices ({error}); set CHATTERBOX_VOICES to a directory") from error

@@ -1,7 +1,7 @@
 """The vocoder's source: fundamental frequency from the mel, and the harmonics that it excites.
 
-After the neural source-filter model (Wang et al. 2019, arXiv 1904.12088). Everything here is float32: a pitch error
-grows with every sample that it is summed over.
+After the neural source-filter model (Wang et al. 2019, arXiv 1904.12088). Everything here is at least float32: a pitch
+error grows with every sample that it is summed over.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ class F0Predictor(nn.Module):
         self.classifier = nn.Linear(config.f0_channels, 1)
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """[rows, mels, frames] float32 to [rows, frames] in Hz."""
-        x = mel
+        """[rows, mels, frames] float32 to [rows, frames] in Hz, float32."""
+        # In float32 every CPU rounds otherwise, by some 5e-4 Hz, which the phase sums to 1e-3 of a waveform within
+        # seconds. On a CPU float64 costs nothing beside the rest; on a card it may.
+        dtype = torch.float64 if mel.device.type == "cpu" else torch.float32
+        x = mel.to(dtype)
         for conv in self.condnet.values():
-            x = F.elu(conv(x))
-        return self.classifier(x.transpose(1, 2)).squeeze(-1).abs()
+            x = F.elu(F.conv1d(x, conv.weight.to(dtype), conv.bias.to(dtype), padding=conv.padding))
+        out = F.linear(x.transpose(1, 2), self.classifier.weight.to(dtype), self.classifier.bias.to(dtype))
+        return out.squeeze(-1).abs().float()
 
 
 class HarmonicSource(nn.Module):

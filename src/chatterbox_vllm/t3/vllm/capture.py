@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -17,6 +19,8 @@ def working_on(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
     vLLM 0.32 works on the thread's current stream, but records on a new one of PyTorch's normal priority, the lowest
     that CUDA has. The function that makes it has no parameter for another, so it is replaced for the time of the start.
+    So is PyTorch's default by which a recording fails where another thread, another model's, allocates meanwhile. Both
+    are the process's: call this under `cuda.graphs.recording`.
     """
     if stream is None:
         yield
@@ -34,10 +38,10 @@ def working_on(stream: torch.cuda.Stream | None) -> Iterator[None]:
         ):
             yield context
 
-    vllms_own = gpu_model_runner.graph_capture
-    gpu_model_runner.graph_capture = graph_capture
-    try:
-        with on_stream(stream):
-            yield
-    finally:
-        gpu_model_runner.graph_capture = vllms_own
+    among_others = functools.partial(torch.cuda.graph, capture_error_mode="thread_local")
+    with (
+        mock.patch.object(gpu_model_runner, "graph_capture", graph_capture),
+        mock.patch.object(torch.cuda, "graph", among_others),
+        on_stream(stream),
+    ):
+        yield
