@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from chatterbox_vllm.cli.verbosity import shown
 from chatterbox_vllm.cli.wording import Options, options_named
-from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, Setting
+from chatterbox_vllm.settings import GROUPS, Setting
 
 # Keywords that were given, and their values.
 Keywords = dict[str, Any]
@@ -38,12 +38,6 @@ _METAVARS = {int: "N", float: "X", str: "NAME", list[str]: "KIND=SECONDS"}
 _SHORT = {"diffusion_steps": "--steps", "quantization_strategy": "--quantization"}
 # Without it, there is no strategy; in Python it is the keyword of a method of its own, which has a default.
 _SHOWN = {"quantization_strategy": "none: the options above and the tier decide"}
-PANELS: dict[str, tuple[Setting, ...]] = {
-    "Which model": MODEL,
-    "How to speak": SPEECH,
-    "How to run": ENGINE,
-    "Quantization": QUANTIZATION,
-}
 
 
 def setting_type(setting: Setting) -> Any:
@@ -87,15 +81,16 @@ def from_settings(*groups: tuple[Setting, ...], name_options: bool = True) -> Ca
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     kind = setting_type(setting)
+    meaning = setting.meaning.replace("[", r"\[")  # not Rich's markup
     shown = _SHOWN.get(setting.keyword, setting.shown_default)
     names = [name for name in (setting.option, _SHORT.get(setting.keyword)) if name is not None]
     option = typer.Option(
         *names,
         # The default is the library's to take, so that an environment variable or a tier can stand before it.
-        help=rf"{setting.meaning} [dim]\[default: {shown}][/dim]",
+        help=rf"{meaning} [dim]\[default: {shown}][/dim]",
         show_default=False,
         metavar=_METAVARS.get(kind),
-        rich_help_panel=next(title for title, group in PANELS.items() if setting in group),
+        rich_help_panel=next(title for title, group in GROUPS.items() if setting in group),
     )
     return _keyword(setting.keyword, Annotated[kind | None, option], None)
 

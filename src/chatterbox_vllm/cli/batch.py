@@ -13,7 +13,7 @@ from chatterbox_vllm.cli.audio import AudioFormat
 from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
 from chatterbox_vllm.cli.texts import read_pauses
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -27,7 +27,7 @@ _INPUT_HELP = (
 )
 
 
-@from_settings(MODEL, SPEECH, ENGINE, QUANTIZATION)
+@from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
 def batch(
     *,
     input: Annotated[str, typer.Argument(metavar="INPUT", help=_INPUT_HELP, show_default=False)],

@@ -11,7 +11,7 @@ import typer
 
 from chatterbox_vllm.cli.arguments import Keywords
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import SPEECH
+from chatterbox_vllm.settings import SPEECH, TEXT
 
 if TYPE_CHECKING:
     from chatterbox_vllm.checkpoint.config import ModelConfig
@@ -36,7 +36,7 @@ JsonOption = Annotated[
         "--json", metavar="FILE", help="write all results there as JSON; - is standard output", show_default=False
     ),
 ]
-_SPEECH = {setting.keyword for setting in SPEECH}
+_OF_REQUESTS = {setting.keyword for setting in (*SPEECH, *TEXT)}
 
 
 def speech_parameters(given: Keywords) -> SpeechParameters:
@@ -55,7 +55,7 @@ def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
     """The model that the keywords ask for; `defaults` are keywords where none was given."""
     from chatterbox_vllm.tts import ChatterboxTTS
 
-    keywords = defaults | {name: value for name, value in given.items() if name not in _SPEECH}
+    keywords = defaults | {name: value for name, value in given.items() if name not in _OF_REQUESTS}
     if "quantization_strategy" not in keywords:
         return ChatterboxTTS.from_pretrained(**keywords)
     others = [name for name in keywords if name.startswith(("use_quantization", "quantization_method", "quantize_"))]

@@ -14,7 +14,7 @@ from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, lo
 from chatterbox_vllm.cli.outputs import beside
 from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechResult
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TOKENS_PER_SECOND = 25
 
 
-@from_settings(MODEL, SPEECH, ENGINE, QUANTIZATION)
+@from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
 def say(
     *,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="what to say; - reads standard input")] = None,

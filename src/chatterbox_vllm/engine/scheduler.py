@@ -267,7 +267,9 @@ class Scheduler:
         job.live.add(piece_id)
         self.voicing.add(
             piece_id,
-            TokensToSpeak(tokens, request.voice, values.diffusion_steps, seed, request.noise, _order(request.priority, k)),
+            TokensToSpeak(
+                tokens, request.voice, values.diffusion_steps, seed, request.noise, _order(request.priority, k)
+            ),
         )
 
     def _try_again(self, job: Job, k: int) -> None:
