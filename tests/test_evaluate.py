@@ -206,7 +206,7 @@ def test_the_command_passes_a_model_against_itself_and_reports(
     command += ["--json", tmp_path / "out.json", "--report", tmp_path / "out.html", "--listen", 1]
     assert main([str(word) for word in command]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "passed" and sum(line.startswith("passed ") for line in lines) == 15
+    assert lines[-1] == "passed" and sum(line.startswith("passed ") for line in lines) == 19
 
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["verdict"] == "passed" and found["candidate"]["options"] == {"max_model_len": 1536}
