@@ -222,8 +222,10 @@ assert not {"torch", "vllm", "numpy", "huggingface_hub"} & set(sys.modules)
     for words in ([], ["say"]):
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "--help" in done.stdout, done.stderr
-    completed = {"_CHATTERBOX_VLLM_COMPLETE": "complete_bash", "COMP_WORDS": "chatterbox-vllm qu", "COMP_CWORD": "1"}
-    assert run(env={**os.environ, **completed}).stdout.split() == ["quantize"]
+    for words, place, found in (("qu", 1, ["quantize"]), ("say --tier 1", 3, ["12"])):
+        completed = {"_CHATTERBOX_VLLM_COMPLETE": "complete_bash", "COMP_WORDS": f"chatterbox-vllm {words}"}
+        done = run(env={**os.environ, **completed, "COMP_CWORD": str(place)})
+        assert done.stdout.split() == found, done.stderr
 
 
 def test_a_text_in_another_encoding() -> None:

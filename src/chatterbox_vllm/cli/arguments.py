@@ -34,6 +34,16 @@ _TYPES: dict[str, Any] = {
     "use_quantization": bool,
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", list[str]: "KIND=SECONDS"}
+# What a shell completes, where a setting takes other values as well.
+_COMPLETED = {
+    "device": ("auto", "cpu", "cuda"),
+    "model": ("english", "demo"),
+    "pauses": ("clause=", "sentence=", "paragraph=", "heading=", "scene="),
+    "quantization_method": ("bnb-4bit", "bnb-8bit", "awq", "fp8"),
+    "quantize_s3gen": ("bnb-4bit", "bnb-8bit", "true"),
+    "quantize_voice_encoder": ("bnb-4bit", "bnb-8bit", "true"),
+    "tier": ("auto", "4", "6", "8", "12", "24", "48"),
+}
 # Spellings of earlier versions.
 _SHORT = {"diffusion_steps": "--steps", "quantization_strategy": "--quantization"}
 # Without it, there is no strategy; in Python it is the keyword of a method of its own, which has a default.
@@ -90,9 +100,17 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         help=rf"{meaning} [dim]\[default: {shown}][/dim]",
         show_default=False,
         metavar=_METAVARS.get(kind),
+        autocompletion=_completion(_COMPLETED[setting.keyword]) if setting.keyword in _COMPLETED else None,
         rich_help_panel=next(title for title, group in GROUPS.items() if setting in group),
     )
     return _keyword(setting.keyword, Annotated[kind | None, option], None)
+
+
+def _completion(values: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
