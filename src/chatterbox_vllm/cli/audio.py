@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Literal
 from typing_extensions import Self
 
 from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, claim_standard_output
-from chatterbox_vllm.errors import ConfigError, OutputError
+from chatterbox_vllm.errors import ConfigError
 
 # Those of audio/encode.py, which takes a while to import.
 AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "m4a", "aac"]
@@ -56,17 +56,9 @@ class Destination:
         Raises:
             OutputError: it cannot be written.
         """
-        from chatterbox_vllm.audio.encode import encode_audio, write_audio
+        from chatterbox_vllm.audio.encode import send_audio, write_audio
 
         if self.stream is None:
             write_audio(self.path, wave, rate)
-            return
-        try:
-            self.stream.write(encode_audio(wave, rate, self.suffix))
-            self.stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"standard output cannot be written ({error.strerror or error})") from error
+        else:
+            send_audio(self.stream, wave, rate, self.suffix)
