@@ -19,7 +19,7 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.streams import Urgency
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 
-from .parity.conftest import checkpoint_dir, english_tokenizer, goldens  # noqa: F401 (fixtures)
+from .parity.conftest import checkpoint_dir, goldens  # noqa: F401 (fixtures)
 from .parity.test_t3 import add, drain, prompt_of
 
 pytestmark = pytest.mark.gpu

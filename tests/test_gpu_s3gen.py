@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,6 +240,20 @@ def test_graphs_recorded_at_the_start_serve_every_batch(weights: Weights, reques
     assert model.token_to_mel.graphs == 12
     for request, mel in zip(requests, alone, strict=False):
         assert apart(model.mel([request])[0], mel) < 1e-3
+
+
+def test_nothing_waits_for_the_device(weights: Weights, requests: list[S3GenRequest]) -> None:
+    model = S3Gen.from_weights(S3GenConfig(), weights, "cuda", torch.float16, torch.float16)
+    model.synthesize(requests)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode calls itself a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = [replace(r, noise=model.draw_noise(9, len(r.speech_tokens), r.prompt)) for r in requests]
+        mels = model._generated(model._flow(drawn, 10), drawn)
+        model.waveform(mels, [r.noise for r in drawn])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -15,8 +15,11 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.audio.encode import FORMATS, encode_audio
 from chatterbox_vllm.audio.mix import Mix
 from chatterbox_vllm.errors import AudioError
 
@@ -139,12 +142,45 @@ def test_a_cover_picture_is_not_decoded(tmp_path: Path, little_memory: None) -> 
     assert len(decode_audio(tmp_path / "b.mp3")[0]) == pytest.approx(24_000, abs=2400)
 
 
+def zeros_packed(count: int, first: bytes = b"") -> bytes:
+    """So many bytes, all zero but the first, a thousandth as long."""
+    packer = zlib.compressobj(1)
+    pieces = [packer.compress(first)]
+    pieces += [packer.compress(bytes(min(1 << 20, count - i))) for i in range(len(first), count, 1 << 20)]
+    return b"".join(pieces) + packer.flush()
+
+
+def compressed_tag(claimed: int) -> bytes:
+    """An ID3 tag with one text."""
+
+    def size(count: int) -> bytes:
+        return bytes((count >> shift) & 127 for shift in (21, 14, 7, 0))
+
+    packed = zeros_packed(claimed, b"\0x\0")
+    frame = b"TXXX" + size(len(packed) + 4) + b"\0\x09" + size(claimed) + packed
+    return b"ID3\x04\0\0" + size(len(frame)) + frame
+
+
+def test_compressed_tags_are_not_unpacked(tmp_path: Path, little_memory: None) -> None:
+    tag = compressed_tag(200_000_000)
+    for suffix in (".mp3", ".flac", ".wav"):
+        (tmp_path / "a").write_bytes(tag + tag + encode_audio(babble(1), 24_000, suffix))
+        assert len(decode_audio(tmp_path / "a")[0]) == pytest.approx(24_000, abs=2400)
+    soundfile.write(tmp_path / "a.aiff", babble(1), 24_000)
+    plain = (tmp_path / "a.aiff").read_bytes()
+    for pad in range(32_690, 32_770, 8):  # some lie across two reads
+        chunks = b"junk" + struct.pack(">I", pad) + bytes(pad) + b"ID3 " + struct.pack(">I", len(tag)) + tag
+        chunks += bytes(len(chunks) % 2)
+        form = b"FORM" + struct.pack(">I", len(plain) - 8 + len(chunks)) + plain[8:12] + chunks + plain[12:]
+        assert len(decode_audio(form)[0]) == 24_000
+
+
 def test_a_compressed_header_is_not_unpacked(tmp_path: Path, little_memory: None) -> None:
     def atom(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", 8 + len(data)) + kind + data
 
     claimed = 200_000_000
-    packed = atom(b"cmvd", struct.pack(">I", claimed) + zlib.compress(bytes(claimed), 1))
+    packed = atom(b"cmvd", struct.pack(">I", claimed) + zeros_packed(claimed))
     film = atom(b"ftyp", b"qt  \0\0\0\0qt  ") + atom(b"moov", atom(b"cmov", atom(b"dcom", b"zlib") + packed))
     for pad in (0, 32_768 - 40):  # the second lies across two reads
         (tmp_path / "a.mov").write_bytes(film[:20] + (atom(b"free", bytes(pad)) if pad else b"") + film[20:])
@@ -161,6 +197,27 @@ def test_the_whole_takes_little_more_than_its_own_memory() -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert len(wave) == 30_000 * 1024 and wave.min() == 1
     assert grown * 1024 < 1.3 * wave.nbytes
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One of each format that we write, in bytes."""
+    return {suffix: encode_audio(babble(0.7), 24_000, suffix) for suffix in FORMATS}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), suffix=st.sampled_from(sorted(FORMATS)))
+def test_a_damaged_clip_is_decoded_or_refused(data: st.DataObject, suffix: str, clips: dict[str, bytes]) -> None:
+    damaged = bytearray(clips[suffix])
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 300) | st.integers(0, len(damaged) - 1))
+        damaged[place] = data.draw(st.integers(0, 255))
+    try:
+        wave, rate = decode_audio(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]), max_seconds=5)
+    except AudioError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 0 < len(wave) <= 5 * rate and wave.dtype == np.float32 and np.isfinite(wave).all()
 
 
 # --- where clips come from, and their channels
@@ -199,7 +256,7 @@ def test_of_channels_that_cancel_the_loudest_is_taken(
 ) -> None:
     wave = babble(2) / 2
     soundfile.write(tmp_path / "a.wav", np.stack([wave * c for c in channels], 1), 24_000, subtype="FLOAT")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="chatterbox_vllm"):
         got, _ = decode_audio(tmp_path / "a.wav")
     np.testing.assert_allclose(got, wave * expected, atol=1e-6)
     assert "its channels cancel each other; channel" in caplog.text

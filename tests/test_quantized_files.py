@@ -24,10 +24,10 @@ from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import CheckpointError, ConfigError, DeviceError, OutputError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import check_module_file, check_t3
-from chatterbox_vllm.quantization import files
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
+from chatterbox_vllm.setup import quantized_directory
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import calibration_voices, quantize_model
 from chatterbox_vllm.setup.tiers import Plan
@@ -276,7 +276,11 @@ def test_a_quantized_file_in_a_plain_directory_is_refused(demo: Path, nf4: Path,
 def test_config_faults_are_named(nf4: Path, tmp_path: Path) -> None:
     copy = damage(nf4, tmp_path)
     data = json.loads((copy / "config.json").read_text())
-    for change, named in (({"method": 4}, "method"), ({"methods": "awq"}, "methods"), ({}, "'method' is missing")):
+    for change, named in (
+        ({"method": 4}, "method"),
+        ({"methods": "awq"}, "methods"),
+        ({}, "method: the field is missing"),
+    ):
         data["quantized"]["t3"] = change
         (copy / "config.json").write_text(json.dumps(data))
         with pytest.raises(ConfigError, match=named):
@@ -288,7 +292,7 @@ def test_appears_whole_or_not_at_all(demo: Path, tmp_path: Path, monkeypatch: py
         Path(args[1]).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(quantized_directory, "save_file", full)
     with pytest.raises(OutputError, match="No space left"):
         quantize_model(demo, tmp_path / "out", T3_INT8)
     assert list(tmp_path.iterdir()) == []
@@ -329,7 +333,7 @@ def test_a_full_disk_leaves_nothing(demo: Path, tmp_path: Path, monkeypatch: pyt
         path.write_bytes(b"the beginning")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("chatterbox_vllm.quantization.files.save_file", full)
+    monkeypatch.setattr("chatterbox_vllm.setup.quantized_directory.save_file", full)
     with pytest.raises(OutputError, match="cannot be written .*No space left.*nothing was left"):
         quantize_model(demo, tmp_path / "out", QuantizationConfig(voice_encoder="bnb-8bit"))
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from chatterbox_vllm.audio.features import mel_filterbank, trim_silence
@@ -82,6 +84,17 @@ def enroller(tokenizer: SpeechTokenizer, tmp_path_factory: pytest.TempPathFactor
     save_file(s3gen, directory / "s3gen.safetensors")
     save_file(randomised(VoiceEncoder(TINY.voice_encoder)).state_dict(), directory / "ve.safetensors")
     return VoiceEnroller(TINY, Weights(directory / "s3gen.safetensors"), Weights(directory / "ve.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
+
+
+@pytest.fixture(scope="module")
+def saved(voice: Voice, folder: Path) -> bytes:
+    voice.save(folder / "whole.pt")
+    return (folder / "whole.pt").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +251,20 @@ def test_a_storage_that_is_shorter_than_the_file_says_is_refused(voice: Voice, t
     repacked(tmp_path / "voice.pt", zipfile.ZIP_STORED, lambda _, data: data[: cut // 2] if len(data) == cut else data)
     with pytest.raises(CheckpointError, match="record size"):
         Voice.load(tmp_path / "voice.pt", TINY)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_loads_as_a_fitting_voice_or_not_at_all(data: st.DataObject, saved: bytes, folder: Path) -> None:
+    damaged = bytearray(saved)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = folder / "voice.pt"
+    path.write_bytes(damaged[: data.draw(st.integers(len(saved) // 2, len(saved)) | st.just(len(saved)))])
+    try:
+        check_voice(Voice.load(path, TINY), TINY)
+    except CheckpointError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
 
 
 def test_a_failed_save_leaves_the_old_file(voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

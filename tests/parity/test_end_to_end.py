@@ -23,7 +23,7 @@ WAVEFORM_BOUND = 5e-3
 
 
 def oracle_noise(tts: ChatterboxTTS, tag: str, voice: Voice, speech_tokens: int) -> S3GenNoise:
-    total, generated = tts._voicing.stage.model.frames(speech_tokens, voice)
+    total, generated = tts._voicing.stage.model.frames(speech_tokens, voice.prompt)
     phase = torch.from_numpy(recipe.uniform(f"{tag}/hift_phase_u", 9).astype(np.float32)) * 2 * math.pi - math.pi
     phase[0] = 0
     return S3GenNoise(

@@ -53,9 +53,10 @@ class Repository:
             return cached
         try:
             commit = self._check_remote()
-            return Path(snapshot_download(self.name, revision=commit, allow_patterns=list(self.files)))
+            bar = _progress(shown=True)
+            return Path(snapshot_download(self.name, revision=commit, allow_patterns=list(self.files), tqdm_class=bar))
         except _hub_errors() as error:
-            return self._newest_cached(error)
+            return self.newest_cached(error)
 
     def cached(self) -> Path | None:
         """The directory in the cache, where the revision is a commit and all its files are certain to be there."""
@@ -134,7 +135,11 @@ class Repository:
 
         _require_hub()
         listed = snapshot_download(
-            self.name, revision=self.revision, allow_patterns=list(self.files), dry_run=True, tqdm_class=_no_progress()
+            self.name,
+            revision=self.revision,
+            allow_patterns=list(self.files),
+            dry_run=True,
+            tqdm_class=_progress(shown=False),
         )
         names = {file.filename for file in listed}
         for file in self.files:
@@ -194,8 +199,11 @@ class Repository:
         if (self._snapshots / commit).is_dir():
             yield self._snapshots / commit
 
-    def _newest_cached(self, error: Exception) -> Path:
+    def newest_cached(self, error: Exception) -> Path:
         """The newest complete snapshot in the cache, in place of what the hub would not give.
+
+        Args:
+            error: what came of asking the hub, for the log.
 
         Raises:
             ModelUnavailableError: there is none.
@@ -207,7 +215,7 @@ class Repository:
                 logger.warning(
                     "%s: the hub gave nothing (%s); taking commit %s from the cache",
                     self.name,
-                    _first_line(error),
+                    _first_line(_cause(error)),
                     folder.name,
                 )
                 return folder
@@ -218,13 +226,11 @@ class Repository:
         from huggingface_hub import constants
         from huggingface_hub.errors import (
             GatedRepoError,
-            HfHubHTTPError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
 
-        # What the hub said lies under the library's own error where it was the listing that failed.
-        cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
+        cause = _cause(error)
         if isinstance(cause, RevisionNotFoundError):
             return ModelUnavailableError(f"{self.name} has no revision {self.revision!r}; give one that it has")
         if isinstance(cause, GatedRepoError):
@@ -252,15 +258,15 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     return (OSError, http_error, errors.EntryNotFoundError, errors.XetDownloadError)
 
 
-def _no_progress() -> type[Any]:
-    """A progress bar that does not show, for listings."""
+def _progress(shown: bool) -> type[Any]:
+    """The library's progress bar, on a terminal only (tqdm's `disable=None`), or none at all."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Silent(tqdm):
+    class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
+            super().__init__(*arguments, **{**options, "disable": None if shown else True})
 
-    return Silent
+    return Bar
 
 
 def _require_hub() -> None:
@@ -283,6 +289,13 @@ def _free_bytes(directory: Path) -> int:
     """Free bytes on the disk of a directory, which need not be there yet."""
     there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
+
+
+def _cause(error: Exception) -> BaseException:
+    """What the hub or the network said, which lies under an error of the library's listing or of ours."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
 
 
 def _first_line(error: BaseException) -> str:

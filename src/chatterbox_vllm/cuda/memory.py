@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 _SEGMENT = 32 << 20  # bytes: more than the allocator ever takes from a segment that is there already
 
 
-def spare_device_memory(device: torch.device | str = "cuda") -> None:
+def spare_device_memory(device: torch.device | str) -> None:
     """Keep little beside what is in use, where cards are small; call before the process multiplies on a GPU.
 
     Segments that grow leave no gaps between blocks in use. cuBLAS keeps a workspace for each thread and stream, by

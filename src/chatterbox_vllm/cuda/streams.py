@@ -30,4 +30,4 @@ def new_stream(device: torch.device, urgency: Urgency) -> torch.cuda.Stream | No
 
 def on_stream(stream: torch.cuda.Stream | None) -> torch.cuda.StreamContext:
     """A `with` block whose CUDA work goes to `stream`; for None nothing changes."""
-    return torch.cuda.stream(stream)  # type: ignore[return-value]
+    return torch.cuda.stream(stream)

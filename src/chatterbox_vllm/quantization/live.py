@@ -99,7 +99,7 @@ def component_info(module: nn.Module, inspect: Inspect = own_layer) -> Component
         inspect: what a layer says about itself; the layers of another library need a function of their own.
     """
     info = ComponentInfo()
-    methods, kernels, devices = set(), set(), set()
+    methods, kernels, devices = set[str](), set[str](), set[str]()
     seen: set[tuple[object, ...]] = set()
     for layer in module.modules():
         held = fresh = 0  # bytes of the matrices: all of them, and without what another layer shares with this one
@@ -127,7 +127,8 @@ def component_info(module: nn.Module, inspect: Inspect = own_layer) -> Component
             info.quantized_weights += said.weights
             info.quantized_bytes += fresh
             methods.add(said.method)
-            kernels |= {said.kernel} - {None}
+            if said.kernel is not None:
+                kernels.add(said.kernel)
     info.method = "+".join(sorted(methods)) or None
     info.kernels = sorted(kernels)
     info.devices = sorted(devices)

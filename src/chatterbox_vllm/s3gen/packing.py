@@ -86,7 +86,8 @@ class PackedLayout:
             filled(tiles, room).flatten(),
         )
         sent = to_device(torch.cat(tables).to(torch.int32), device).split([len(table) for table in tables])
-        return cls(tuple(lengths), frames, *sent[:3], sent[3].unflatten(0, (-1, 3)))
+        index, position, remaining, of_tiles = sent
+        return cls(tuple(lengths), frames, index, position, remaining, of_tiles.unflatten(0, (-1, 3)))
 
     @property
     def tables(self) -> tuple[torch.Tensor, ...]:

@@ -26,6 +26,7 @@ from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup.planning import Settings
+from chatterbox_vllm.setup.preflight import preflight
 from chatterbox_vllm.setup.support import require_support, support
 from chatterbox_vllm.setup.tiers import Plan
 from chatterbox_vllm.t3.quantization.methods import method_in_force
@@ -100,11 +101,11 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     """Read the files and start the stages.
 
     Raises:
-        ConfigError, CheckpointError, DeviceError
+        ConfigError, CheckpointError, DeviceError, OutputError
     """
     directory, device, quantization = settings.directory, settings.device, plan.quantization
     if plan.frugal and device.type == "cuda":
-        spare_device_memory()
+        spare_device_memory(device)
     config = ModelConfig.from_directory(directory)
     require_support(in_force(quantization, directory, config), device, settings.t3_dtype(quantization.t3))
     options = _t3_options(settings, plan)
@@ -113,6 +114,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     tokenizer = family.read_tokenizer(directory / family.tokenizer)
     files = {part: Weights(directory / getattr(family, part)) for part in COMPONENTS}
     check_parts(config, files)
+    preflight(settings, plan)
     s3gen_scheme = scheme_in_force(quantization, "s3gen", config.quantized.s3gen)
     encoder_scheme = scheme_in_force(quantization, "voice_encoder", config.quantized.voice_encoder)
     builtin = directory / family.builtin_voice

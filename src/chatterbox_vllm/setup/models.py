@@ -10,7 +10,7 @@ from pathlib import Path
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.hub import Repository
-from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.demo import demo_directory
 from chatterbox_vllm.families.registry import FAMILIES, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS
@@ -79,9 +79,12 @@ def model_headers(model: str | os.PathLike[str], revision: str | None = None) ->
     where = _locate(model, revision)
     if isinstance(where, Path):
         return ModelHeaders.of_directory(where)
-    if (cached := where.cached()) is not None:
+    try:
+        pinned = replace(where, revision=where.commit())  # all that follows is of one commit
+    except ModelUnavailableError as error:
+        return ModelHeaders.of_directory(where.newest_cached(error))
+    if (cached := pinned.cached()) is not None:
         return ModelHeaders.of_directory(cached)
-    pinned = replace(where, revision=where.commit())  # all that follows is of one commit
     path = pinned.small_file(CONFIG_FILE)
     config = ModelConfig() if path is None else ModelConfig.from_file(path)
     named = Path(where.name)
@@ -102,7 +105,7 @@ def _locate(model: str | os.PathLike[str], revision: str | None) -> Path | Repos
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
         return demo_directory() if name == DEMO else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        # Of a hub id only its config.json says which family it is of, and without one it is the published one's.
+        # Taken for one of the published family's, as a directory without config.json is.
         return _repository(name, revision, ModelConfig().family)
     known = ", ".join(repr(n) for n in (*FAMILIES, DEMO))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from chatterbox_vllm.text.breaks import Break, breaks
+from chatterbox_vllm.text.characters import is_unspaced
 
 # What pieces aim at, as a share of the longest: long enough for sentences to sound connected, room to cut well.
 _IDEAL_SHARE = 0.8
@@ -21,8 +23,9 @@ _COST = {
     Break.HEADING: -0.3,
     Break.SCENE: -0.3,
 }
-# Most units in a piece: bounds the time for texts of nothing but "Oh! Ah!".
-_MOST_UNITS = 40
+# Units shorter than this share of a piece are joined to the next at once, which bounds the time for texts of nothing
+# but "Oh!".
+_LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ def units(paragraph: str, final: Break, glue: str, longest: int) -> Iterator[Uni
     """
     places = list(breaks(paragraph))
     whole = len(paragraph)
+    if not places and whole <= longest:
+        yield Unit(paragraph, final, glue)
+        return
     clauses = [place for place, _ in places]
     sentences = [place for place, kind in places if kind == Break.SENTENCE and place < whole]
 
@@ -78,17 +84,23 @@ def balance(parts: Sequence[Unit], longest: int) -> list[tuple[str, Break]]:
         Each piece, at most `longest` characters where its units are, and what ends with it.
     """
     ideal = max(1.0, _IDEAL_SHARE * longest)
+    parts = _without_scraps(parts, longest)
+    lengths = [len(unit.text) for unit in parts]
+    # Where each unit begins, if all were joined.
+    places = [0, *itertools.accumulate(len(unit.text) + len(unit.glue) for unit in parts)]
     cheapest, begins = [0.0], [0]
-    for end in range(1, len(parts) + 1):
-        best, begin, length = float("inf"), end - 1, -len(parts[end - 1].glue)
-        for first in range(end - 1, max(-1, end - 1 - _MOST_UNITS), -1):
-            length += len(parts[first].text) + len(parts[first].glue)
-            if length > longest and first < end - 1:
+    for end, unit in enumerate(parts, start=1):
+        begin = end - 1
+        stop = places[begin] + lengths[begin]
+        best = cheapest[begin] + (1 - lengths[begin] / ideal) ** 2
+        for first in range(end - 2, -1, -1):
+            length = stop - places[first]
+            if length > longest:
                 break
             cost = cheapest[first] + (1 - length / ideal) ** 2
             if cost < best:
                 best, begin = cost, first
-        cheapest.append(best + _COST[parts[end - 1].end])
+        cheapest.append(best + _COST[unit.end])
         begins.append(begin)
     pieces = []
     end = len(parts)
@@ -100,12 +112,28 @@ def balance(parts: Sequence[Unit], longest: int) -> list[tuple[str, Break]]:
     return pieces[::-1]
 
 
+def _without_scraps(parts: Sequence[Unit], longest: int) -> Sequence[Unit]:
+    least = _LEAST_SHARE * longest
+    if all(len(unit.text) >= least for unit in parts):
+        return parts
+    joined: list[Unit] = []
+    for unit in parts:
+        if joined and len(joined[-1].text) < least:
+            text = joined[-1].text + joined[-1].glue + unit.text
+            if len(text) <= longest:
+                joined[-1] = Unit(text, unit.end, unit.glue)
+                continue
+        joined.append(unit)
+    return joined
+
+
 def _chop(text: str, start: int, end: int, longest: int) -> Iterator[int]:
     """Where to cut `text[start:end]` so that parts fit and are about equal."""
     while end - start > longest:
         parts = -(-(end - start) // longest)
         aim = start + -(-(end - start) // parts)
-        cut = aim if _unspaced(text[aim - 1]) and _unspaced(text[aim]) else _nearest_space(text, start, aim, longest)
+        anywhere = is_unspaced(text[aim - 1]) and is_unspaced(text[aim])
+        cut = aim if anywhere else _nearest_space(text, start, aim, longest)
         if cut is None:
             cut = aim
         if text[cut] != " ":
@@ -120,19 +148,6 @@ def _nearest_space(text: str, start: int, aim: int, longest: int) -> int | None:
     if before < 0 or after < 0:
         return max(before, after) if max(before, after) > 0 else None
     return before if aim - before <= after - aim else after
-
-
-def _unspaced(character: str) -> bool:
-    """Of a script that puts no spaces between words: kana, Han, Thai, Lao, Khmer, Burmese."""
-    code = ord(character)
-    return (
-        0x3040 <= code <= 0x30FF
-        or 0x3400 <= code <= 0x9FFF
-        or 0x20000 <= code <= 0x3FFFF
-        or 0x0E00 <= code <= 0x0EFF
-        or 0x1000 <= code <= 0x109F
-        or 0x1780 <= code <= 0x17FF
-    )
 
 
 def _whole_character(text: str, start: int, cut: int) -> int:

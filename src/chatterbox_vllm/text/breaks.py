@@ -18,8 +18,7 @@ class Break(IntEnum):
     SCENE = 5
 
 
-# Stands for a pause that the text asks for while it is read. Of Unicode's private use, so that no text holds it that was
-# tidied before.
+# Stands for a pause that the text asks for, while it is read. It is of Unicode's private use, which tidied texts lack.
 MARK = "\ue000"
 
 # Scripts that put spaces between words, and those that do not; closing marks stay with what they close.

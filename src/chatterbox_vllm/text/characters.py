@@ -21,6 +21,7 @@ _LINE_BREAKS["\u2029"] = "\n\n"
 # Unicode's stream-safe format (UAX 15) allows 30 marks on a character. More are no writing, and normalisation would
 # take time with the square of their number.
 _MOST_MARKS = 30
+_WORD_CHARACTER = re.compile(r"[^\W_]")
 
 
 def require_encodable(text: str) -> None:
@@ -62,7 +63,17 @@ def has_words(text: str) -> bool:
     return _WORD_CHARACTER.search(text) is not None
 
 
-_WORD_CHARACTER = re.compile(r"[^\W_]")
+def is_unspaced(character: str) -> bool:
+    """Of a script that puts no spaces between words: kana, Han, Thai, Lao, Khmer, Burmese."""
+    code = ord(character)
+    return (
+        0x3040 <= code <= 0x30FF
+        or 0x3400 <= code <= 0x9FFF
+        or 0x20000 <= code <= 0x3FFFF
+        or 0x0E00 <= code <= 0x0EFF
+        or 0x1000 <= code <= 0x109F
+        or 0x1780 <= code <= 0x17FF
+    )
 
 
 def _tidy(character: str) -> str:

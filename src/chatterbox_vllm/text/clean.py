@@ -131,7 +131,7 @@ class _Document:
     def text(self, tokens: Sequence[Token]) -> str:
         for token in tokens:
             self._read(token)
-        return "\n".join(self._lines)
+        return "\n".join(self._lines).strip()
 
     def _read(self, token: Token) -> None:
         match token.type:

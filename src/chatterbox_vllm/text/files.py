@@ -34,6 +34,6 @@ def read_text(source: Path | bytes, name: str | None = None) -> str:
     except UnicodeDecodeError as error:
         line = source.count(b"\n", 0, error.start) + 1
         raise ConfigError(
-            f"{name} is not in UTF-8: byte 0x{source[error.start]:02X} in line {line}; save it as UTF-8, or convert it, "
-            "for example with: iconv -f WINDOWS-1252 -t UTF-8 FILE"
+            f"{name} is not in UTF-8: byte 0x{source[error.start]:02X} in line {line}; save it as UTF-8 or convert it, "
+            "as in: iconv -f WINDOWS-1252 -t UTF-8 FILE"
         ) from None

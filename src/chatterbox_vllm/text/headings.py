@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from chatterbox_vllm.text.breaks import Break, end_of
+from chatterbox_vllm.text.breaks import Break, breaks, end_of
 
 _LONGEST_HEADING = 80
 
@@ -32,7 +32,8 @@ _NAMED = (
 # The end of a part's number, or of a named part: nothing, or a mark before the title.
 _CLOSED = r"\s*(?:$|[.:)—–-])"
 _CHAPTER = re.compile(
-    rf"(?:(?:{_PARTS})\.? (?:{_COUNT}|(?-i:[A-Z]))(?:{_CLOSED}|(?P<title> (?=\S)))|(?:{_NAMED}){_CLOSED}|第.{{1,6}}[章回节節幕])",
+    rf"(?:{_PARTS})\.? (?:{_COUNT}|(?-i:[A-Z]))(?:{_CLOSED}|(?P<title> (?=\S)))"
+    rf"|(?:{_NAMED}){_CLOSED}|第.{{1,6}}[章回节節幕]",
     re.IGNORECASE,
 )
 _NUMBER_ALONE = re.compile(rf"(?:{_COUNT})\.?", re.IGNORECASE)
@@ -55,7 +56,7 @@ def opens_chapter(line: str) -> bool:
 
 
 def is_heading(line: str) -> bool:
-    """Whether a line is a heading, if it stands alone between empty lines: one without a mark at its end, or a title."""
+    """Whether a line is a heading, if it stands between empty lines: one without a mark at its end, or a title."""
     if len(line) > _LONGEST_HEADING or line[0] in _SPOKEN:
         return False
     return end_of(line) == Break.WORD or is_marked_heading(line) or _is_title(line, least_words=2)
@@ -79,10 +80,13 @@ def is_capitals(line: str) -> bool:
 
 
 def _is_title(line: str, least_words: int) -> bool:
+    if any(kind == Break.SENTENCE and place < len(line) for place, kind in breaks(line)):
+        return False
     words = _WORD.findall(line)
+    capitals = sum(word[0].isupper() for word in words)
     return (
-        least_words <= len(words) <= 12
+        least_words <= capitals
+        and len(words) <= 12
         and words[0][0].isupper()
         and all(word[0].isupper() for word in words if len(word) >= _SMALL_WORD)
-        and any(len(word) >= _SMALL_WORD for word in words)
     )

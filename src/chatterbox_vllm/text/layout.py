@@ -20,10 +20,13 @@ from chatterbox_vllm.text.lines import is_broken, item_mark
 # Nobody wraps prose to longer or shorter lines than these.
 _WIDEST_WRAP = 100
 _NARROWEST_WRAP = 30
+# Two lines prove little: the longer one had no room of necessity.
+_NARROWEST_PAIR = 50
 # Lines that have no more words on average are a list.
 _LIST_WORDS = 3
-# Lines of a dialogue that are shorter than this are spoken together.
-_SHORT_SPEECH = 60
+# Lines of a dialogue and entries of a list that are shorter than this are spoken together, empty lines between or not.
+_SHORT = 60
+_COMMAS = tuple(",;،؛，、；")
 _SPEECH_MARKS = "\"'“‘«„‹–—-"
 
 
@@ -60,8 +63,10 @@ class Paragraph:
         return Break.SENTENCE if self.kind == Kind.LINE else Break.PARAGRAPH
 
     @property
-    def is_short_speech(self) -> bool:
-        return len(self.lines) == 1 and self.lines[0][0] in _SPEECH_MARKS and len(self.lines[0]) <= _SHORT_SPEECH
+    def is_short(self) -> bool:
+        """Whether it is a short line of a dialogue, or a short entry of a list."""
+        first = self.lines[0]
+        return len(self.lines) == 1 and len(first) <= _SHORT and (first[0] in _SPEECH_MARKS or bool(item_mark(first)))
 
 
 def read_layout(text: str) -> Iterator[Paragraph]:
@@ -70,8 +75,9 @@ def read_layout(text: str) -> Iterator[Paragraph]:
     for raw in text.replace("\u2029", "\n\n").splitlines():
         line = " ".join(raw.split())
         if not line:
-            yield from _block(block)
-            block = []
+            if block:
+                yield from _block(block)
+                block = []
         elif has_words(line):
             block.append(line)
         elif len(block) == 1 and _underlines(line, block[0]):
@@ -102,12 +108,14 @@ def _cut(before: Paragraph, after: Paragraph) -> Break | None:
     """What ends between two paragraphs that must not share a piece; None where they may."""
     if Kind.ORNAMENT in (before.kind, after.kind):
         return Break.SCENE
-    if after.kind == Kind.CHAPTER or before.is_heading != after.is_heading:
+    headings = before.is_heading
+    if after.kind == Kind.CHAPTER or headings != after.is_heading:
         return Break.HEADING
     # A chapter and its title, a title page.
-    if before.is_heading or not before.closed:
+    if headings or not before.closed:
         return None
-    return None if before.is_short_speech and after.is_short_speech else Break.PARAGRAPH
+    alike = before.is_short and after.is_short and item_mark(before.lines[0]) == item_mark(after.lines[0])
+    return None if alike else Break.PARAGRAPH
 
 
 def _underlines(line: str, above: str) -> bool:
@@ -171,12 +179,13 @@ class _Wrapping:
         self._items = self._entries()
         self._first_item = self._items.index(True) if True in self._items else len(lines)
         count = len(lines)
+        self._narrow = self._width < (_NARROWEST_WRAP if count > 2 else _NARROWEST_PAIR)
         self._short = count > 2 and sum(line.count(" ") + 1 for line in lines) <= _LIST_WORDS * count
         capitals = count > 2 and not "".join(lines).isupper() and all(map(_begins_anew, lines))
         spare = any(not self._full(i) for i in range(1, count) if end_of(lines[i - 1]) != Break.SENTENCE)
         self._apart = self._short or (capitals and spare)
         # Verse has commas at its lines' ends, so that a line without one goes on in the next.
-        commas = sum(end_of(line) == Break.CLAUSE for line in lines[:-1])
+        commas = sum(line.rstrip("\"'”’)")[-1:] in _COMMAS for line in lines[:-1])
         self._verse = self._apart and 4 * commas >= count
 
     def goes_on(self, i: int) -> bool:
@@ -193,7 +202,7 @@ class _Wrapping:
             return self._verse and mark == Break.WORD
         if _first_letter(following).islower() and mark != Break.SENTENCE:
             return True
-        return not self.wide and self._width >= _NARROWEST_WRAP and self._full(i)
+        return not self.wide and not self._narrow and self._full(i)
 
     def _full(self, i: int) -> bool:
         """Whether line `i - 1` had no room for the first word of line `i`."""

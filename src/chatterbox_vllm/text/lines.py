@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from chatterbox_vllm.text.characters import is_unspaced
+
 _BULLET = re.compile("(?P<bullet>[-*+•‣▪●○◦∙·–—➢►✓✔]) +(?=.)")
 _COUNT = re.compile(r"(?:\(?\d{1,3}[.)]|\(?[a-z][.)]|[ivx]{2,5}[.)]) +(?=.)")
 _HASHES = re.compile("#{1,6} +(?=.)")
 # Ornaments around a heading: "=== Intro ===", "~ 3 ~", "- 12 -".
 _ORNAMENT_BEFORE = re.compile(r"[-=~*#_+•·–—❦]+ +")
 _ORNAMENT_AFTER = re.compile(r" +[-=~*#_+•·–—❦]+$")
-# Dots of a table of contents, up to the page's number.
-_LEADERS = re.compile(r"\s?(?:\s?\.){4,}\s*(?=(?:\d{1,4}|[ivxlc]{1,6})$)")
+# A page's number behind the dots of a table of contents.
+_PAGE = re.compile(r"[ .](\d{1,4}|[ivxlc]{1,6})$")
+_LEAST_DOTS = 4
 
-_BROKEN = re.compile(r"(?P<word>[^\W\d_][\w'’-]*)[-‐]$")
 _GOES_ON = re.compile(r"[^\W_]+")
 # The first of two words that are written with a hyphen.
 _COMPOUND_BEGINS = re.compile(
@@ -48,19 +50,27 @@ def without_ornaments(line: str) -> str:
 
 def without_leaders(line: str) -> str:
     """A line of a table of contents with a comma in place of its row of dots."""
-    return _LEADERS.sub(", ", line)
+    found = _PAGE.search(line[-8:])
+    if found is None:
+        return line
+    title = line[: -len(found[1])].rstrip(" .")
+    dots = line.count(".", len(title))
+    return f"{title}, {found[1]}" if title and dots >= _LEAST_DOTS else line
 
 
 def is_broken(line: str, following: str) -> bool:
     """Whether a hyphen at a line's end goes on in the following line."""
+    if line[-1] not in "-‐" or not line[-2:-1].isalpha():
+        return False
     goes_on = _GOES_ON.match(following)
-    return goes_on is not None and _BROKEN.search(line) is not None and goes_on.group().lower() not in _SUSPENDED
+    return goes_on is not None and goes_on.group().lower() not in _SUSPENDED
 
 
 def join_lines(lines: Sequence[str]) -> str:
-    """Lines of a paragraph as one, with a space between them, and words put together that were broken at a line's end.
+    """Lines of a paragraph as one. Words that were broken at a line's end are put together.
 
-    The hyphen of "govern-" is dropped, that of "well-", "mother-in-" and "Anglo-" (before a capital) stays.
+    Between lines comes a space where their script has spaces. The hyphen of "govern-" is dropped, that of "well-",
+    "mother-in-" and "Anglo-" (before a capital) stays.
     """
     joined = [lines[0]]
     for line, following in zip(lines, lines[1:], strict=False):
@@ -68,7 +78,12 @@ def join_lines(lines: Sequence[str]) -> str:
             word = line.rpartition(" ")[2][:-1]
             if following[0].islower() and "-" not in word and not _COMPOUND_BEGINS.fullmatch(word.lstrip("\"'“‘(")):
                 joined[-1] = joined[-1][:-1]
-        else:
+        elif not (_is_spaceless(line[-1]) and _is_spaceless(following[0])):
             joined.append(" ")
         joined.append(following)
     return "".join(joined)
+
+
+def _is_spaceless(character: str) -> bool:
+    """Whether no space stands beside it: also the punctuation of East Asian scripts."""
+    return is_unspaced(character) or "\u3000" <= character <= "\u303f" or "\uff01" <= character <= "\uff65"

@@ -87,7 +87,7 @@ def take_marks(text: str) -> tuple[str, list[float]]:
     total = math.fsum(seconds)
     if total > _MOST_SILENCE:
         raise ConfigError(
-            f"the text's {len(seconds)} pauses are {total:g} s long together; there is room for {_MOST_SILENCE:g} s, so "
+            f"the text's {len(seconds)} pauses are {total:g} s long together; there is room for {_MOST_SILENCE:g} s: "
             "cut the text in two"
         )
     return "".join(parts) + text[done:], seconds

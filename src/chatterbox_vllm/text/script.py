@@ -25,7 +25,7 @@ _MARK_BEFORE_PUNCTUATION = re.compile(
 )
 
 # A scene break whose line breaks were lost: "went out. * * * The rain".
-_INNER_SCENE_BREAK = re.compile(r"(?<=[.!?…\"”’)])[ \t]+(?:(?:\*[ \t]*){3,20}|[❦❧☙⁂✻✽]{1,20}[ \t]+)(?=\S)")
+_INNER_SCENE_BREAK = re.compile(r"(?<=[.!?…\"”’)])[ \t]+(?:(?:\*[ \t]{0,3}){2,20}\*|[❦❧☙⁂✻✽]{1,20})[ \t]+(?=\S)")
 
 
 def read_script(
@@ -67,7 +67,7 @@ def read_script(
         text = clean_text(text, cleaning)
     _require_words(text, written)
     if not marks and len(text) <= longest and len(text.strip().splitlines()) == 1:
-        text = speak_special_tokens(text, special_tokens)
+        text = speak_special_tokens(text.strip("\r\n"), special_tokens)
         _require_words(text, written)
         if scripts is not None:
             warn_of_unsaid_letters(unsaid_letters(text, scripts), scripts)

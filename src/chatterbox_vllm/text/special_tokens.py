@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 
@@ -20,22 +19,29 @@ def speak_special_tokens(text: str, tokens: frozenset[str]) -> str:
         return text
     pattern = _pattern(tokens)
     # Words that come out of one token may stand in the brackets of another: "[s[it]ing]".
-    while True:
-        spoken = pattern.sub(lambda found: _words(found.group(1)), text)
-        if spoken == text:
-            return text
-        text = spoken
+    while pattern.search(text):
+        text = _spoken_once(text, pattern)
+    return text
+
+
+def _spoken_once(text: str, pattern: re.Pattern[str]) -> str:
+    parts = []
+    done = 0
+    for found in pattern.finditer(text):
+        start, end = found.span()
+        # All brackets around it go: "[[it]]" would become a token again.
+        while start > done and text[start - 1] in _OPENING:
+            start -= 1
+        parts += [text[done:start], re.sub(r"[\W_]+", " ", found.group()).strip()]
+        while end < len(text) and text[end] in _CLOSING:
+            end += 1
+        done = max(done, end)
+    return "".join(parts) + text[done:]
+
+
+_OPENING, _CLOSING = "[<", "]>"
 
 
 @lru_cache(maxsize=16)
 def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
-    # With the brackets around it, of which there may be several: "[[it]]" would become a token again.
-    return re.compile(rf"[\[<]*({_either(sorted(tokens, key=len, reverse=True))})[\]>]*")
-
-
-def _either(words: Iterable[str]) -> str:
-    return "|".join(map(re.escape, words))
-
-
-def _words(token: str) -> str:
-    return re.sub(r"[\W_]+", " ", token).strip()
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))

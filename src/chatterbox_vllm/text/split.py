@@ -68,7 +68,7 @@ def split_text(text: str, longest: int = LONGEST) -> list[Segment]:
         *others, (last, _) = balance(parts, longest)
         pieces += [*others, (last, end)]
     before = Break.SENTENCE
-    segments = []
+    segments: list[Segment] = []
     for piece, end in pieces:
         segments.append(
             Segment(

@@ -24,6 +24,7 @@ _OTHER_NAMES = {
     "Cjk": "Han",
     "Ideographic": "Han",
     "Vertical": "Han",
+    "Hangzhou": "Han",
     "Hentaigana": "Hiragana",
     "Arabic-Indic": "Arabic",
     "Canadian": "Canadian Aboriginal",
@@ -35,8 +36,8 @@ _OTHER_NAMES = {
 }
 # Letters that all scripts share: phonetic modifiers, styled letters and digits, ordinals.
 _SHARED = re.compile(
-    "MODIFIER|MATHEMATICAL|DOUBLE|SCRIPT |BLACK-LETTER|FEMININE|MASCULINE|MICRO|SEGMENTED|CARON|PLANCK|EULER|INFORMATION"
-    "|ALEF |BET |GIMEL |DALET |.*WIDTH DIGIT|.*KATAKANA-HIRAGANA"
+    "MODIFIER|MATHEMATICAL|DOUBLE|SCRIPT |BLACK-LETTER|FEMININE|MASCULINE|MICRO|SEGMENTED|CARON|PLANCK|EULER"
+    "|INFORMATION|ALEF |BET |GIMEL |DALET |.*WIDTH DIGIT|.*KATAKANA-HIRAGANA"
 )
 
 
@@ -50,7 +51,7 @@ def writing_system(character: str) -> str | None:
     category = unicodedata.category(character)
     if character.isascii():
         return "Latin" if category[0] == "L" else None
-    if category[0] != "L" and category != "Nd":
+    if category[0] != "L" and category not in ("Nd", "Nl"):
         return None
     found = _SCRIPT.match(unicodedata.name(character, ""))
     if found is None or _SHARED.match(found.string):

@@ -31,7 +31,7 @@ class CpuAwqMethod(AutoAWQLinearMethod):
             return
         quantized, zeros = unpack(layer.qweight.data), unpack(layer.qzeros.data)
         # The operator is quick for bfloat16 alone, so it is what every dtype is multiplied in.
-        scales = layer.scales.data.to(torch.bfloat16)
+        scales = layer.get_parameter("scales").data.to(torch.bfloat16)
         offsets = ((_MIDDLE - zeros) * scales.float()).to(torch.bfloat16)
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantized.t().contiguous(), _INNER_TILES)
         for name in ("qweight", "qzeros", "scales"):
