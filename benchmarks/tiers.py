@@ -34,7 +34,7 @@ from chatterbox_vllm import (
     Voice,
 )
 from chatterbox_vllm.bench.stages import SENTENCE, t3_rows
-from chatterbox_vllm.bench.table import table
+from chatterbox_vllm.cli.tables import of_rows, show
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.setup.models import resolve_model
@@ -70,8 +70,9 @@ def main() -> None:
         if done.returncode != 0:
             raise SystemExit(f"plan {plan} failed; see above")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(table([rows[-1]]), end="\n\n", flush=True)
-    print(table(rows))
+        show(of_rows([rows[-1]]))
+        print()
+    show(of_rows(rows))
     if options.json is not None:
         facts = provenance(DEVICE, options.model, resolve_model(options.model))
         options.json.write_text(json.dumps({**facts, "results": rows}, indent=1) + "\n")

@@ -12,7 +12,6 @@ import torch
 
 pytest.importorskip("vllm")
 
-from chatterbox_vllm.bench.table import table
 from chatterbox_vllm.bench.texts import batch_sizes, text_for
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.text.split import split_text
@@ -50,16 +49,6 @@ def test_a_text_of_ours_fills_several_batches_of_a_gpu() -> None:
     pieces = len(split_text(once))
     assert pieces >= 3 and 64 <= len(split_text(text_for(model("cuda")))) < 64 + pieces
     assert batch_sizes(None, model("cpu")) == [1, 16] and batch_sizes([3], model("cpu")) == [3]
-
-
-def test_table() -> None:
-    rows = [{"stage": "T3", "batch": 1, "median": 12.3456}, {"stage": "T3", "batch": 128, "median": 23684.4}]
-    assert table(rows).splitlines() == ["stage  batch  median", "T3         1   12.35", "T3       128  23,684"]
-    assert table([{"failed": [], "peak MiB": None, "settings": {"steps": 10}}]).splitlines() == [
-        "failed    none",
-        "peak MiB  -",
-        "settings  steps 10",
-    ]
 
 
 def test_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,11 @@
-"""The command line as its user meets it: in a process of its own, judged by its files, lines and exit status."""
+"""The command line as its user meets it: judged by its files, lines and exit status.
+
+What a process of its own is needed for runs in one; all else runs in this one.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -20,21 +24,35 @@ pytest.importorskip("vllm")
 from chatterbox_vllm import __version__
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.cli import main
+from chatterbox_vllm.cli.options import check_voice
+from chatterbox_vllm.families.demo import demo_directory
 
 SAY = ("say", "Good morning.", "--seed", "3", "-o")
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "chatterbox_vllm", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    command = [sys.executable, "-m", "chatterbox_vllm", *map(os.fsencode, map(str, arguments))]
+    return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": 300, "check": False, **options})
 
 
-def assert_refused(done: subprocess.CompletedProcess, *named: str) -> None:
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("chatterbox-vllm: error: "), done.stderr
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Run a command that is to be refused: status 2, one line that holds all of `named`, and nothing else."""
+
+    def check(*arguments: object, named: tuple[str, ...]) -> None:
+        assert main([str(argument) for argument in arguments]) == 2
+        printed = capsys.readouterr()
+        assert_one_error(printed.err, *named)
+        assert printed.out == ""
+
+    return check
+
+
+def assert_one_error(errors: str, *named: str) -> None:
+    lines = errors.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("chatterbox-vllm: error: "), errors
     assert all(name in lines[0] for name in named), lines[0]
-    assert done.stdout == ""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        patch.setenv("CHATTERBOX_VOICES", str(tmp_path_factory.mktemp("voices")))
         yield
 
 
@@ -63,63 +82,157 @@ def test_say(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
     assert Watermarker().detect(wave, rate) > 0.9
 
 
-def test_say_from_standard_input_with_a_voice(spoken: tuple[Path, subprocess.CompletedProcess], tmp_path: Path) -> None:
-    out = tmp_path / "cloned.flac"
-    done = run("say", "-", "--seed", 3, "-o", out, "--model", "demo", "--voice", spoken[0], input="Good morning.")
+def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+    """Audio alone goes there, a byte order mark is not spoken, and the voice is the clip's."""
+    options = ("--seed", 3, "--audio-format", "flac", "--model", "demo", "--voice", spoken[0])
+    done = run("say", "-", "-o", "-", *options, input="\ufeffGood morning.".encode(), text=False)
     assert done.returncode == 0, done.stderr
-    wave, rate = soundfile.read(out, dtype="float32")
+    with soundfile.SoundFile(io.BytesIO(done.stdout)) as file:
+        assert file.format == "FLAC" and file.samplerate == 24_000
+        wave = file.read(dtype="float32")
+    assert done.stderr.startswith(f"-: {len(wave) / 24_000:.2f} s, seed 3".encode())
     original, _ = soundfile.read(spoken[0], dtype="float32")
-    assert rate == 24_000 and np.isfinite(wave).all()
+    assert np.isfinite(wave).all()
     assert len(wave) != len(original) or np.abs(wave - original).max() > 0.01
 
 
-def test_info() -> None:
-    done = run("info", "--json", "--model", "demo")
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CHATTERBOX_MAX_BATCH_SIZE", "7")
+    assert main(["info", "--model", "demo", "--json", str(tmp_path / "info.json")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    facts = json.loads((tmp_path / "info.json").read_text())
     assert facts["chatterbox-vllm"] == __version__ and facts["device"]["stages"]["T3"].startswith("cpu")
-    small = facts["model"]["components"]["t3 transformer"]["parameters"]
-    whole = json.loads(run("info", "--json").stdout)["model"]["components"]
+    assert facts["settings"]["CHATTERBOX_MAX_BATCH_SIZE"] == {"value": "7", "from": "the environment"}
+    assert facts["settings"]["CHATTERBOX_MAX_MODEL_LEN"]["from"] == "default"
+    model = facts["model"]
+    assert model["family"] == "english" and set(model["quantized"].values()) == {None}
+    for name, file in model["files"].items():
+        assert file["bytes"] == (Path(model["directory"]) / name).stat().st_size
+    assert model["files"]["t3_cfg.safetensors"]["dtypes"] == ["F32"]
+    assert "T3 on cpu" in printed and "CHATTERBOX_MAX_BATCH_SIZE 7 the environment" in printed
+    assert model["directory"] in printed
+
+    assert main(["info", "--json"]) == 0  # standard output, as in earlier versions
+    whole = json.loads(capsys.readouterr().out)["model"]["components"]
+    small = model["components"]["t3 transformer"]["parameters"]
     assert small < whole["t3 transformer"]["parameters"] == pytest.approx(511.8e6, rel=1e-3)
     # The published count of the vocoder, parity with upstream's own module.
     assert whole["s3gen vocoder"]["parameters"] == pytest.approx(20.8e6, rel=5e-3)
-    assert "T3 on cpu" in run("info").stdout
 
 
-def test_what_can_be_refused_is_refused_before_the_model_loads(tmp_path: Path) -> None:
+def test_what_can_be_refused_is_refused_before_the_model_loads(
+    refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatterbox_vllm.tts.ChatterboxTTS.from_pretrained", None)  # fails where it is called
     out = tmp_path / "out.wav"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    assert_refused(run("say", "  ", "-o", out), "no text")
-    assert_refused(run("say", "-o", out), "TEXT", "--file")
-    assert_refused(run("say", "Hi.", "--file", tmp_path / "x.txt", "-o", out), "either")
-    assert_refused(run("say", "--file", tmp_path / "none.txt", "-o", out), "none.txt")
-    assert_refused(run("say", "--file", tmp_path / "latin.txt", "-o", out), "latin.txt", "UTF-8")
-    assert_refused(run("say", "Hi.", "-o", tmp_path / "out.xyz"), ".xyz")
-    assert_refused(run("say", "Hi.", "-o", tmp_path / "missing" / "out.wav"), "missing")
-    assert_refused(run("say", "Hi.", "-o", out, "--temperature", "9"), "temperature", "9")
-    assert_refused(run("say", "Hi.", "-o", out, "--steps", "two"), "--steps", "two")
-    assert_refused(run("speak", "Hi."), "speak")
+    for arguments, named in (
+        (("say", "  ", "-o", out), ("no text to speak",)),
+        (("say", "* * *", "-o", out), ("no text to speak",)),
+        (("say", "Un caf\udce9, please.", "-o", out), ("UTF-8", "character 7")),
+        (("say", "-o", out), ("TEXT", "--file")),
+        (("say", "Hi.", "--file", tmp_path / "x.txt", "-o", out), ("either",)),
+        (("say", "--file", tmp_path / "none.txt", "-o", out), ("none.txt",)),
+        (("say", "--file", tmp_path / "latin.txt", "-o", out), ("latin.txt", "UTF-8")),
+        (("say", "Hi."), ("--output",)),
+        (("say", "Hi.", "-o", tmp_path / "out.xyz"), (".xyz",)),
+        (("say", "Hi.", "-o", out, "--audio-format", "flac"), ("--audio-format flac", "two formats")),
+        (("say", "Hi.", "-o", tmp_path / "missing" / "out.wav"), ("missing",)),
+        (("say", "Hi.", "-o", out, "--temperature", "9"), ("--temperature must", "9")),
+        (("say", "Hi.", "-o", out, "--diffusion-steps", "0"), ("--diffusion-steps must", "0")),
+        (("say", "Hi.", "-o", out, "--steps", "two"), ("--steps", "two")),
+        (("say", "Hi.", "-o", out, "--dtype", "float8"), ("--dtype", "float8", "bfloat16")),
+        (("say", "Hi.", "-o", out, "--quiet", "-v"), ("--verbose", "--quiet")),
+        (("say", "Hi.", "-o", out, "--voise", "clip.wav"), ("--voise", "--voice")),
+        (("speak", "Hi."), ("speak",)),
+        ((), ("command", "--help")),
+        (("batch", "in.txt", "-d", out, "--overwrite", "--retry-failed"), ("--overwrite", "--retry-failed")),
+        (("say", "Hi.", "-o", out, "--pause", "scene=long"), ("--pause", "paragraph", "scene=long")),
+        (("say", "Привет, как дела?", "-o", out, "--model", "demo"), ("Cyrillic",)),
+        (("say", "Hi [pause:3] there.", "-o", out, "--model", "demo"), ("[pause:0.5s]",)),
+        (("voices", "save", "clip.wav", "a/b"), ("a/b",)),
+        (("voices", "show", "nobody"), ("nobody",)),
+        (("download", "demo", "--revision", "x"), ("demo", "no revisions")),
+        (("estimate", "--json", tmp_path / "missing" / "out.json"), ("missing",)),
+        (("info", "--model", tmp_path / "nothing"), ("nothing",)),
+    ):
+        refused(*arguments, named=named)
     assert list(tmp_path.glob("out*")) == []
 
 
-def test_models_and_devices_that_are_not_there(tmp_path: Path) -> None:
+def test_a_strategy_beside_methods(refused, tmp_path: Path) -> None:
+    options = ("--quantization-strategy", "mixed", "--quantize-s3gen", "bnb-8bit", "--no-use-quantization")
+    refused(
+        *SAY, tmp_path / "o.wav", "--model", "demo", *options,
+        named=("--quantization-strategy says", "leave --use-quantization, --quantize-s3gen out"),
+    )  # fmt: skip
+
+
+def test_models_and_devices_that_are_not_there(refused, tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
-    assert_refused(run(*SAY, out), "ResembleAI/chatterbox", "directory", "HF_HOME", "demo")
-    assert_refused(run(*SAY, out, "--model", tmp_path / "nothing"), "nothing")
-    assert_refused(run(*SAY, out, "--model", tmp_path), "tokenizer.json")
-    assert_refused(run(*SAY, out, "--model", "demo", "--device", "tpu"), "tpu", "cuda:N")
+    refused(*SAY, out, named=("ResembleAI/chatterbox", "directory", "HF_HOME", "demo"))
+    refused(*SAY, out, "--model", tmp_path / "nothing", named=("nothing",))
+    refused(*SAY, out, "--model", tmp_path, named=("tokenizer.json",))
+    refused(*SAY, out, "--model", "demo", "--device", "tpu", named=("--device must", "tpu", "cuda:N"))
+    refused(*SAY, out, "--model", "demo", "--max-model-len", "0", named=("--max-model-len must", "0"))
+    refused(*SAY, out, "--model", "demo", "--cuda-graphs", named=("--cuda-graphs needs a CUDA device",))
 
 
-def test_bad_reference_clips(tmp_path: Path) -> None:
+def test_bad_reference_clips(refused, tmp_path: Path) -> None:
     clips = {"silent.wav": np.zeros(48_000), "click.wav": np.ones(1) * 0.5, "short.wav": np.full(4800, 0.2)}
     named = {"silent.wav": "silent", "click.wav": "0.00 s", "short.wav": "0.20 s"}
     for name, wave in clips.items():
         write_audio(tmp_path / name, wave.astype(np.float32), 24_000)
     (tmp_path / "text.wav").write_text("no audio in here")
-    named |= {"text.wav": "text.wav"}
+    (tmp_path / "saved.pt").write_bytes(b"PK\x03\x04 and no more")
+    named |= {"text.wav": "text.wav", "none.wav": "none.wav", "saved.pt": "saved.pt"}
     for name, fault in named.items():
-        assert_refused(run(*SAY, tmp_path / "o.wav", "--model", "demo", "--voice", tmp_path / name), fault)
+        refused(*SAY, tmp_path / "o.wav", "--model", "demo", "--voice", tmp_path / name, named=(fault,))
     assert not (tmp_path / "o.wav").exists()
+
+
+def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+    clip = spoken[0]
+    assert main(["voices", "save", str(clip), "ada", "--model", "demo"]) == 0
+    assert main(["voices", "save", str(clip), "ada", "--model", "demo"]) == 2  # taken
+    assert "named 'ada' already" in capsys.readouterr().err
+    assert main(["voices", "save", str(clip), "ada", "--model", "demo", "--overwrite", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["voices", "list", "--json", "-"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["name"] == "ada" and entry["bytes"] == Path(entry["file"]).stat().st_size
+    assert main(["voices", "list"]) == 0 and main(["voices", "show", "ada", "--model", "demo"]) == 0
+    shown = capsys.readouterr().out
+    assert "ada" in shown and entry["file"] in shown and "mel frames" in shown
+    given = {"model": "demo"}
+    assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])
+    assert main(["voices", "delete", "ada"]) == 0 and main(["voices", "delete", "ada"]) == 2
+    assert main(["download", "demo"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(demo_directory())
+
+
+def test_help_and_completion_need_no_nets() -> None:
+    """They answer at once: neither PyTorch nor NumPy is imported."""
+    script = """
+import sys
+from chatterbox_vllm.cli import main
+assert main([*sys.argv[1:], "--help"]) == 0
+assert not {"torch", "vllm", "numpy", "huggingface_hub"} & set(sys.modules)
+"""
+    for words in ([], ["say"]):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "--help" in done.stdout, done.stderr
+    for words, place, found in (("qu", 1, ["quantize"]), ("say --tier 1", 3, ["12"])):
+        completed = {"_CHATTERBOX_VLLM_COMPLETE": "complete_bash", "COMP_WORDS": f"chatterbox-vllm {words}"}
+        done = run(env={**os.environ, **completed, "COMP_CWORD": str(place)})
+        assert done.stdout.split() == found, done.stderr
+
+
+def test_a_text_in_another_encoding() -> None:
+    """As a terminal or a script in Latin-1 gives it."""
+    done = run("say", "Un caf\udce9, please.", "-o", "out.wav", "--model", "demo", timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert_one_error(done.stderr, "UTF-8")
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -130,8 +243,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     done = run(*SAY, out, "--model", "demo", preexec_fn=limit, env=environment)
-    assert_refused(done, "out.wav")
+    assert done.returncode == 2 and done.stdout == ""
+    assert_one_error(done.stderr, "out.wav")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_gone() -> None:
+    command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--json", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 2
 
 
 def interruptible() -> None:

@@ -21,7 +21,7 @@ pytest.importorskip("pystoi")
 from safetensors.torch import load_file, save_file
 
 from chatterbox_vllm.cli import main
-from chatterbox_vllm.cli.evaluate import model_options
+from chatterbox_vllm.cli.model_options import model_options
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collect import CollectionJob, collect, collect_in_process
@@ -364,6 +364,8 @@ def test_long_texts_are_evaluated_piece_by_piece() -> None:
 
 
 def test_options_of_a_model() -> None:
-    words = ["use_quantization=true", "quantization_method=bnb-4bit", "max_model_len=512", "x=0.5", "y=None"]
-    expected = {"use_quantization": True, "quantization_method": "bnb-4bit", "max_model_len": 512, "x": 0.5, "y": None}
-    assert model_options(words) == expected
+    words = ["use_quantization=true", "quantization_method=bnb-4bit", "max_model_len=512", "tier=4", "dtype=None"]
+    words += ["gpu_memory_utilization=0.5", "quantize_s3gen=true"]
+    expected = {"use_quantization": True, "quantization_method": "bnb-4bit", "max_model_len": 512, "tier": 4}
+    expected |= {"dtype": None, "gpu_memory_utilization": 0.5, "quantize_s3gen": True}
+    assert model_options("--candidate-options", words) == expected

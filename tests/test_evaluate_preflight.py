@@ -46,7 +46,7 @@ def refused(baseline: Path, candidate: Path, capsys: pytest.CaptureFixture, *wor
         (["--candidate-options", "a=1", "a=2"], "twice"),
         (["--text", "none.txt"], "none.txt"),
         (["--voice", "none.wav"], "none.wav"),
-        (["--batch", "0"], "batch_size"),
+        (["--batch", "0"], "--max-batch-size"),
         (["--thresholds", "none.toml"], "none.toml"),
         (["--asr", "no.such:thing"], "no.such"),
         (["--asr", ""], "recogniser"),

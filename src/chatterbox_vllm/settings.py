@@ -125,30 +125,35 @@ GPU_MEMORY_UTILIZATION = Setting(
     "share of the card's memory that the process may take, above 0 and at most 1; T3's key-value cache gets what the "
     "rest of the process leaves of it. CUDA only",
     unset="the key-value cache is computed",
+    option="--gpu-memory-utilization",
     variable="CHATTERBOX_GPU_MEMORY_UTILIZATION",
 )
 USE_QUANTIZATION = Setting(
     "use_quantization",
     "whether anything is quantized; off takes a tier's methods back",
     unset="the tier's methods, else nothing",
+    option="--use-quantization/--no-use-quantization",
     variable="CHATTERBOX_USE_QUANTIZATION",
 )
 QUANTIZATION_METHOD = Setting(
     "quantization_method",
     "T3's method: bnb-4bit, bnb-8bit, awq or fp8",
     unset="the tier's, else bnb-4bit",
+    option="--quantization-method",
     variable="CHATTERBOX_QUANTIZATION_METHOD",
 )
 QUANTIZE_S3GEN = Setting(
     "quantize_s3gen",
     "method of S3Gen's flow: bnb-4bit, bnb-8bit, or true for T3's",
     unset="the tier's, else none",
+    option="--quantize-s3gen",
     variable="CHATTERBOX_QUANTIZE_S3GEN",
 )
 QUANTIZE_VOICE_ENCODER = Setting(
     "quantize_voice_encoder",
     "method of the voice encoder: bnb-4bit, bnb-8bit, or true for T3's",
     unset="the tier's, else none",
+    option="--quantize-voice-encoder",
     variable="CHATTERBOX_QUANTIZE_VOICE_ENCODER",
 )
 
@@ -194,6 +199,7 @@ ENGINE = (
         "kv_cache_bytes",
         "memory of T3's key-value cache, in bytes",
         unset="computed from max_model_len and max_batch_size",
+        option="--kv-cache-bytes",
     ),
     GPU_MEMORY_UTILIZATION,
     Setting(
@@ -232,6 +238,7 @@ QUANTIZATION = (
         "fallback",
         "step down to the next method where one cannot be had, or the card has no room, instead of an error",
         default=False,
+        option="--fallback/--no-fallback",
     ),
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from chatterbox_vllm.batch.reading import Reading
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.fingerprint import model_identity
@@ -36,6 +37,7 @@ def what_files_depend_on(
     parameters: SpeechParameters,
     audio_format: str,
     device: torch.device,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Everything that is known before the model loads. Files of voices that rows name are not looked at.
 
@@ -43,6 +45,7 @@ def what_files_depend_on(
         digest: of the input.
         directory: the model's; only what it holds counts, not where it lies.
         voice: reference clip of rows that name none.
+        reading: None is the usual way.
 
     Raises:
         ConfigError, CheckpointError: a file cannot be read.
@@ -55,6 +58,7 @@ def what_files_depend_on(
         "parameters": {key: value for key, value in asdict(parameters).items() if key != "seed"},
         "seed": parameters.seed,
         "audio_format": audio_format,
+        "reading": asdict(reading or Reading()),
         "device": device.type,
         "versions": {name: found[name] for name in _PACKAGES},
     }

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.batch.folder import Folder
+from chatterbox_vllm.batch.reading import Reading
 from chatterbox_vllm.batch.rows import Input, Row
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import AudioError, ChatterboxError, ConfigError, GenerationError, OutputError
@@ -102,6 +103,7 @@ class Batch:
         voice: reference clip or saved voice of rows that name none; None is the model's own voice.
         suffix: of the audio files, such as ".wav".
         told: rows whose faults `tell_faults` has told.
+        reading: None is the usual way.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Batch:
         voice: Path | None,
         suffix: str,
         told: Collection[int] = (),
+        reading: Reading | None = None,
     ):
         self.source = source
         self.folder = folder
@@ -120,6 +123,7 @@ class Batch:
         self.parameters = parameters
         self.voice = voice
         self.suffix = suffix
+        self.reading = reading or Reading()
         self.told = told
         done = len(folder.done) - folder.done.count(Folder.OPEN)
         self.summary = Summary(len(folder.done), done, failed=folder.done.count(Folder.FAILED))
@@ -200,7 +204,7 @@ class Batch:
                     raise ConfigError(fault)
                 seed = (self.parameters.seed or 0) + row.index
                 parameters = replace(self.parameters, **{"seed": seed % (MAX_SEED + 1), **row.parameters})
-                request = SpeechRequest(row.text, self._voice(row), parameters)
+                request = SpeechRequest(row.text, self._voice(row), parameters, **vars(self.reading))
             except ChatterboxError as error:
                 self._fail(row, error, parameters)
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chatterbox_vllm.text.split import split_text
 from chatterbox_vllm.tts import ChatterboxTTS
 
@@ -25,6 +27,6 @@ def text_for(tts: ChatterboxTTS) -> str:
     return TEXT * -(-wanted // len(split_text(TEXT)))
 
 
-def batch_sizes(asked: list[int] | None, tts: ChatterboxTTS) -> list[int]:
+def batch_sizes(asked: Sequence[int] | None, tts: ChatterboxTTS) -> list[int]:
     """Those asked for, or one and as many as the engine, its tier perhaps, takes at once."""
-    return asked or sorted({1, tts.t3_stage.options.max_batch_size})
+    return list(asked or ()) or sorted({1, tts.t3_stage.options.max_batch_size})

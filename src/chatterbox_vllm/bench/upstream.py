@@ -319,18 +319,3 @@ def _ratio(row: Row, to: Row) -> Row:
         name: None if row[name] is None or to[name] is None else round(row[name] / to[name], 3) for name in COMPARED
     }
     return {"stage": row["stage"], "engine": "ratio", "how": row["how"], **quotients}
-
-
-def side_by_side_table(rows: Sequence[Row]) -> str:
-    """`side_by_side_rows` as text: a column a row, the last two being ours divided by the published package's."""
-    names = [name for name in rows[0] if name not in ("stage", "engine", "how", "failed")]
-    columns = [["", "", *names, "failed"]]
-    for row in rows:
-        cells = ["" if row.get(name) is None else f"{row[name]:.5g}" for name in names]
-        columns.append([row["engine"], row["how"], *cells, str(len(row["failed"])) if "failed" in row else ""])
-    widths = [max(map(len, column)) for column in columns]
-    first, *others = widths
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others, strict=True))])
-        for line in zip(*columns, strict=True)
-    )

@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from chatterbox_vllm.cli.options import add_engine, add_model, add_speech, check_clip, load, speech_parameters
-from chatterbox_vllm.errors import OutputError
+import typer
+
+from chatterbox_vllm.cli.arguments import Keywords, from_settings
+from chatterbox_vllm.cli.audio import AudioFormat
+from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
+from chatterbox_vllm.cli.texts import read_pauses
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
     from chatterbox_vllm.engine.request import SpeechParameters
 
 SOME_FAILED = 1
-_DESCRIPTION = """\
-Speak every row of INPUT into OUTDIR, one audio file a row, with a manifest (manifest.jsonl). Killed at any moment and
-started again with the same command, it goes on where it was. Exit status: 0; 1 if rows failed (the manifest and
-standard error say which and why); 2 if the input or an option cannot be used or OUTDIR cannot be written.
-"""
-_INPUT_HELP = """\
-.txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the audio
-file), voice (a clip, relative to INPUT), and exaggeration, cfg_weight, temperature, min_p, top_p, repetition_penalty,
-max_tokens, diffusion_steps, seed. - reads standard input
-"""
+_INPUT_HELP = (
+    ".txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the "
+    "audio file), voice (a clip, relative to INPUT), and exaggeration, cfg_weight, temperature, min_p, top_p, "
+    "repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
+)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.set_defaults(command=_batch)
-    parser.description = _DESCRIPTION
-    parser.add_argument("input", metavar="INPUT", help=_INPUT_HELP)
-    parser.add_argument("-d", "--output-dir", type=Path, metavar="OUTDIR", required=True, help="made where missing")
-    parser.add_argument("--format", choices=("txt", "jsonl", "csv"), help="of INPUT (default: by its suffix)")
-    parser.add_argument(
-        "--audio-format", choices=("wav", "flac", "ogg", "opus", "mp3"), default="wav", help="of the audio files"
-    )
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
-        "--overwrite", action="store_true", help="start anew, never go on; an earlier run's files are removed"
-    )
-    again.add_argument("--retry-failed", action="store_true", help="try rows again that failed in an earlier run")
-    parser.add_argument("--voice", type=Path, metavar="CLIP", help="reference clip of rows that name none")
-    add_model(parser, "english")
-    add_speech(parser)
-    engine = add_engine(parser)
-    engine.add_argument(
-        "--max-batch-size",
-        type=int,
-        metavar="N",
-        help="texts at once (default: the tier's, else 16, on a CPU 4)",
-    )
+@from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
+def batch(
+    *,
+    input: Annotated[str, typer.Argument(metavar="INPUT", help=_INPUT_HELP, show_default=False)],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-d", metavar="OUTDIR", help="made where missing", show_default=False)
+    ],
+    format: Annotated[
+        Literal["txt", "jsonl", "csv"] | None, typer.Option(help="of INPUT", show_default="by its suffix")
+    ] = None,
+    audio_format: Annotated[AudioFormat, typer.Option(help="of the audio files")] = "wav",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="start anew, never go on; an earlier run's files are removed")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="try rows again that failed in an earlier run")
+    ] = False,
+    voice: VoiceOption = None,
+    given: Keywords,
+    quiet: bool,
+) -> int:
+    """Speak every row of INPUT into OUTDIR, one audio file a row, with a manifest (manifest.jsonl).
 
-
-def _batch(options: argparse.Namespace) -> int:
+    Killed at any moment and started again with the same command, it goes on where it was. Exit status: 0; 1 if rows
+    failed (the manifest and standard error say which and why); 2 if the input or an option cannot be used or OUTDIR
+    cannot be written.
+    """
+    from chatterbox_vllm.audio.encode import check_suffix
     from chatterbox_vllm.batch.folder import Folder
     from chatterbox_vllm.batch.identity import engine_identity, what_files_depend_on
+    from chatterbox_vllm.batch.reading import Reading
     from chatterbox_vllm.batch.rows import Input
     from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
     from chatterbox_vllm.engine.request import draw_seed
@@ -64,43 +65,39 @@ def _batch(options: argparse.Namespace) -> int:
     from chatterbox_vllm.setup.models import resolve_model
 
     # Whatever can be refused is refused before the model loads, and before anything is made.
-    parameters = speech_parameters(options)
-    _check_audio_format(options.audio_format)
-    check_clip(options.voice)
-    with Input(options.input, options.format) as source:
-        device, rows = resolve_device(options.device), source.check()
-        wanted = what_files_depend_on(
-            source.digest, resolve_model(options.model), options.voice, parameters, options.audio_format, device
-        )
-        with Folder(options.output_dir) as folder:
-            run = folder.open(wanted, rows, options.overwrite, options.retry_failed)
+    if overwrite and retry_failed:
+        raise ConfigError("--overwrite and --retry-failed contradict each other: leave one of the two out")
+    parameters = speech_parameters(given)
+    reading = Reading(read_pauses(given.get("pauses", ())), given.get("clean_text", False))
+    suffix = check_suffix(f".{audio_format}")
+    clip = check_voice(voice, given)
+    with Input(input, format) as source:
+        device, rows = resolve_device(given.get("device", "auto")), source.check()
+        model = resolve_model(given.get("model", "english"), given.get("revision"))
+        wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device, reading)
+        with Folder(output_dir) as folder:
+            run = folder.open(wanted, rows, overwrite, retry_failed)
             if run["seed"] is None:
                 run["seed"] = draw_seed() >> 32  # short enough to be typed
             parameters = replace(parameters, seed=run["seed"])
             if Folder.OPEN not in folder.done:
-                failed = folder.done.count(Folder.FAILED)
-                return _report(options, parameters, Summary(rows, rows, failed=failed))
-            told = tell_faults(source, folder)
-            work = parameters, options.voice, f".{options.audio_format}", told
-            if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
-                folder.begin(run)
-                return _report(options, parameters, Batch(source, folder, None, *work).run())
-            with load(options, options.max_batch_size) as tts:
-                folder.begin(run, engine_identity(tts.settings))
-                return _report(options, parameters, Batch(source, folder, tts, *work).run())
+                summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
+            else:
+                told = tell_faults(source, folder)
+                work = parameters, clip, suffix, told, reading
+                if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
+                    folder.begin(run)
+                    summary = Batch(source, folder, None, *work).run()
+                else:
+                    with load(given) as tts:
+                        folder.begin(run, engine_identity(tts.settings))
+                        summary = Batch(source, folder, tts, *work).run()
+    if not quiet:
+        print(f"{output_dir}: {_summary(summary, parameters, given)}")
+    return SOME_FAILED if summary.failed else 0
 
 
-def _check_audio_format(name: str) -> None:
-    import soundfile
-
-    from chatterbox_vllm.audio.encode import FORMATS
-
-    container, coding = FORMATS[f".{name}"]
-    if not soundfile.check_format(container, coding):
-        raise OutputError(f"this libsndfile cannot write {container}/{coding}; use --audio-format wav or flac")
-
-
-def _report(options: argparse.Namespace, parameters: SpeechParameters, summary: Summary) -> int:
+def _summary(summary: Summary, parameters: SpeechParameters, given: Keywords) -> str:
     """One line for a person."""
     from chatterbox_vllm.setup.models import DEMO
 
@@ -111,12 +108,11 @@ def _report(options: argparse.Namespace, parameters: SpeechParameters, summary: 
     if summary.failed:
         notes.append(f"{summary.failed} failed (see manifest.jsonl; --retry-failed tries them again)")
     if summary.cut_off:
-        notes.append(f"{summary.cut_off} cut off at max_tokens")
+        notes.append(f"{summary.cut_off} cut off at --max-tokens")
     if summary.spoken:
         speed = summary.seconds / summary.wall
         notes.append(f"{summary.seconds:.1f} s of audio in {summary.wall:.1f} s, {speed:.1f}x real time")
     notes.append(f"seed {parameters.seed}")
-    if options.model == DEMO:
+    if given.get("model") == DEMO:
         notes.append("babble: the demo model's weights are synthetic")
-    print(f"{options.output_dir}: {', '.join(notes)}")
-    return SOME_FAILED if summary.failed else 0
+    return ", ".join(notes)

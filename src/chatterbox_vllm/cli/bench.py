@@ -2,146 +2,206 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from chatterbox_vllm.cli.options import add_engine, add_model, check_clip, load
-from chatterbox_vllm.cli.outputs import check_writable, write_json
+import typer
+
+from chatterbox_vllm.cli.arguments import Keywords, from_settings
+from chatterbox_vllm.cli.options import JsonOption, VoiceOption, check_voice, load
+from chatterbox_vllm.cli.outputs import beside, check_writable, write_json
+from chatterbox_vllm.cli.progress import progress_bar
+from chatterbox_vllm.cli.texts import check_text, read_text
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, MODEL, QUANTIZATION
 
 if TYPE_CHECKING:
     from chatterbox_vllm.bench.upstream import UpstreamRun, Workload
-
-PARTS = ("t3", "s3gen", "latency", "end-to-end")
-UPSTREAM = "upstream"
-_DESCRIPTION = """\
-Measure how fast this machine speaks. The part "upstream", which runs only where it is named, speaks the same texts with
-the published package (chatterbox-tts) and with this one, and prints both: one text at a time, as that package does, and
-all together. The package pins other versions than vLLM needs: install it in an environment of its own and name that
-environment's Python with --upstream-python.
-"""
+    from chatterbox_vllm.tts import ChatterboxTTS
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Describe the command to `parser`."""
-    parser.set_defaults(command=run)
-    parser.description = _DESCRIPTION
-    add_model(parser, "english")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=(*PARTS, UPSTREAM),
-        default=list(PARTS),
-        help="parts to run (default: all but upstream)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="batch sizes of T3 and S3Gen (default: 1 and the engine's own, which a tier may say)",
-    )
-    parser.add_argument(
-        "--lengths", type=float, nargs="+", metavar="S", default=[10.0], help="seconds of speech, S3Gen"
-    )
-    parser.add_argument("--tokens", type=int, metavar="N", default=250, help="speech tokens a request, T3 and latency")
-    parser.add_argument("--steps", type=int, metavar="N", default=10, help="diffusion steps")
-    parser.add_argument("--repeats", type=int, metavar="N", default=3, help="runs after the first, which warms up")
-    parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="text of end-to-end and of upstream (UTF-8; default: ours)"
-    )
-    parser.add_argument("--voice", type=Path, metavar="CLIP", help="reference clip (default: the built-in voice)")
-    parser.add_argument(
-        "--synthetic",
-        action="store_true",
-        help="the weights do not know when to stop: give every text the tokens that reading it takes",
-    )
-    parser.add_argument(
-        "--upstream-python",
-        metavar="PYTHON",
-        default=sys.executable,
-        help="interpreter that can import chatterbox-tts (default: this one)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
-    add_engine(parser)
+class Part(StrEnum):
+    """What can be measured."""
+
+    T3 = "t3"
+    S3GEN = "s3gen"
+    LATENCY = "latency"
+    END_TO_END = "end-to-end"
+    UPSTREAM = "upstream"
 
 
-def run(options: argparse.Namespace) -> int:
-    if min(options.batch or [1]) < 1 or options.repeats < 1 or min(options.lengths) <= 0:
-        raise ConfigError("--batch, --repeats and --lengths must be positive")
-    text = "" if options.text is None else _read(options.text)
-    if options.json is not None:
-        check_writable(options.json)
+_USUAL: list[Part] = [part for part in Part if part is not Part.UPSTREAM]
+_STEPS = (BY_KEYWORD["diffusion_steps"],)
 
-    from chatterbox_vllm.bench.end_to_end import end_to_end_row
-    from chatterbox_vllm.bench.stages import latency_row, s3gen_rows, t3_rows
-    from chatterbox_vllm.bench.table import table
-    from chatterbox_vllm.bench.texts import batch_sizes, text_for
-    from chatterbox_vllm.bench.upstream import side_by_side_rows, side_by_side_table
+
+@dataclass(frozen=True)
+class Measured:
+    """What to measure: the options of `bench`, checked.
+
+    Raises:
+        ConfigError: a number that is not positive.
+    """
+
+    parts: Sequence[Part]
+    batch_sizes: Sequence[int] | None
+    lengths: Sequence[float]
+    tokens: int
+    steps: int
+    repeats: int
+    text: str
+    synthetic: bool
+
+    def __post_init__(self) -> None:
+        if min(self.batch_sizes or [1]) < 1 or min(self.repeats, self.tokens) < 1 or min(self.lengths) <= 0:
+            raise ConfigError("--batch-sizes, --repeats, --tokens and --lengths must be positive")
+
+
+@from_settings(MODEL, _STEPS, ENGINE, QUANTIZATION)
+def bench(
+    *,
+    only: Annotated[
+        list[Part], typer.Option(metavar="PART…", help="parts to run: t3, s3gen, latency, end-to-end, upstream")
+    ] = _USUAL,
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch-sizes",
+            "--batch",
+            metavar="N…",
+            help="batch sizes of T3 and S3Gen",
+            show_default="1 and the engine's own, which a tier may say",
+        ),
+    ] = None,
+    lengths: Annotated[list[float], typer.Option(metavar="S…", help="seconds of speech, S3Gen")] = [10.0],  # noqa: B006
+    tokens: Annotated[int, typer.Option(metavar="N", help="speech tokens a request, T3 and latency")] = 250,
+    repeats: Annotated[int, typer.Option(metavar="N", help="runs after the first, which warms up")] = 3,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            "--text",
+            metavar="FILE",
+            help="text of end-to-end and of upstream (UTF-8)",
+            show_default="one of ours",
+        ),
+    ] = None,
+    voice: VoiceOption = None,
+    synthetic: Annotated[
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="the weights do not know when to stop: give every text the tokens that reading it takes",
+        ),
+    ] = False,
+    upstream_python: Annotated[
+        str,
+        typer.Option(metavar="PYTHON", help="interpreter that can import chatterbox-tts", show_default="this one"),
+    ] = sys.executable,
+    json: JsonOption = None,
+    given: Keywords,
+) -> None:
+    """Measure how fast this machine speaks.
+
+    The part "upstream", which runs only where it is named, speaks the same texts with the published package
+    (chatterbox-tts) and with this one, and prints both: one text at a time, as that package does, and all together. The
+    package pins other versions than vLLM needs: install it in an environment of its own and name that environment's
+    Python with --upstream-python.
+    """
+    text = "" if file is None else read_text(file)
+    if file is not None:
+        check_text(text)
+    steps = given.pop("diffusion_steps", BY_KEYWORD["diffusion_steps"].default)
+    measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, synthetic)
+    if json is not None:
+        check_writable(json)
+    clip = check_voice(voice, given)
+    # Before our model loads, so that each side has the machine to itself.
+    upstream = _run_upstream(measured, given, clip, upstream_python) if Part.UPSTREAM in only else None
+    defaults = {"max_batch_size": max(batch_sizes)} if batch_sizes else {}
+    with load(given, **defaults) as tts:
+        if clip is not None:
+            tts.prepare_conditionals(clip)
+        facts = _facts(tts, measured, given)
+        if upstream is not None:
+            facts["published package"] = upstream[1].facts
+        rows = _measure(tts, measured, facts, upstream, json)
+    if json is not None:
+        write_json(json, {**facts, "results": rows})
+
+
+def _facts(tts: ChatterboxTTS, measured: Measured, given: Keywords) -> dict[str, Any]:
+    """The machine, and the settings in force."""
     from chatterbox_vllm.setup.provenance import provenance
 
-    # Before our model loads, so that each side has the machine to itself.
-    workload, upstream = _run_upstream(options, text) if UPSTREAM in options.only else (None, None)
-    with load(options, max_batch_size=max(options.batch) if options.batch else None) as tts:
-        if options.voice is not None:
-            tts.prepare_conditionals(options.voice)
-        sizes = batch_sizes(options.batch, tts)
-        facts: dict[str, Any] = provenance(tts.device, str(options.model), tts.directory)
-        facts["settings"] = {
+    return {
+        **provenance(tts.device, str(given.get("model", "english")), tts.directory),
+        "settings": {
             **tts.settings,
-            "steps": options.steps,
-            "synthetic": options.synthetic,
+            "steps": measured.steps,
+            "synthetic": measured.synthetic,
             "reference tokens": len(tts.conds.prompt.tokens) if tts.conds is not None else None,
-        }
-        if upstream is not None:
-            facts["published package"] = upstream.facts
-        print(table([facts]), end="\n\n", flush=True)
-        rows: list[dict[str, Any]] = []
-        for part in options.only:
-            if part == "t3":
-                found = t3_rows(tts, sizes, options.tokens, options.repeats)
-            elif part == "s3gen":
-                found = s3gen_rows(tts, sizes, options.lengths, options.steps, options.repeats)
-            elif part == "latency":
-                found = [latency_row(tts, options.tokens, options.repeats)]
-            elif part == "end-to-end":
-                spoken = text or text_for(tts)
-                found = [end_to_end_row(tts, spoken, options.synthetic, options.steps, _tick, options.repeats)]
-            elif workload is not None and upstream is not None:
-                found = side_by_side_rows(tts, upstream, workload)
-            rows += found
-            print((side_by_side_table if part == UPSTREAM else table)(found), end="\n\n", flush=True)
-    if options.json is not None:
-        write_json(options.json, {**facts, "results": rows})
-    return 0
+        },
+    }
 
 
-def _run_upstream(options: argparse.Namespace, text: str) -> tuple[Workload, UpstreamRun]:
+def _measure(
+    tts: ChatterboxTTS,
+    measured: Measured,
+    facts: Mapping[str, Any],
+    upstream: tuple[Workload, UpstreamRun] | None,
+    json: Path | None,
+) -> list[dict[str, Any]]:
+    """All parts in turn, each printed when it is done."""
+    from chatterbox_vllm.bench.stages import latency_row, s3gen_rows, t3_rows
+    from chatterbox_vllm.bench.texts import batch_sizes
+    from chatterbox_vllm.bench.upstream import side_by_side_rows
+    from chatterbox_vllm.cli.tables import of_rows, show, side_by_side
+
+    m, sizes = measured, batch_sizes(measured.batch_sizes, tts)
+    parts: dict[Part, Callable[[], list[dict[str, Any]]]] = {
+        Part.T3: lambda: t3_rows(tts, sizes, m.tokens, m.repeats),
+        Part.S3GEN: lambda: s3gen_rows(tts, sizes, m.lengths, m.steps, m.repeats),
+        Part.LATENCY: lambda: [latency_row(tts, m.tokens, m.repeats)],
+        Part.END_TO_END: lambda: [_end_to_end(tts, m)],
+    }
+    if upstream is not None:
+        workload, theirs = upstream
+        parts[Part.UPSTREAM] = lambda: side_by_side_rows(tts, theirs, workload)
+    show(of_rows([facts]), file=beside(json))
+    rows = []
+    for part in m.parts:
+        found = parts[part]()
+        rows += found
+        print(file=beside(json))
+        show(side_by_side(found) if part is Part.UPSTREAM else of_rows(found), file=beside(json))
+    return rows
+
+
+def _end_to_end(tts: ChatterboxTTS, measured: Measured) -> dict[str, Any]:
+    from chatterbox_vllm.bench.end_to_end import end_to_end_row
+    from chatterbox_vllm.bench.texts import text_for
+
+    text, m = measured.text or text_for(tts), measured
+    with progress_bar("text") as progress:
+        return end_to_end_row(tts, text, m.synthetic, m.steps, partial(progress, "end to end"), m.repeats)
+
+
+def _run_upstream(measured: Measured, given: Keywords, clip: Path | None, python: str) -> tuple[Workload, UpstreamRun]:
     """The published package's half of the side-by-side part."""
     from chatterbox_vllm.bench.upstream import TEXTS, Workload, run_upstream
     from chatterbox_vllm.setup.device import resolve_device
     from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.text.split import split_text
 
-    check_clip(options.voice)
-    texts = [segment.text for segment in split_text(text)] if text else TEXTS
-    workload = Workload.of(texts, options.synthetic, options.steps, options.repeats)
-    directory, device = resolve_model(options.model), resolve_device(options.device)
-    return workload, run_upstream(options.upstream_python, directory, device, options.voice, workload, _tick)
-
-
-def _tick(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done}/{total} texts", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the text in {path} cannot be read as UTF-8: {error}") from error
-    if not text.strip():
-        raise ConfigError(f"{path} holds no text; give at least one word")
-    return text
+    texts = [segment.text for segment in split_text(measured.text)] if measured.text else TEXTS
+    workload = Workload.of(texts, measured.synthetic, measured.steps, measured.repeats)
+    directory = resolve_model(given.get("model", "english"), given.get("revision"))
+    device = resolve_device(given.get("device", "auto"))
+    with progress_bar("text") as progress:
+        return workload, run_upstream(python, directory, device, clip, workload, partial(progress, "published package"))

@@ -2,59 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from chatterbox_vllm.cli.arguments import Strategy, from_settings
+from chatterbox_vllm.cli.options import JsonOption
+from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, check_writable, write_json
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.quantization.config import AUTO, STRATEGIES, QuantizationConfig
+from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 
 if TYPE_CHECKING:
     from chatterbox_vllm.setup.tiers import Tier
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.set_defaults(command=_estimate)
-    parser.description = "Memory of a process that serves MODEL on a CUDA device in half precision. Loads nothing."
-    parser.add_argument("model", metavar="MODEL", nargs="?", default="english", help="as in say --model")
-    parser.add_argument("--tier", metavar="GB", default="all", help="4, 6, 8, 12, 24, 48, auto or all (default: all)")
-    parser.add_argument("--strategies", action="store_true", help="compare the strategies, all else as in the tier")
-    parser.add_argument("--quantization", choices=tuple(STRATEGIES), help="instead of the tier's")
-    parser.add_argument("--json", action="store_true", help="as JSON, in bytes")
-
-
-def _estimate(options: argparse.Namespace) -> int:
-    from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator, render
+@from_settings()
+def estimate(
+    *,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as --model of say")] = "english",
+    tier: Annotated[str, typer.Option(metavar="GB", help="4, 6, 8, 12, 24, 48, auto or all")] = "all",
+    strategies: Annotated[
+        bool, typer.Option("--strategies", help="compare the strategies, all else as in the tier")
+    ] = False,
+    quantization_strategy: Annotated[
+        Strategy | None,
+        typer.Option(
+            "--quantization-strategy", "--quantization", help="instead of the tier's", show_default="the tier's"
+        ),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Memory of a process that serves MODEL on a CUDA device in half precision. Loads nothing."""
+    if strategies and quantization_strategy is not None:
+        raise ConfigError(
+            "--strategies compares them all and --quantization-strategy names one: leave one of the two out"
+        )
+    if json is not None:
+        check_writable(json)
+    from chatterbox_vllm.cli.tables import memory_table, show
+    from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
     from chatterbox_vllm.setup.loading import in_force
     from chatterbox_vllm.setup.models import model_headers
     from chatterbox_vllm.setup.tiers import TIERS
 
-    chosen = TIERS if options.tier == "all" else (_tier(options.tier),)
-    model = model_headers(options.model)
-    directory, estimator = model.where, QuantizationMemoryEstimator(model)
+    chosen = TIERS if tier == "all" else (_tier(tier),)
+    headers = model_headers(model)
+    directory, estimator = headers.where, QuantizationMemoryEstimator(headers)
     stored = estimator.config.quantized
-    if options.strategies and stored.parts:
+    if strategies and stored.parts:
         raise ConfigError(f"{directory} is quantized already and fits one strategy at most: leave --strategies out")
-    if options.strategies and options.quantization is not None:
-        raise ConfigError("--strategies compares them all and --quantization names one: leave one of the two out")
     found: dict[str, tuple[Any, int]] = {}
-    for tier in chosen:
-        wanted = tier.plan.quantization.beside(stored)
-        if options.quantization is not None:
-            wanted = QuantizationConfig.from_strategy(options.quantization)
-        plan = replace(tier.plan, quantization=in_force(wanted, directory, estimator.config))
-        if options.strategies:
-            for strategy, estimate in estimator.compare_strategies(plan).items():
-                found[f"{tier.gb} GB, {strategy}"] = (estimate, tier.budget)
+    for each in chosen:
+        wanted = each.plan.quantization.beside(stored)
+        if quantization_strategy is not None:
+            wanted = QuantizationConfig.from_strategy(quantization_strategy)
+        plan = replace(each.plan, quantization=in_force(wanted, directory, estimator.config))
+        if strategies:
+            for strategy, estimated in estimator.compare_strategies(plan).items():
+                found[f"{each.gb} GB, {strategy}"] = (estimated, each.budget)
         else:
-            found[f"{tier.gb} GB, {plan.quantization}"] = (estimator.estimate(plan), tier.budget)
-    if options.json:
-        print(json.dumps({name: {**e.as_dict(), "budget": budget} for name, (e, budget) in found.items()}, indent=1))
-    else:
-        print("\n".join(render(name, estimate, budget) for name, (estimate, budget) in found.items()))
-    return 0
+            found[f"{each.gb} GB, {plan.quantization}"] = (estimator.estimate(plan), each.budget)
+    if json is not None:
+        write_json(json, {name: {**e.as_dict(), "budget": budget} for name, (e, budget) in found.items()})
+    if json != STANDARD_OUTPUT:
+        show(*(memory_table(name, estimated, budget) for name, (estimated, budget) in found.items()))
 
 
 def _tier(name: str) -> Tier:

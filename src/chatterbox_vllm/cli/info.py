@@ -1,23 +1,41 @@
-"""`chatterbox-vllm info`: versions, device, sizes."""
+"""`chatterbox-vllm info`: versions, device, settings in force, and what a model's files hold."""
 
 from __future__ import annotations
 
-import argparse
-import json
+from typing import Annotated
 
-from chatterbox_vllm.cli.options import add_model
+import typer
 
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.set_defaults(command=_info)
-    add_model(parser, None)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+from chatterbox_vllm.cli.arguments import from_settings
+from chatterbox_vllm.cli.options import DeviceOption, JsonOption
+from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, check_writable, write_json
 
 
-def _info(options: argparse.Namespace) -> int:
-    from chatterbox_vllm.setup.machine import collect, render
+@from_settings()
+def info(
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="look at this model's files, as --model of say names it",
+            show_default="only the sizes of the published english model",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="commit, branch or tag of a hub id", show_default=False)
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Show versions, the device, what would run where, the settings in force, and a model's files and sizes."""
+    if json is not None:
+        check_writable(json)
+    from chatterbox_vllm.cli.tables import info_tables, show
+    from chatterbox_vllm.setup.machine import collect
 
-    facts = collect(options.model, options.device)
-    print(json.dumps(facts, indent=1) if options.json else render(facts))
-    return 0
+    facts = collect(model, device, revision)
+    if json is not None:
+        write_json(json, facts)
+    if json != STANDARD_OUTPUT:
+        show(*info_tables(facts))

@@ -24,11 +24,6 @@ class Ended(KeyboardInterrupt):
     def signal(self) -> signal.Signals:
         return signal.Signals(self.args[0])
 
-    @property
-    def status(self) -> int:
-        """The exit status that says so, by the shells' convention."""
-        return 128 + self.signal
-
 
 @contextmanager
 def endings_raised() -> Iterator[None]:
@@ -58,16 +53,15 @@ def keep_interrupts() -> None:
     report = sys.unraisablehook
 
     def raise_again(unraisable: Any) -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            swallowed = unraisable.exc_type(*unraisable.exc_value.args)
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return report(unraisable)
+        swallowed = unraisable.exc_type(*unraisable.exc_value.args)
 
-            def interrupt(number: int, frame: Any) -> NoReturn:
-                raise swallowed
+        def interrupt(number: int, frame: Any) -> NoReturn:
+            raise swallowed
 
-            # A timer of the kernel's rather than a thread: a finaliser may run while any lock is held.
-            signal.signal(signal.SIGALRM, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
-        else:
-            report(unraisable)
+        # A timer of the kernel's rather than a thread: a finaliser may run while any lock is held.
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
 
     sys.unraisablehook = raise_again

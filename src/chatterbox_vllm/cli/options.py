@@ -1,121 +1,97 @@
-"""Options that several commands share, and what they mean."""
+"""What the options that several commands share mean."""
 
 from __future__ import annotations
 
-import argparse
+import os
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from chatterbox_vllm.quantization.config import AUTO, STRATEGIES
+import typer
+
+from chatterbox_vllm.cli.arguments import Keywords
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.settings import SPEECH, TEXT
 
 if TYPE_CHECKING:
+    from chatterbox_vllm.checkpoint.config import ModelConfig
     from chatterbox_vllm.engine.request import SpeechParameters
     from chatterbox_vllm.tts import ChatterboxTTS
 
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+_VOICE_HELP = "a clip of the voice, a saved voice's file, or the name of a saved voice"
+VoiceOption = Annotated[
+    str | None, typer.Option(metavar="VOICE", help=_VOICE_HELP, show_default="the model's own voice")
+]
+VoicesOption = Annotated[
+    list[str] | None, typer.Option("--voice", metavar="VOICE…", help=_VOICE_HELP, show_default="the model's own voice")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N")]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", metavar="FILE", help="read the text from a file (UTF-8)", show_default=False),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="write all results there as JSON; - is standard output", show_default=False
+    ),
+]
+_OF_REQUESTS = {setting.keyword for setting in (*SPEECH, *TEXT)}
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Which model, and where."""
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        default=default,
-        help="english (downloaded at first use), demo (needs no download, babbles), a directory, or a hub id",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-
-
-def add_speech(parser: argparse.ArgumentParser) -> None:
-    """A group for each of `SpeechParameters`."""
-    voice = parser.add_argument_group("how to speak (defaults are the published model's)")
-    voice.add_argument("--exaggeration", type=float, metavar="X", default=0.5, help="emotion, 0.5 is neutral")
-    voice.add_argument(
-        "--cfg-weight", type=float, metavar="X", default=0.5, help="guidance towards the text, 0 is none"
-    )
-    voice.add_argument("--temperature", type=float, metavar="X", default=0.8, help="0 takes the likeliest token")
-    voice.add_argument("--min-p", type=float, metavar="X", default=0.05, help="least share of the likeliest token")
-    voice.add_argument("--top-p", type=float, metavar="X", default=1.0, help="nucleus of the distribution")
-    voice.add_argument("--repetition-penalty", type=float, metavar="X", default=1.2, help="1 is none")
-    voice.add_argument("--max-tokens", type=int, metavar="N", default=1000, help="most speech tokens, 25 to a second")
-    voice.add_argument("--steps", type=int, metavar="N", default=10, help="diffusion steps from noise to mel")
-    voice.add_argument("--seed", type=int, metavar="N", help="same seed, same audio; the seed used is printed")
-
-
-def add_engine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """How the engine runs."""
-    engine = parser.add_argument_group("how to run")
-    engine.add_argument("--dtype", choices=DTYPES, default="auto", help="T3's precision")
-    engine.add_argument("--s3gen-dtype", choices=DTYPES, default="auto", help="the flow's precision")
-    engine.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and speech (default: 2048)")
-    engine.add_argument(
-        "--tier",
-        metavar="GB",
-        help="lay the process out for a card of 4, 6, 8, 12, 24 or 48 GB, or auto by free memory",
-    )
-    engine.add_argument(
-        "--quantization",
-        metavar="STRATEGY",
-        choices=(*STRATEGIES, AUTO),
-        help="conservative, mixed, aggressive, nf4, int8, or auto by free memory (default: the tier's, or none)",
-    )
-    engine.add_argument("--no-cuda-graphs", action="store_true", help="start faster, speak slower")
-    engine.add_argument(
-        "--deterministic", action="store_true", help="tokens independent of the batch in half precision too; slower"
-    )
-    engine.add_argument("--no-watermark", action="store_true", help="leave the PerTh watermark out")
-    return engine
-
-
-def speech_parameters(options: argparse.Namespace) -> SpeechParameters:
-    """What `add_speech` asked for, checked.
+def speech_parameters(given: Keywords) -> SpeechParameters:
+    """The parameters of speech among the keywords that were given, checked.
 
     Raises:
         ConfigError: a value out of range.
     """
     from chatterbox_vllm.engine.request import SpeechParameters
 
-    return SpeechParameters(
-        exaggeration=options.exaggeration,
-        cfg_weight=options.cfg_weight,
-        temperature=options.temperature,
-        min_p=options.min_p,
-        top_p=options.top_p,
-        repetition_penalty=options.repetition_penalty,
-        max_tokens=options.max_tokens,
-        diffusion_steps=options.steps,
-        seed=options.seed,
-    )
+    names = {field.name for field in fields(SpeechParameters)}
+    return SpeechParameters(**{name: value for name, value in given.items() if name in names})
 
 
-def check_clip(path: Path | None) -> None:
-    """Refuse a clip or saved voice that cannot serve, before the model loads.
-
-    Raises:
-        AudioError, CheckpointError
-    """
-    if path is not None:
-        from chatterbox_vllm.voices.files import check_voice_file
-
-        check_voice_file(path)
-
-
-def load(options: argparse.Namespace, max_batch_size: int | None) -> ChatterboxTTS:
-    """The model that `add_model` and `add_engine` asked for; `max_batch_size` None leaves it to the tier."""
+def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
+    """The model that the keywords ask for; `defaults` are keywords where none was given."""
     from chatterbox_vllm.tts import ChatterboxTTS
 
-    given: dict[str, Any] = {
-        "dtype": options.dtype,
-        "s3gen_dtype": options.s3gen_dtype,
-        "max_model_len": options.max_model_len,
-        "max_batch_size": max_batch_size,
-        "cuda_graphs": False if options.no_cuda_graphs else None,
-        "watermark": not options.no_watermark,
-        "deterministic": options.deterministic,
-        "tier": options.tier,
-    }
-    if options.quantization is None:
-        return ChatterboxTTS.from_pretrained(options.model, options.device, **given)
-    return ChatterboxTTS.from_pretrained_quantized(
-        options.model, options.device, quantization_strategy=options.quantization, **given
-    )
+    keywords = defaults | {name: value for name, value in given.items() if name not in _OF_REQUESTS}
+    if "quantization_strategy" not in keywords:
+        return ChatterboxTTS.from_pretrained(**keywords)
+    others = [name for name in keywords if name.startswith(("use_quantization", "quantization_method", "quantize_"))]
+    if others:
+        raise ConfigError(f"quantization_strategy says every part's method: leave {', '.join(others)} out")
+    return ChatterboxTTS.from_pretrained_quantized(**keywords)
+
+
+def model_config(given: Keywords) -> ModelConfig:
+    """The configuration of the model that the keywords name, which is downloaded for it.
+
+    Raises:
+        ConfigError, CheckpointError: there is no such model.
+    """
+    from chatterbox_vllm.checkpoint.config import ModelConfig
+    from chatterbox_vllm.setup.models import resolve_model
+
+    return ModelConfig.from_directory(resolve_model(given.get("model", "english"), given.get("revision")))
+
+
+def check_voice(voice: str | None, given: Keywords) -> Path | None:
+    """The file of a voice that was named, found to be one that the model can use, before that is loaded.
+
+    Raises:
+        ConfigError: there is neither such a file nor such a name.
+        AudioError: the clip cannot serve.
+        CheckpointError: the saved voice is damaged, or of another model; or there is no such model.
+    """
+    if voice is None:
+        return None
+    from chatterbox_vllm.voices.files import check_voice_file
+    from chatterbox_vllm.voices.library import VoiceLibrary
+    from chatterbox_vllm.voices.saved import is_saved_voice
+
+    path = VoiceLibrary().find(voice)
+    # A clip can be told to be bad without a model.
+    saved = os.access(path, os.R_OK) and is_saved_voice(path)
+    check_voice_file(path, model_config(given) if saved else None)
+    return path

@@ -1,13 +1,16 @@
-"""Files that commands write their findings to."""
+"""Where commands write their findings to."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from chatterbox_vllm.errors import OutputError
+
+STANDARD_OUTPUT = Path("-")
 
 
 def check_writable(path: Path) -> None:
@@ -16,6 +19,8 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: `write_text` could not write there.
     """
+    if path == STANDARD_OUTPUT:
+        return
     if path.is_dir():
         raise OutputError(f"{path} is a directory; name a file")
     if not path.resolve().parent.is_dir():
@@ -27,6 +32,9 @@ def check_writable(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Raises OutputError if the file cannot be written."""
+    if path == STANDARD_OUTPUT:
+        print(text, end="", flush=True)
+        return
     try:
         # A path that is not UTF-8 may stand among a model's options.
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -37,3 +45,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Raises OutputError if the file cannot be written."""
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def beside(output: Path | None) -> TextIO:
+    """Where words for a person go: standard error where the results themselves go to standard output."""
+    return sys.stderr if output == STANDARD_OUTPUT else sys.stdout
+
+
+def claim_standard_output() -> BinaryIO:
+    """Standard output for bytes; whatever this process prints from now on goes to standard error.
+
+    Raises:
+        OutputError: it is a terminal.
+    """
+    if sys.stdout.isatty():
+        raise OutputError("audio is not for a terminal: send standard output to a file or a program, or name a file")
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return own

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from chatterbox_vllm.cli.options import add_engine, add_model, add_speech, check_clip, load, speech_parameters
+import typer
+
+from chatterbox_vllm.cli.arguments import Keywords, from_settings
+from chatterbox_vllm.cli.audio import AudioFormat, Destination
+from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, load, speech_parameters
+from chatterbox_vllm.cli.outputs import beside
+from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechResult
@@ -17,65 +22,53 @@ if TYPE_CHECKING:
 _TOKENS_PER_SECOND = 25
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options."""
-    parser.set_defaults(command=_say)
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to say; - reads standard input")
-    parser.add_argument("-f", "--file", type=Path, metavar="FILE", help="read the text from a file (UTF-8)")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", required=True, help="audio file: .wav, .flac, .ogg, .opus or .mp3"
-    )
-    parser.add_argument("--voice", type=Path, metavar="CLIP", help="reference clip to take the voice from")
-    add_model(parser, "english")
-    add_speech(parser)
-    add_engine(parser)
-
-
-def _say(options: argparse.Namespace) -> int:
-    from chatterbox_vllm.audio.encode import check_output, write_audio
-
+@from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
+def say(
+    *,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="what to say; - reads standard input")] = None,
+    file: FileOption = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="audio file, in the format of its suffix; - is standard output"
+        ),
+    ],
+    audio_format: Annotated[
+        AudioFormat | None, typer.Option(help="of the audio", show_default="by the suffix; wav on standard output")
+    ] = None,
+    voice: VoiceOption = None,
+    given: Keywords,
+    quiet: bool,
+) -> None:
+    """Speak a text into an audio file."""
     # Whatever can be refused is refused before the model loads.
-    text = _text(options)
-    check_output(options.output)
-    parameters = speech_parameters(options)
-    check_clip(options.voice)
+    words = given_text(text, file)
+    destination = Destination.of(output, audio_format)
+    parameters = speech_parameters(given)
+    pauses, clean_text = read_pauses(given.get("pauses", ())), given.get("clean_text", False)
+    clip = check_voice(voice, given)
+    check_script(words, pauses, clean_text, given)
     from chatterbox_vllm.engine.request import SpeechRequest
     from chatterbox_vllm.setup.models import DEMO
 
-    with load(options, max_batch_size=1) as tts:
-        if options.voice is not None:
-            tts.prepare_conditionals(options.voice)
+    with destination, load(given, max_batch_size=1) as tts:
+        if clip is not None:
+            tts.prepare_conditionals(clip)
         if tts.conds is None:
             raise ConfigError(f"{tts.directory} has no built-in voice: give a reference clip with --voice")
-        result = _speak(tts.run, SpeechRequest(text, tts.conds, parameters))
+        result = _speak(tts.run, SpeechRequest(words, tts.conds, parameters, pauses=pauses, clean_text=clean_text))
         if result.audio is None:
             raise result.error or ConfigError("nothing was spoken")
-        write_audio(options.output, result.audio.numpy(), tts.sr)
+        destination.write(result.audio.numpy(), tts.sr)
         seconds = len(result.audio) / tts.sr
     notes = [f"{seconds:.2f} s", f"seed {result.seed}"]
     if result.finish_reason == "length":
-        notes.append(f"cut off at --max-tokens {options.max_tokens}")
-    if options.model == DEMO:
+        limit = "" if parameters.max_tokens is None else f" {parameters.max_tokens}"
+        notes.append(f"cut off at --max-tokens{limit}")
+    if given.get("model") == DEMO:
         notes.append("babble: the demo model's weights are synthetic")
-    print(f"{options.output}: {', '.join(notes)}")
-    return 0
-
-
-def _text(options: argparse.Namespace) -> str:
-    if (options.text is None) == (options.file is None):
-        raise ConfigError("give the text either as TEXT or with --file FILE")
-    try:
-        if options.file is not None:
-            text = options.file.read_text(encoding="utf-8")
-        elif options.text == "-":
-            text = sys.stdin.buffer.read().decode("utf-8")
-        else:
-            text = options.text
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the text in {options.file or 'standard input'} cannot be read as UTF-8: {error}") from error
-    if not text.strip():
-        raise ConfigError("there is no text to speak; give at least one word")
-    return text
+    if not quiet:
+        print(f"{output}: {', '.join(notes)}", file=beside(output))
 
 
 def _speak(run: Callable[..., Any], request: Any) -> SpeechResult:

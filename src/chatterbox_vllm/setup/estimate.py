@@ -29,7 +29,6 @@ from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
-_MIB = 1 << 20
 _T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.(\w+)")
 _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
 # What vLLM multiplies with as one matrix.
@@ -252,13 +251,3 @@ def s3gen_working(plan: Plan, element: int) -> int:
     encoder = frames * measured.ENCODER_FRAME + pairs * measured.ENCODER_PAIR
     estimator = frames * measured.ESTIMATOR_FRAME + measured.ESTIMATOR_FIXED
     return max(encoder, estimator, frames * measured.VOCODER_FRAME) * element // 4
-
-
-def render(name: str, estimate: MemoryEstimate, budget: int | None = None) -> str:
-    """An estimate as lines for a terminal."""
-    lines = [f"{name}:"]
-    lines += [f"  {what:<42} {size / _MIB:9.1f} MiB" for what, size in estimate.device.items()]
-    against = "" if budget is None else f" (budget {budget / _MIB:.0f} MiB)"
-    lines.append(f"  {'on the device, together':<42} {estimate.device_total / _MIB:9.1f} MiB{against}")
-    lines += [f"  {what + ', on the host':<42} {size / _MIB:9.1f} MiB" for what, size in estimate.host.items()]
-    return "\n".join(lines)

@@ -1,16 +1,17 @@
-"""What is installed, what would run where, and how large a model's parts are."""
+"""What is installed, what would run where, which settings are in force, and what a model holds."""
 
 from __future__ import annotations
 
-import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from chatterbox_vllm import __version__
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import ChatterboxError
+from chatterbox_vllm.settings import VARIABLES
+from chatterbox_vllm.setup.inspection import component_sizes, model_facts
+from chatterbox_vllm.setup.models import resolve_model
 
 _PACKAGES = (
     "torch",
@@ -23,74 +24,38 @@ _PACKAGES = (
     "av",
     "bitsandbytes",
 )
-_BYTES_FLOAT32 = 4
 
 
-def collect(model: str | None = None, device: str = "auto") -> dict[str, Any]:
-    """Facts of this installation, and of a model's checkpoint where one is named.
+def collect(model: str | None = None, device: str = "auto", revision: str | None = None) -> dict[str, Any]:
+    """Facts of this installation, and of a model where one is named: see `inspection.model_facts`.
 
-    Sizes are parameters by component, counted from the model's own dimensions, and their bytes in float32.
+    Raises:
+        ConfigError, CheckpointError: of the model. A device that is not there is a fact.
     """
-    facts: dict[str, Any] = {
+    # First, as a model that is not there is soon found out.
+    if model is not None:
+        about_model = model_facts(resolve_model(model, revision))
+    else:
+        about_model = {"directory": None, "components": component_sizes(ModelConfig())}
+    return {
         "chatterbox-vllm": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "device": _device(device),
         "quantization": _quantization(device),
+        "settings": _settings(),
+        "model": about_model,
     }
-    if model is not None:
-        from chatterbox_vllm.setup.models import resolve_model
-
-        directory = resolve_model(model)
-        facts["model"] = {"directory": str(directory), "components": component_sizes(directory)}
-    else:
-        facts["model"] = {"directory": None, "components": component_sizes(None)}
-    return facts
 
 
-def component_sizes(directory: Path | None) -> dict[str, dict[str, int]]:
-    """Parameters and float32 bytes of each component of a checkpoint (None: the published English one)."""
-    from chatterbox_vllm.families.layout import checkpoint_shapes
-
-    config = ModelConfig() if directory is None else ModelConfig.from_directory(directory)
-    shapes = checkpoint_shapes(config)
-    prefixes = {
-        "t3 transformer": ("t3", ("tfmr.", "speech_head.")),
-        "t3 conditioning and embeddings": ("t3", ("cond_enc.", "text_", "speech_emb", "speech_pos_emb")),
-        "s3gen flow encoder": ("s3gen", ("flow.input", "flow.encoder", "flow.spk")),
-        "s3gen flow estimator": ("s3gen", ("flow.decoder.",)),
-        "s3gen vocoder": ("s3gen", ("mel2wav.",)),
-        "speech tokenizer (enrolment)": ("s3gen", ("tokenizer.",)),
-        "x-vector net (enrolment)": ("s3gen", ("speaker_encoder.",)),
-        "voice encoder (enrolment)": ("voice_encoder", ("",)),
-    }
-    sizes = {}
-    for name, (part, starts) in prefixes.items():
-        parameters = sum(math.prod(shape) for key, shape in shapes[part].items() if key.startswith(starts))
-        sizes[name] = {"parameters": parameters, "float32_bytes": parameters * _BYTES_FLOAT32}
-    return sizes
-
-
-def render(facts: dict[str, Any]) -> str:
-    """The facts as lines for a terminal."""
-    device = facts["device"]
-    lines = [
-        f"chatterbox-vllm {facts['chatterbox-vllm']}, Python {facts['python']}, {facts['platform']}",
-        "packages: " + ", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v),
-    ]
-    if "error" in device:
-        lines.append(f"device: none ({device['error']})")
-    else:
-        where = ", ".join(f"{stage} on {place}" for stage, place in device["stages"].items())
-        lines += [f"device: {device['name']}", f"would run: {where}"]
-    for component, methods in facts["quantization"].items():
-        lines.append(f"quantization of {component}: {', '.join(methods) or 'none can be had here'}")
-    lines.append(f"model: {facts['model']['directory'] or 'english, published sizes'}")
-    for name, size in facts["model"]["components"].items():
-        megabytes = size["float32_bytes"] / 2**20
-        lines.append(f"  {name:<32} {size['parameters'] / 1e6:8.1f} M parameters {megabytes:9.1f} MiB in float32")
-    return "\n".join(lines)
+def _settings() -> dict[str, dict[str, str]]:
+    """Each setting that the environment may decide: its value in words, and where that comes from."""
+    found = {}
+    for variable, setting in VARIABLES.items():
+        value = setting.from_environment()
+        found[variable] = {"value": value or setting.shown_default, "from": "the environment" if value else "default"}
+    return found
 
 
 def _device(device: str) -> dict[str, Any]:

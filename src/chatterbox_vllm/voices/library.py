@@ -57,7 +57,7 @@ class VoiceLibrary:
             ConfigError: the name cannot be used.
             OutputError: the library has a voice of that name and it is not to be overwritten, or cannot be written.
         """
-        path = self._path(name)
+        path = self.check_free(name, overwrite)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -65,9 +65,18 @@ class VoiceLibrary:
                 f"{self.directory}: the library of voices cannot be made ({error.strerror}); set CHATTERBOX_VOICES "
                 "to a directory that can be written"
             ) from error
+        voice.save(path, overwrite)
+        return path
+
+    def check_free(self, name: str, overwrite: bool = False) -> Path:
+        """The file that `save` would write; costs nothing, so ask before a voice is enrolled.
+
+        Raises:
+            ConfigError, OutputError: as `save`, for the name.
+        """
+        path = self._path(name)
         if not overwrite and path.exists():
             raise OutputError(f"there is a voice named {name!r} already; choose another name, or delete it first")
-        voice.save(path, overwrite)
         return path
 
     def voices(self) -> list[NamedVoice]:

@@ -1,0 +1,87 @@
+"""How a command ends. Errors are one line on standard error and exit status 2; Ctrl-C exits with 130.
+
+SIGTERM and SIGHUP put away what was begun, too, and exit with 143 and 129.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from chatterbox_vllm.cli.interrupts import Ended, endings_raised, keep_interrupts
+from chatterbox_vllm.errors import ChatterboxError
+
+PROGRAM = "chatterbox-vllm"
+FAILED, INTERRUPTED = 2, 130
+_SIGNALLED = 128  # statuses above it name a signal
+
+
+class Commands(TyperGroup):
+    """All commands. Typer would give interrupts and broken pipes statuses of its own."""
+
+    def invoke(self, ctx: Any) -> int:
+        try:
+            return int(super().invoke(ctx) or 0)
+        except Ended as end:
+            with suppress(OSError):  # the terminal may be gone
+                print(f"{PROGRAM}: ended by {end.signal.name}", file=sys.stderr)
+            return _SIGNALLED + end.signal
+        except KeyboardInterrupt:
+            print(f"{PROGRAM}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read our output has gone; say nothing more, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    from chatterbox_vllm.cli.app import app
+
+    try:
+        command = typer.main.get_command(app)
+        return int(command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+    except ChatterboxError as error:
+        return _fail(str(error))
+    except typer.TyperException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        return _fail(f"{_usage(error)} (see {where} --help)")
+
+
+def entry() -> NoReturn:
+    """The installed command. After an interrupt it ends at once: what has been torn from its work may hang at exit."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal may lack characters of ours, and a path may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    keep_interrupts()
+    with endings_raised():
+        status = main()
+    if status > _SIGNALLED:
+        with suppress(OSError):  # the terminal may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _fail(message: str) -> int:
+    print(f"{PROGRAM}: error: " + " ".join(message.split()), file=sys.stderr)
+    return FAILED
+
+
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the words of a command, with the value that was given."""
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    problems: list[Any] = getattr(
+        error.__cause__, "errors", list
+    )()  # pydantic's, where a value is not of its option's type
+    given = [repr(problem["input"]) for problem in problems if isinstance(problem.get("input"), str)]
+    return message + "".join(f", not {value}" for value in given if value not in message)
