@@ -61,6 +61,29 @@ def test_a_sentence_beside_a_book_waits_for_a_few_segments_only(max_batch_size: 
     assert engine.scheduler.abort(book)
 
 
+def test_places_are_kept_for_newcomers_where_some_are_expected() -> None:
+    engine, voice = engine_for_books(4), a_voice()
+    engine.scheduler.reserved = 1
+    parameters = SpeechParameters(max_tokens=50, seed=1)
+    engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", whole=False)
+    for _ in range(5):
+        engine.scheduler.step()
+    assert engine.scheduler.talking == 3
+    sentence = engine.scheduler.submit(SpeechRequest("Only this.", voice, parameters), "sentence")
+    engine.scheduler.step()
+    assert engine.scheduler.talking == 4  # at once
+    steps = 0
+    while not any(event.serial == sentence for event in engine.scheduler.step()):
+        steps += 1
+    assert steps <= 25  # its own 21 tokens, and S3Gen before all else
+    # Requests of one piece fill all places.
+    for _ in range(9):
+        engine.scheduler.submit(SpeechRequest("Only this.", voice, parameters))
+    engine.scheduler.step()
+    assert engine.scheduler.talking == 4
+    engine.scheduler.abort_all()
+
+
 def test_a_request_of_higher_priority_overtakes_a_book() -> None:
     engine, voice = engine_for_books(1), a_voice()
     parameters = SpeechParameters(max_tokens=50, seed=1)

@@ -45,7 +45,7 @@ class Job:
     cut: bool = False
     tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
-    live: set[str] = field(default_factory=set)  # ids of pieces in a stage's hands
+    live: set[str] = field(default_factory=set)  # ids of pieces in T3's or S3Gen's hands
     _voiced: dict[int, torch.Tensor] = field(default_factory=dict)  # ahead of an earlier piece
     _kept: list[torch.Tensor] = field(default_factory=list)
     _joiner: Joiner = field(default_factory=lambda: Joiner(SAMPLE_RATE))

@@ -61,6 +61,10 @@ class Scheduler:
 
     Args:
         max_untaken: seconds.
+
+    Attributes:
+        reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
+            piece of a long text to end. None where nobody comes unexpectedly.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Scheduler:
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
+        self.reserved = 0
         self._jobs: dict[int, Job] = {}
         self._turns: Turns[Job] = Turns()
         self._paused: set[int] = set()  # until their callers take what is ready
@@ -185,8 +190,9 @@ class Scheduler:
         idle = not self._talking and not self._ready
         if idle and self.preparation.pending:
             patience = min(patience, _GLANCE)
-        for piece_id, outcome in self.voicing.poll(patience if idle else 0.0):
-            self._deliver(piece_id, outcome)
+        if not self._holds_back():
+            for piece_id, outcome in self.voicing.poll(patience if idle else 0.0):
+                self._deliver(piece_id, outcome)
         return self.collect()
 
     def collect(self) -> list[Event]:
@@ -214,12 +220,16 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give T3 pieces of the requests whose turn it is, as many as it has room for."""
+        passed_over: list[Job] = []
         while len(self._talking) < self.max_admitted and self.voicing.waiting < self.max_waiting:
             job = self._turns.take()
             if job is None:
-                return
+                break
             if self._is_full(job):
                 self._paused.add(job.serial)
+                continue
+            if len(self._talking) >= self.max_admitted - self.reserved and job.live:
+                passed_over.append(job)
                 continue
             with self._its_own_fault(job):
                 self._talk(job, job.admitted)
@@ -227,6 +237,8 @@ class Scheduler:
                 job.admitted += 1
                 if job.admitted < len(job.pieces):
                     self._turns.add(job, job.request.priority)
+        for job in reversed(passed_over):
+            self._turns.add_first(job, job.request.priority)
 
     def _talk(self, job: Job, k: int) -> None:
         """Give T3 piece k."""
@@ -237,6 +249,16 @@ class Scheduler:
         self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms)
         self._talking[piece_id] = job, k
         job.live.add(piece_id)
+
+    def _holds_back(self) -> bool:
+        """Whether T3's next step comes first: where S3Gen works in this thread, and a listener has heard nothing yet.
+
+        A batch of S3Gen may take as long as hundreds of steps of T3.
+        """
+        if not self.voicing.works_in_poll or self.voicing.waiting >= self.max_waiting // 2:
+            return False
+        beginning = any(k == 0 for _, k in self._talking.values())
+        return beginning and not any(k == 0 for _, k in self._voicing.values())
 
     def _is_full(self, job: Job) -> bool:
         return job.waiting_samples > self.max_untaken * SAMPLE_RATE

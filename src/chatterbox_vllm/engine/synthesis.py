@@ -31,6 +31,7 @@ class Synthesis(Protocol):
     """What the scheduler needs of its S3Gen side. Segments are named by strings."""
 
     stage: S3GenStage
+    works_in_poll: bool  # in the caller's thread, and not beside it
 
     def warm_up(self, voice: Voice, steps: int) -> None:
         """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
@@ -71,6 +72,8 @@ class _Waiting:
 class InlineSynthesis:
     """Speaks one batch at each poll, in the caller's thread."""
 
+    works_in_poll = True
+
     def __init__(self, stage: S3GenStage, watermarker: Watermarker | None):
         self.stage = stage
         self.watermarker = watermarker
@@ -107,6 +110,8 @@ class InlineSynthesis:
 
 class ThreadedSynthesis:
     """Speaks batches in a thread with a CUDA stream; watermarks in others. On other devices it has threads alone."""
+
+    works_in_poll = False
 
     def __init__(self, stage: S3GenStage, watermarker: Watermarker | None, device: torch.device):
         self.stage = stage

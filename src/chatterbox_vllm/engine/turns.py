@@ -22,6 +22,10 @@ class Turns(Generic[T]):
         """Put an entry at the end of its queue, as a newcomer or for its next turn."""
         self._queues.setdefault(priority, deque()).append(entry)
 
+    def add_first(self, entry: T, priority: int) -> None:
+        """Put an entry back at the head of its queue, since it could not use its turn."""
+        self._queues.setdefault(priority, deque()).appendleft(entry)
+
     def take(self) -> T | None:
         """Remove and return the entry whose turn it is; None where nobody waits."""
         if not self._queues:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 Event = SpeechChunk | SpeechResult
 # How long the loop waits for S3Gen before it looks for new requests again.
 _PATIENCE = 0.005
+# Of so many places at T3, one is kept for requests that have none yet.
+_PLACES_PER_RESERVED = 16
 # How long it sleeps where all that is left waits for callers to take their audio, before it looks at deadlines again.
 _NAP = 0.05
 
@@ -99,6 +101,7 @@ class AsyncChatterbox:
         self._meter = Meter(self.limits, tts.sr)
         self._scheduler, self._talker = tts.lend_scheduler(self.close)
         self._scheduler.max_untaken = self.limits.waiting_seconds
+        self._scheduler.reserved = -(-(self._scheduler.max_admitted - 1) // _PLACES_PER_RESERVED)
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._callers: dict[int, _Caller] = {}  # by the request's number
         self._labels: dict[str, int] = {}
@@ -185,6 +188,7 @@ class AsyncChatterbox:
                 self._closed = True
                 self._commands.put(None)
                 self._thread.join()
+                self._scheduler.reserved = 0
                 self.tts.return_scheduler()
 
     async def __aenter__(self) -> Self:

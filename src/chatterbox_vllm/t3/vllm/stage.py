@@ -141,9 +141,11 @@ class T3Stage:
                 remedy = _LESS_MEMORY if "memory" in f"{type(error).__name__} {error}".lower() else ""
                 raise DeviceError(f"the T3 engine cannot start: {error}{remedy}") from error
             raise
+        if device.type == "cuda":
+            self._speak_once()
 
     def _start(self, directory: Path, quantization: str | None) -> Any:
-        from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
+        from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode, KernelConfig
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -177,6 +179,8 @@ class T3Stage:
             gpu_memory_utilization=self._memory_share(),
             enforce_eager=not options.cuda_graphs,
             compilation_config=compilation,
+            # It compiles kernels for every batch there may be, 30 s at each start; `_speak_once` compiles what is used.
+            kernel_config=KernelConfig(enable_jit_warmup=False),
             cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
             logits_processors=[_FORCING, _SAMPLER] if options.teacher_forcing else [_SAMPLER],
             disable_log_stats=True,
@@ -187,6 +191,15 @@ class T3Stage:
         )
         with working_on(self._stream):
             return LLMEngine.from_engine_args(arguments)
+
+    def _speak_once(self) -> None:
+        """Take in a short prompt and draw tokens: the first request need not wait for kernels to be compiled."""
+        sampling = Sampling(
+            cfg_weight=0.5, temperature=0.8, min_p=0.05, top_p=0.95, repetition_penalty=1.2, max_tokens=3
+        )
+        self.add("warm-up", torch.zeros(8, self.config.guidance_streams * self.config.hidden_size), sampling, seed=0)
+        while self.unfinished:
+            self.step()
 
     def _memory_share(self) -> float:
         """Of the card that must be free at the start; vLLM would insist on 92 %, though it is told its cache's size."""
