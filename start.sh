@@ -201,6 +201,8 @@ fi
 if [[ ${1:-} == test ]]; then
     shift
     cd -- "$here"
+    # All of them: two processes at once, of which one has the tests at full size.
+    (($#)) || set -- -n 2 --dist loadgroup
     exec "$python" -m pytest "$@"
 fi
 [[ $reinstall == yes && $# -eq 0 ]] && exit 0

@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from . import parity_table
 from .reasons import refuse_unnamed_skip
 
 # Spin-waiting OpenMP threads on shared cores cost an order of magnitude; vLLM must not pin cores either.
@@ -38,8 +40,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(PARITY):
+        full_size = item.path.is_relative_to(PARITY)
+        if full_size:
             item.add_marker("full_size")
+        if config.pluginmanager.hasplugin("xdist"):
+            # A file's models serve all its tests, and there is memory for the full-size model once.
+            item.add_marker(pytest.mark.xdist_group("parity" if full_size else item.path.stem))
     skipped = _skipped_markers(config)
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in skipped)]
     if left_out:
@@ -51,7 +57,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     refuse_unnamed_skip(report)
+    parity_table.attach(report)
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    parity_table.collect(report)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    parity_table.write(terminalreporter)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -126,7 +126,7 @@ def test_speaks_from_the_directory(demo: Path, nf4: Path, tmp_path: Path) -> Non
             assert tts.t3_stage.options.quantization == "bnb-4bit" and tts.t3_stage.options.dtype == torch.float32
             assert tts.quantization == AGGRESSIVE
             wave = tts.generate("Hello.", max_tokens=40, seed=1)
-            voice = tts._enroller.enrol(wave[0].repeat(2).numpy(), tts.sr)
+            voice = tts._enroller.enrol(babble(2), tts.sr)
             return tts.get_quantization_info(), wave, voice.conditioning.speaker_embedding
 
     info, wave, speaker = speak(nf4)
@@ -358,7 +358,7 @@ def test_the_command(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for arguments, named in (
         (("--method", "bnb-8bit", "-o", str(out)), "there already"),
         (("-o", "x"), "nothing to quantize"),
-        (("--strategy", "mixed", "--s3gen", "bnb-4bit", "-o", "x"), "--strategy mixed"),
+        (("--strategy", "mixed", "--s3gen", "bnb-4bit", "-o", "x"), "--quantization-strategy mixed"),
         (("--method", "bnb-8bit", "--no-double-quant", "-o", "x"), "--no-double-quant"),
         (("--s3gen", "bnb-8bit", "--voice", "clip.wav", "-o", "x"), "--voice"),
         (("--s3gen", "bnb-8bit", "--device", "cpu", "-o", "x"), "--device"),

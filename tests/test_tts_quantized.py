@@ -22,6 +22,8 @@ from chatterbox_vllm.setup.planning import Settings
 from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.setup.tiers import Plan, tier_named
 
+from .made_up_clips import babble
+
 SMALL: dict[str, Any] = {"max_model_len": 384, "max_batch_size": 1, "watermark": False}
 TEXT = "Hello there."
 
@@ -44,7 +46,7 @@ def test_flow_and_voice_encoder(demo: Path, tmp_path: Path) -> None:
         wave = tts.generate(TEXT, seed=1, max_tokens=60)
         assert torch.isfinite(wave).all() and wave.abs().max() > 0.01
         assert torch.equal(tts.generate(TEXT, seed=1, max_tokens=60), wave)
-        tts._enroller.enrol(wave[0].repeat(2).numpy(), tts.sr)
+        tts._enroller.enrol(babble(2), tts.sr)
         encoder = tts.get_quantization_info()["voice_encoder"]
         assert encoder["method"] == "bnb-8bit" and encoder["quantized_layers"] == encoder["linear_layers"] == 2
         assert encoder["bytes_per_weight"] <= 1.01

@@ -1,4 +1,4 @@
-"""Fixtures of the parity tests: goldens, the full-size synthetic checkpoint, and the table at the end."""
+"""Fixtures of the parity tests: goldens and the full-size synthetic checkpoint."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import torch
 
 from chatterbox_vllm import ChatterboxTTS
 
+from .. import parity_table
 from ..reasons import NO_TOKENIZER
 from .oracle.checkpoint import write_english
 
 HERE = Path(__file__).parent
 SHARED_PARITY = HERE.parents[2] / "shared" / "parity"
-
-_ROWS: list[tuple[str, float, float]] = []
-_ABSENT: dict[str, str] = {}  # stage -> why some of its checks did not run
 
 
 class Goldens:
@@ -70,11 +68,13 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_english(directory, find_published_tokenizer())
 
 
-@pytest.fixture(scope="session")
+# For this package alone: other tests are not to have its threads, nor its memory.
+@pytest.fixture(scope="package")
 def english(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:
     """The whole model at its full size, float32, on the CPU."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    # Beside another process of tests, threads would wait for each other's cores.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
     with ChatterboxTTS.from_local(checkpoint_dir, "cpu", max_model_len=256, max_batch_size=16) as tts:
         yield tts
     torch.set_num_threads(threads)
@@ -85,11 +85,11 @@ class Parity:
 
     def absent(self, stage: str, reason: str) -> NoReturn:
         """Skip the test, and say in the table which row is short of it."""
-        _ABSENT.setdefault(stage, reason)
+        parity_table.note_absent(stage, reason)
         pytest.skip(reason)
 
     def check(self, stage: str, error: float, bound: float) -> None:
-        _ROWS.append((stage, float(error), bound))
+        parity_table.note(stage, float(error), bound)
         assert error <= bound, f"{stage}: error {error:.3g} is over the bound {bound:.3g}"
 
     def absolute(self, stage: str, got: Any, golden: Any, bound: float) -> None:
@@ -112,21 +112,3 @@ class Parity:
 @pytest.fixture(scope="session")
 def parity() -> Parity:
     return Parity()
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not _ROWS and not _ABSENT:
-        return
-    worst: dict[str, tuple[float, float, int]] = {}
-    for stage, error, bound in _ROWS:
-        key = stage.partition(":")[0]
-        seen, _, count = worst.get(key, (0.0, bound, 0))
-        worst[key] = (max(seen, error), bound, count + 1)
-    terminalreporter.section("parity with the published implementation (float32, CPU)")
-    terminalreporter.write_line(f"{'stage':<44} {'largest error':>14} {'bound':>10} {'checks':>7}")
-    for stage, (error, bound, count) in worst.items():
-        limit = "identical" if bound == 0 else f"{bound:.0e}"
-        shown = f"{int(error)} differ" if bound == 0 else f"{error:.2e}"
-        terminalreporter.write_line(f"{stage:<44} {shown:>14} {limit:>10} {count:>7}")
-    for stage, reason in _ABSENT.items():
-        terminalreporter.write_line(f"{stage:<44} not all checked: {reason}")
