@@ -1,8 +1,8 @@
 """Attention of a decode step as one Triton kernel: each sequence's one new token attends to all that is cached of it.
 
-For T3 every query head has keys and values of its own, so nothing can be shared between heads: the kernel reads each key
-and value once and multiplies as it reads. Kernels that use matrix units work on tiles of 64 queries, of which one is
-real here.
+For T3 every query head has keys and values of its own, so nothing can be shared between heads: the kernel reads each
+key and value once and multiplies as it reads. Kernels that use matrix units work on tiles of 64 queries, of which one
+is real here.
 """
 
 # mypy: disable-error-code="no-untyped-def, import-untyped"
