@@ -67,6 +67,7 @@ class ToneS3Gen:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.steps = 0
 
     def frames(self, speech_tokens, prompt):
         return 2 * (len(prompt.tokens) + speech_tokens), 2 * speech_tokens
@@ -77,8 +78,12 @@ class ToneS3Gen:
     def draw_noise(self, seed, speech_tokens, prompt):
         return torch.rand(1, generator=torch.Generator().manual_seed(seed))
 
-    def synthesize(self, requests, steps):
+    def synthesize(self, requests, steps, between=None):
         self.batches.append(len(requests))
+        for _ in range(steps):
+            self.steps += 1
+            if between is not None:
+                between()
         if any(UNLUCKY in r.speech_tokens for r in requests):
             raise RuntimeError("unlucky")
         return [torch.cat([r.speech_tokens.float(), r.noise]) for r in requests]

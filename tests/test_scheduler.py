@@ -203,6 +203,28 @@ def test_abort_at_every_stage(voice: Voice) -> None:
         assert not engine.talker.running and not engine.voicing.busy and engine.scheduler.talking == 0
 
 
+def test_an_abort_or_a_deadline_ends_the_work_of_s3gen(voice: Voice) -> None:
+    for late in (False, True):
+        engine = Engine(letters, max_batch_size=1)
+        parameters = SpeechParameters(max_tokens=50, diffusion_steps=10, seed=1)
+        deadline = 0.2 if late else None
+        dropped = engine.scheduler.submit(SpeechRequest("Abcdef.", voice, parameters, deadline=deadline), "dropped")
+        kept = engine.scheduler.submit(SpeechRequest("Ghi.", voice, parameters), "kept")
+
+        def meanwhile(engine: Engine = engine, dropped: int = dropped, late: bool = late) -> None:
+            if engine.s3gen.steps == 3:
+                if late:
+                    time.sleep(0.25)
+                else:
+                    assert engine.scheduler.abort(dropped)
+
+        engine.scheduler.meanwhile = meanwhile
+        results = {event.serial: event for event in drain(engine) if isinstance(event, SpeechResult)}
+        assert isinstance(results[dropped].error, DeadlineError if late else AbortedError)
+        assert results[kept].error is None and results[kept].samples == 5
+        assert engine.s3gen.steps == (4 if late else 3) + 10  # of the dropped one not all ten
+
+
 def test_requests_are_read_only_as_far_ahead_as_needed(voice: Voice) -> None:
     engine, read = Engine(letters, max_batch_size=2), 0
 

@@ -39,7 +39,7 @@ class SlowS3Gen:
     def record_graphs(self, most_frames: int, longest: int) -> int:
         return 0
 
-    def synthesize(self, requests, steps: int) -> list[torch.Tensor]:
+    def synthesize(self, requests, steps: int, between=None) -> list[torch.Tensor]:
         self.batches.append([len(request.speech_tokens) for request in requests])
         self.begun.release()
         assert self.go.acquire(timeout=30)

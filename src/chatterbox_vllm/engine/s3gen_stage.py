@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,10 @@ MOST_FRAMES = 48_000
 _BATCH_COST = 1500
 _FILLED_UP = 1.1  # how much longer batches become by being filled up, as an estimate
 _LONGEST_TOKENS = 1000  # of an utterance, as published: 40 s
+
+
+class AbandonedError(Exception):
+    """Nobody waits for this batch any more."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +109,34 @@ class S3GenStage:
     def _frames(self, utterance: TokensToSpeak) -> int:
         return self.model.frames(len(utterance.speech_tokens), utterance.voice.prompt)[0]
 
-    def run(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor | ChatterboxError]:
+    def run(
+        self, utterances: Sequence[TokensToSpeak], between: Callable[[], object] | None = None
+    ) -> list[torch.Tensor | ChatterboxError]:
         """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.
 
         The waveforms of a batch may share a block of memory: copy what is kept.
 
         At most `max_batch_size` utterances, all of one step count. Where a batch fails, its utterances are tried one by
         one, so that the one at fault does not take the others with it.
+
+        Args:
+            between: called between the steps of the flow; it may raise `AbandonedError`.
+
+        Raises:
+            AbandonedError: of `between`.
         """
         try:
-            return list(self._synthesize(utterances))
+            return list(self._synthesize(utterances, between))
+        except AbandonedError:
+            raise
         except Exception as error:
             if len(utterances) == 1:
                 return [_as_own_error(error)]
-        return [outcome for utterance in utterances for outcome in self.run([utterance])]
+        return [outcome for utterance in utterances for outcome in self.run([utterance], between)]
 
-    def _synthesize(self, utterances: Sequence[TokensToSpeak]) -> list[torch.Tensor]:
+    def _synthesize(
+        self, utterances: Sequence[TokensToSpeak], between: Callable[[], object] | None
+    ) -> list[torch.Tensor]:
         requests = [
             S3GenRequest(
                 speech_tokens=torch.tensor(utterance.speech_tokens, dtype=torch.int64),
@@ -129,7 +145,7 @@ class S3GenStage:
             )
             for utterance in utterances
         ]
-        return rows_to_host(self.model.synthesize(requests, steps=utterances[0].steps))
+        return rows_to_host(self.model.synthesize(requests, utterances[0].steps, between))
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
         return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice.prompt)

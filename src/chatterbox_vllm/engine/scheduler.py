@@ -12,7 +12,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -71,6 +71,7 @@ class Scheduler:
     Attributes:
         reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
             piece of a long text to end. None where nobody comes unexpectedly.
+        meanwhile: called now and then where S3Gen works in this thread; it may submit and abort.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
         self.reserved = 0
+        self.meanwhile: Callable[[], object] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
         self._filled = False  # all places were taken, and few are free again
         self._jobs: dict[int, Job] = {}
@@ -201,9 +203,15 @@ class Scheduler:
         if idle and self.preparation.pending:
             patience = min(patience, _GLANCE)
         if not self._holds_back():
-            for piece_id, outcome in self.voicing.poll(patience if idle else 0.0):
+            for piece_id, outcome in self.voicing.poll(patience if idle else 0.0, self._between):
                 self._deliver(piece_id, outcome)
         return self.collect()
+
+    def _between(self) -> None:
+        """Between two steps of S3Gen's flow in this thread, each of which may take seconds on a CPU."""
+        self._drop_late()
+        if self.meanwhile is not None:
+            self.meanwhile()
 
     def collect(self) -> list[Event]:
         """What is ready without another step."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -19,7 +20,7 @@ import torch
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.cuda.streams import Urgency, new_stream
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
-from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
+from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage, TokensToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.voices.voice import Voice
 
@@ -40,8 +41,12 @@ class Synthesis(Protocol):
     def drop(self, segment_ids: set[str]) -> None:
         """Forget segments; those in a running batch finish and their audio is thrown away."""
 
-    def poll(self, patience: float) -> list[tuple[str, Outcome]]:
-        """What has finished, waiting up to `patience` seconds for the first."""
+    def poll(self, patience: float, between: Callable[[], object] | None = None) -> list[tuple[str, Outcome]]:
+        """What has finished, waiting up to `patience` seconds for the first.
+
+        Args:
+            between: called now and then where the work is done here; it may drop what is being worked on.
+        """
 
     @property
     def waiting(self) -> int:
@@ -78,6 +83,7 @@ class InlineSynthesis:
         self.stage = stage
         self.watermarker = watermarker
         self._waiting = _Waiting()
+        self._wanted: set[str] = set()  # of the batch in work
 
     def warm_up(self, voice: Voice, steps: int) -> None:
         """Nothing is compiled on a CPU."""
@@ -86,15 +92,28 @@ class InlineSynthesis:
         self._waiting.entries[segment_id] = utterance
 
     def drop(self, segment_ids: set[str]) -> None:
+        self._wanted -= segment_ids
         for segment_id in segment_ids:
             self._waiting.entries.pop(segment_id, None)
 
-    def poll(self, patience: float) -> list[tuple[str, Outcome]]:
+    def poll(self, patience: float, between: Callable[[], object] | None = None) -> list[tuple[str, Outcome]]:
         batch = self._waiting.take(self.stage)
         if not batch:
             return []
-        outcomes = self.stage.run(list(batch.values()))
-        return [(key, _marked(self.watermarker, o)) for key, o in zip(batch, outcomes, strict=True)]
+        self._wanted = set(batch)
+
+        def meanwhile() -> None:
+            if between is not None:
+                between()
+            if not self._wanted:
+                raise AbandonedError
+
+        try:
+            outcomes = self.stage.run(list(batch.values()), meanwhile)
+        except AbandonedError:
+            return []
+        found = zip(batch, outcomes, strict=True)
+        return [(key, _marked(self.watermarker, outcome)) for key, outcome in found if key in self._wanted]
 
     @property
     def waiting(self) -> int:
@@ -158,7 +177,7 @@ class ThreadedSynthesis:
                 if self._waiting.entries.pop(segment_id, None) is None and segment_id in self._out:
                     self._dropped.add(segment_id)
 
-    def poll(self, patience: float) -> list[tuple[str, Outcome]]:
+    def poll(self, patience: float, between: Callable[[], object] | None = None) -> list[tuple[str, Outcome]]:
         finished: list[tuple[str, Outcome]] = []
         while self.busy:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -142,18 +142,23 @@ class S3Gen(S3GenNetworks):
         _, generated = self.frames(speech_tokens, prompt)
         return self.noise_source.utterance(seed, len(prompt.mel), generated)
 
-    def synthesize(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
+    def synthesize(
+        self, requests: Sequence[S3GenRequest], steps: int = 10, between: Callable[[], object] | None = None
+    ) -> list[torch.Tensor]:
         """Waveforms at 24 kHz, one [samples] float32 within +-0.99 for each request, on the model's device.
 
         Args:
             requests: utterances of any lengths and voices.
             steps: Euler steps of the flow.
+            between: called before each of them and before the vocoder; what it raises ends the work.
 
         Raises:
             GenerationError: a request has no speech tokens, or an id outside the codebook; half precision overflowed.
             ConfigError: noise of the wrong shape, or fewer than one step.
         """
-        mels = self._generated(self._flow(requests, steps), requests)
+        mels = self._generated(self._flow(requests, steps, between), requests)
+        if between is not None:
+            between()
         waves = self.waveform(mels, [request.noise for request in requests])
         self._require_finite({"mel": mels, "waveform": waves})
         return waves
@@ -181,7 +186,9 @@ class S3Gen(S3GenNetworks):
 
     @torch.inference_mode()
     @ieee_float32()
-    def _flow(self, requests: Sequence[S3GenRequest], steps: int) -> list[torch.Tensor]:
+    def _flow(
+        self, requests: Sequence[S3GenRequest], steps: int, between: Callable[[], object] | None = None
+    ) -> list[torch.Tensor]:
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, found {steps}")
         if not requests:
@@ -193,6 +200,7 @@ class S3Gen(S3GenNetworks):
             [self._prepared(request.prompt) for request in requests],
             [request.noise.z for request in requests],
             steps,
+            between,
         )
 
     def _prepared(self, prompt: FlowPrompt) -> PreparedPrompt:

@@ -102,6 +102,7 @@ class AsyncChatterbox:
         self._scheduler, self._talker = tts.lend_scheduler(self.close)
         self._scheduler.max_untaken = self.limits.waiting_seconds
         self._scheduler.reserved = -(-(self._scheduler.max_admitted - 1) // _PLACES_PER_RESERVED)
+        self._scheduler.meanwhile = self._obey
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._callers: dict[int, _Caller] = {}  # by the request's number
         self._labels: dict[str, int] = {}
@@ -189,6 +190,7 @@ class AsyncChatterbox:
                 self._commands.put(None)
                 self._thread.join()
                 self._scheduler.reserved = 0
+                self._scheduler.meanwhile = None
                 self.tts.return_scheduler()
 
     async def __aenter__(self) -> Self:
@@ -300,6 +302,17 @@ class AsyncChatterbox:
                         return
                     command()
             self._publish(scheduler.step(_PATIENCE))
+
+    def _obey(self) -> None:
+        """Do what was asked for while S3Gen works in this thread, so that to cancel need not wait for its end."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self._commands.get_nowait()
+                if command is None:
+                    self._scheduler.abort_all()
+                    self._commands.put(None)  # for the loop, which ends then
+                    return
+                command()
 
     def _nap(self) -> float | None:
         """Seconds to wait for a command before the next step; None waits until there is one."""

@@ -54,6 +54,7 @@ class TokenToMel:
         prompts: Sequence[PreparedPrompt],
         z: Sequence[torch.Tensor],
         steps: int,
+        between: Callable[[], object] | None = None,
     ) -> list[torch.Tensor]:
         """Mels [prompt + generated frames, mels] float32, one for each utterance.
 
@@ -61,6 +62,7 @@ class TokenToMel:
             speech: speech tokens of each utterance, [n] int64 on the host.
             z: see `S3GenNoise`.
             steps: Euler steps.
+            between: see `solve`.
         """
         device, dtype = self.device, self.execution.dtype
         sent = to_device(torch.cat(list(speech)), device).split([len(tokens) for tokens in speech])
@@ -80,6 +82,7 @@ class TokenToMel:
             span=span,
             times=times,
             tables=layout.tables,
+            between=between,
         )
         return layout.unpack(mel)
 

@@ -49,6 +49,7 @@ def solve(
     span: torch.Tensor,
     times: torch.Tensor,
     tables: tuple[torch.Tensor, ...] = (),
+    between: Callable[[], object] | None = None,
 ) -> torch.Tensor:
     """Follow the flow from the noise `z` to a mel.
 
@@ -59,11 +60,14 @@ def solve(
         span: [steps + 1] float32, see `time_span`.
         times: [steps, stages, channels], the estimator's time table of the steps.
         tables: what tells the estimator rows apart, a layout's.
+        between: called before each step; what it raises ends the work.
 
     Returns:
         [..., mels] float32; the frames of the prompt and the padding carry no meaning.
     """
     x = z
     for time, step in zip(times, span.diff(), strict=True):
+        if between is not None:
+            between()
         x = x + step * velocity(x, condition, time, *tables)
     return x
