@@ -6,6 +6,7 @@ python -m training.text --corpus DIR --out DIR writes `tokenizer.json` in the pu
 from __future__ import annotations
 
 import argparse
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.english import ENGLISH
 from training.data import Corpus
+from training.small import SMALL
 
 FILE = ENGLISH.tokenizer
 # The published ids of the tokens that the package needs; the first two stand in the configuration too.
@@ -93,9 +95,7 @@ def _merged(texts: list[str], characters: list[str], merges: int) -> tuple[list[
     tokenizer.train_from_iterator(texts, trainer)
     vocabulary = tokenizer.get_vocab()
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
-    # A merge's piece is its two halves joined; the library tells the pairs only in its file.
-    import json
-
+    # The library tells the pairs in its file alone.
     pairs = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return pieces, pairs
 
@@ -109,8 +109,6 @@ def _without_accents(text: str) -> str:
 
 
 def main() -> None:
-    from training.small import SMALL_CONFIG
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -120,7 +118,7 @@ def main() -> None:
     texts = [spoken_form(corpus.utterances[i].text) for i in corpus.training]
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / FILE
-    train_text_tokenizer(texts, SMALL_CONFIG.t3, arguments.merges).save(str(path))
+    train_text_tokenizer(texts, SMALL.t3, arguments.merges).save(str(path))
     print(f"{path}: {len(Tokenizer.from_file(str(path)).get_vocab())} ids from {len(texts)} texts")
 
 

@@ -5,7 +5,7 @@ the clip, go to two heads that are thrown away afterwards: one names the phoneme
 flow from them and from a vector of the speaker. As the speaker comes from outside, tokens gain nothing by telling him;
 and the input's formants are shifted now and then while the mel to be made stays.
 
-At the end the averaged weights are in OUT/weights and the tokens of all utterances in OUT/tokens.npz.
+At the end the averaged weights are in OUT/weights, and the tokens of all utterances in the directory of --codes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.voices.nets.speech_tokenizer import FRAMES_PER_TOKEN, SpeechTokenizer
 from training.augment import disturbed
+from training.codes import CODES, save_tokens
 from training.data import Corpus
-from training.derived import TOKENS, save_rows
 from training.features import Flat, batches, corpus_features, endless
 from training.loop import Average, Run, adamw, add_arguments, autocast, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds, ctc_loss, edit_distance, greedy
+from training.small import SMALL
 from training.weights import keep_weights, load_weights, warm_start
 
 MEL_BINS = 80  # of the flow's mel, two frames a token
@@ -327,7 +328,7 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
         say(run, evaluate(model, material, held_out, budget))
     keep_weights(arguments.out, average.module_state(), asdict(config))
     model.load_state_dict(load_weights(arguments.out))  # the tokens are those of the weights as they are kept
-    save_rows(arguments.out / TOKENS, corpus_tokens(model.tokenizer, material.heard))
+    save_tokens(arguments.codes or arguments.out.parent / CODES, corpus_tokens(model.tokenizer, material.heard))
     return model
 
 
@@ -345,6 +346,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--corpus", type=Path, required=True)
     add_arguments(options, seconds=240)
+    options.add_argument("--codes", type=Path, help="directory for the corpus's tokens; by default `codes` beside --out")
     options.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     options.add_argument("--batch-seconds", type=float, default=400.0, help="of audio, padding included")
     options.add_argument("--mel-weight", type=float, default=2.0)
@@ -355,9 +357,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    from training.small import SMALL_CONFIG
-
-    train(parser().parse_args(), SMALL_CONFIG.s3gen.tokenizer)
+    train(parser().parse_args(), SMALL.s3gen.tokenizer)
 
 
 if __name__ == "__main__":
