@@ -27,10 +27,10 @@ from training.augment import disturbed
 from training.codes import CODES, save_tokens
 from training.data import Corpus
 from training.features import Flat, batches, corpus_features, endless
-from training.loop import Average, Run, adamw, add_arguments, autocast, exact_float32, prepare, rate_at, set_rate
+from training.loop import Average, Run, adamw, add_arguments, autocast, exact_float32, load_checkpoint, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds, ctc_loss, edit_distance, greedy
 from training.small import SMALL
-from training.weights import keep_weights, load_weights, warm_start
+from training.weights import WEIGHTS, keep_weights, load_weights, warm_start
 
 MEL_BINS = 80  # of the flow's mel, two frames a token
 MEL_FRAMES = 2
@@ -124,6 +124,16 @@ class Trained(nn.Module):
         scale = DEVIATION / variances[kept].clamp(min=1e-8).sqrt()
         layer.weight.copy_(directions[:, kept].T * scale[:, None])
         layer.bias.copy_(-layer.weight @ states.mean(0))
+
+
+def load_trained(out: Path) -> Trained:
+    """The tokenizer and its heads from the weights that a training left in `out`."""
+    state = load_weights(out)
+    config = SpeechTokenizerConfig(**load_checkpoint(out / WEIGHTS)["config"])
+    phonemes = len(state["heads.phoneme_logits.bias"]) // CTC_STEPS
+    model = Trained(config, phonemes, len(state["heads.speaker.weight"]))
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def levels_penalty(raw: torch.Tensor) -> torch.Tensor:
@@ -266,6 +276,11 @@ def evaluate(model: Trained, material: Material, indices: list[int], budget: int
         "perplexity": math.exp(float(-(share * share.log()).sum())),
         "codes_used": float(len(share)),
     }
+
+
+def codes_of(tokens: torch.Tensor, codes: int = 8) -> torch.Tensor:
+    """Rounded values, float32 [..., codes], of ids [...]; the reverse of `code_ids`."""
+    return (tokens[..., None] // 3 ** torch.arange(codes, device=tokens.device) % 3 - 1).float()
 
 
 def code_ids(codes: torch.Tensor) -> torch.Tensor:
