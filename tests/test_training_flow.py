@@ -13,10 +13,10 @@ from chatterbox_vllm.checkpoint.config import FlowConfig, S3GenConfig, XVectorCo
 from chatterbox_vllm.s3gen.flow.solver import time_span, velocity_of
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
-from tests.test_training_features import spoken, write_corpus
+from tests.test_training_frames import spoken, write_corpus
 from training import flow
 from training.codes import Codes
-from training.features import Features
+from training.frames import Features
 from training.rows import batches
 
 TINY = S3GenConfig(

@@ -22,7 +22,7 @@ from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING, FlowEncoder, Relative
 from chatterbox_vllm.s3gen.flow.estimator import Estimator
 from training.codes import Codes
 from training.data import Corpus
-from training.features import Features
+from training.frames import Features
 from training.loop import Average, Run, adamw, add_arguments, autocast, prepare, rate_at, set_rate
 from training.rows import Rows, batches
 from training.small import SMALL

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.audio.features import RATE_24K
-from training.features import windows_of
+from training.frames import windows_of
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 550.0
 _PERIODS = 3  # of the lowest pitch in a window

@@ -13,7 +13,7 @@ import torch
 from chatterbox_vllm.audio.features import prompt_mel
 from training.codes import Codes, tokens_of
 from training.data import Corpus
-from training.features import Features
+from training.frames import Features
 from training.pitch import pitch_of
 
 
