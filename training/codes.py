@@ -10,6 +10,7 @@ A directory of four arrays, a row or a stretch for each utterance of the corpus,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing_extensions import Self
 from chatterbox_vllm.audio.features import HOP_16K
 from chatterbox_vllm.voices.nets.speech_tokenizer import FRAMES_PER_TOKEN
 
+CODES = "codes"  # the directory's name, beside those of the nets
 SAMPLES_PER_TOKEN = 960  # at 24 kHz
 _ARRAYS = {"tokens": np.int16, "counts": np.int32, "xvectors": np.float32, "embeddings": np.float32}
 
@@ -58,6 +60,20 @@ class Codes:
         directory.mkdir(parents=True, exist_ok=True)
         for name, kind in _ARRAYS.items():
             np.save(directory / f"{name}.npy", getattr(self, name).astype(kind))
+
+
+def save_tokens(directory: Path, tokens: Sequence[np.ndarray]) -> None:
+    """Write what `training.tokenizer` says of a corpus: the speech tokens of every utterance, [n] each."""
+    directory.mkdir(parents=True, exist_ok=True)
+    np.save(directory / "tokens.npy", np.concatenate(tokens).astype(np.int16))
+    np.save(directory / "counts.npy", np.array([len(row) for row in tokens], np.int32))
+
+
+def save_vectors(directory: Path, xvectors: np.ndarray, embeddings: np.ndarray) -> None:
+    """Write what `training.speakers` says of a corpus, [utterances, size] each."""
+    directory.mkdir(parents=True, exist_ok=True)
+    np.save(directory / "xvectors.npy", xvectors.astype(np.float32))
+    np.save(directory / "embeddings.npy", embeddings.astype(np.float32))
 
 
 def tokens_of(samples: int) -> int:
