@@ -2,6 +2,8 @@
 
     python -m training.flow --corpus CORPUS --tokens CODES --out OUT --seconds 360 --device cuda --resume
 
+At the end the averaged weights are in OUT/weights.
+
 A streaming flow would be taught with chunked attention here: a mask of allowed keys beside `padding`, drawn anew for
 every batch, in the encoder's and the estimator's attention. Neither takes one yet.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from training.frames import Features
 from training.loop import Average, Run, adamw, add_arguments, autocast, prepare, rate_at, set_rate
 from training.rows import Rows, batches
 from training.small import SMALL
+from training.weights import keep_weights, warm_start
 
 _DROPPED = 0.2  # share of rows that the unconditional stream of the guidance is taught with
 _PRIOR = 0.1  # weight of the encoder's mean as a mel of its own
@@ -153,6 +157,7 @@ def train(arguments: argparse.Namespace, config: S3GenConfig = SMALL.s3gen) -> F
     networks.initialise(features.mels[:: max(1, len(features.mels) // 100_000)].float().mean(0).cpu())
     networks.to(device)
     optimizer = adamw(networks, arguments.rate)
+    warm_start(arguments, networks)
     average = Average(networks, arguments.decay)
     make = Batches(features, codes, device)
     rng = np.random.default_rng(arguments.seed)
@@ -178,6 +183,7 @@ def train(arguments: argparse.Namespace, config: S3GenConfig = SMALL.s3gen) -> F
         run.note(flow=matching, prior=prior, norm=norm, frames=float(z.shape[0] * z.shape[1]))
         if checked is not None and step % _HELD_OUT_EVERY == 0:
             run.note(held_out=held_out_loss(networks, average, checked, device))
+    keep_weights(arguments.out, average.module_state(), asdict(config.flow))
     return networks
 
 

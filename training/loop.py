@@ -163,8 +163,13 @@ def rate_at(progress: float, peak: float, warmup: float = 0.02, last: float = 0.
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """All groups get `rate`, times their own "scale" where they have one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        scaled = rate * group.get("scale", 1.0)
+        if isinstance(group["lr"], torch.Tensor):  # which a CUDA graph reads
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 def adamw(
@@ -223,8 +228,8 @@ class Average:
 def prepare(arguments: argparse.Namespace) -> torch.device:
     """Seed everything, and let matrix products and convolutions use TF32 on CUDA."""
     torch.manual_seed(arguments.seed)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    for operators in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        operators.fp32_precision = "tf32"
     return torch.device(arguments.device)
 
 
