@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from training import flow
+from training.codes import Codes
+from training.frames import Features
+from training.rows import batches
 
 from chatterbox_vllm.checkpoint.config import FlowConfig, S3GenConfig, XVectorConfig
 from chatterbox_vllm.s3gen.flow.solver import time_span, velocity_of
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from tests.test_training_frames import spoken, write_corpus
-from training import flow
-from training.codes import Codes
-from training.frames import Features
-from training.rows import batches
 
 TINY = S3GenConfig(
     xvector=XVectorConfig(embedding_size=16),
@@ -47,7 +47,7 @@ def networks() -> flow.FlowNetworks:
 def test_the_trained_velocity_is_the_solvers() -> None:
     trained = networks()
     model = S3Gen(TINY)
-    model.load_state_dict({k: v for k, v in trained.state_dict().items()}, strict=False)
+    model.load_state_dict(trained.state_dict(), strict=False)
     lengths = torch.tensor([9, 13])
     tokens = torch.randint(0, 6561, (2, 13))
     xvector, mel, z = torch.randn(2, 16), torch.randn(2, 26, 80), torch.randn(2, 26, 80)

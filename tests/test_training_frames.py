@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from chatterbox_vllm.audio.features import prompt_mel
 from training.codes import Codes, tokens_of
 from training.data import Corpus
 from training.frames import Features
 from training.pitch import pitch_of
+
+from chatterbox_vllm.audio.features import prompt_mel
 
 
 def spoken(seconds: float, hertz: float, seed: int = 0) -> np.ndarray:

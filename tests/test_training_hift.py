@@ -6,16 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from chatterbox_vllm.checkpoint.config import HiFTConfig, S3GenConfig
-from chatterbox_vllm.s3gen.vocoder.hift import HiFT
-from tests.test_training_frames import spoken, write_corpus
 from training import hift
 from training.discriminators import Discriminators, discriminator_loss, generator_losses
 from training.spectral import SpectralDistance
 
+from chatterbox_vllm.checkpoint.config import HiFTConfig, S3GenConfig
+from chatterbox_vllm.s3gen.vocoder.hift import HiFT
+from tests.test_training_frames import spoken, write_corpus
+
 TINY = HiFTConfig(
-    base_channels=16, resblock_kernels=(3,), source_kernels=(3, 3, 3), resblock_dilations=(1,), f0_channels=16, f0_layers=2
+    base_channels=16,
+    resblock_kernels=(3,),
+    source_kernels=(3, 3, 3),
+    resblock_dilations=(1,),
+    f0_channels=16,
+    f0_layers=2,
 )
 
 

@@ -46,9 +46,8 @@ def replace_by_flow(
         with autocast(device):
             mel = flow_mel(networks, batch, config.flow.cfg_rate)
         step = torch.arange(2 * rows.length, device=device)
-        first, begin, count = (
-            UPSAMPLING * torch.from_numpy(part).to(device)[:, None] for part in (rows.prompt_count, rows.begin, rows.count)
-        )
+        parts = (rows.prompt_count, rows.begin, rows.count)
+        first, begin, count = (UPSAMPLING * torch.from_numpy(part).to(device)[:, None] for part in parts)
         spoken = (step >= first) & (step < first + count)
         made[(begin + step - first)[spoken]] = mel[spoken].half()
     features.mels.copy_(made)
