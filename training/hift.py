@@ -36,7 +36,7 @@ from training.spectral import SpectralDistance
 from training.weights import keep_weights, warm_start
 
 _BETAS = (0.8, 0.99)
-_CLIP = 10.0
+_CLIP = 1e3
 # Weights of the parts of the vocoder's loss.
 _MELS, _SPECTRA, _ADVERSARIAL, _MATCHING, _PITCH = 15.0, 5.0, 4.0, 12.0, 1.0
 _HZ = 100.0  # the unit of the pitch's loss
