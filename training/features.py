@@ -46,13 +46,15 @@ class Flat:
         taken = self.values[(self._begin[rows][:, None] + steps).clamp(max=len(self.values) - 1)]
         return taken * inside.view(*inside.shape, *(1,) * (taken.dim() - 2)).to(taken.dtype)
 
-    def crops(self, rows: torch.Tensor, length: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """[B, length, ...]: a random stretch of every row; a shorter row is said again from its start."""
-        own = self._lengths[rows]
-        share = torch.rand(len(rows), device=self.values.device, generator=generator)
-        first = (share * (own - length + 1).clamp(min=1)).long()
-        steps = torch.arange(length, device=self.values.device)
-        return self.values[self._begin[rows][:, None] + (first[:, None] + steps) % own[:, None]]
+    def crops(self, rows: torch.Tensor, length: int, repeat: bool) -> torch.Tensor:
+        """[B, length, ...]: a random stretch of every row; a shorter one starts again, or is followed by zeros."""
+        own = self._lengths[rows][:, None]
+        first = (torch.rand(len(rows), 1, device=own.device) * (own - length + 1).clamp(min=1)).long()
+        places = first + torch.arange(length, device=own.device)
+        taken = self.values[self._begin[rows][:, None] + places % own]
+        if repeat:
+            return taken
+        return taken * (places < own).view(*places.shape, *(1,) * (taken.dim() - 2)).to(taken.dtype)
 
 
 def waves_24k(corpus: Corpus, device: torch.device) -> Iterator[torch.Tensor]:

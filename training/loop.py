@@ -22,7 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from chatterbox_vllm.cuda.precision import ieee_float32
+
 CHECKPOINT = "checkpoint"
+_TF32_OPERATORS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
 _PART_BYTES = 15_000_000
 _LOG_SECONDS = 5.0
 _SAVE_SECONDS = 120.0
@@ -226,11 +229,23 @@ class Average:
 
 
 def prepare(arguments: argparse.Namespace) -> torch.device:
-    """Seed everything, and let matrix products and convolutions use TF32 on CUDA."""
+    """Seed everything, and let matrix products, convolutions and LSTMs use TF32 on CUDA."""
     torch.manual_seed(arguments.seed)
-    for operators in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-        operators.fp32_precision = "tf32"
+    for operator in _TF32_OPERATORS:
+        operator.fp32_precision = "tf32"
     return torch.device(arguments.device)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """No TF32 in this block or function, as at inference: for what must equal it."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        with ieee_float32():
+            yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -32,7 +32,7 @@ SMALL = ModelConfig(
         text_vocab_size=512,
         speech_vocab_size=6592,
         text_positions=512,
-        speech_positions=1100,
+        speech_positions=1536,
         perceiver_queries=16,
     ),
     s3gen=S3GenConfig(

@@ -22,13 +22,12 @@ from torch import nn
 
 from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, mel_filterbank, prompt_mel, speech_tokenizer_mel
 from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
-from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.voices.nets.speech_tokenizer import FRAMES_PER_TOKEN, SpeechTokenizer
 from training.augment import disturbed
 from training.codes import CODES, save_tokens
 from training.data import Corpus
 from training.features import Flat, batches, corpus_features, endless
-from training.loop import Average, Run, adamw, add_arguments, autocast, prepare, rate_at, set_rate
+from training.loop import Average, Run, adamw, add_arguments, autocast, exact_float32, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds, ctc_loss, edit_distance, greedy
 from training.small import SMALL
 from training.weights import keep_weights, load_weights, warm_start
@@ -276,7 +275,7 @@ def code_ids(codes: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-@ieee_float32()
+@exact_float32()
 def corpus_tokens(tokenizer: SpeechTokenizer, heard: Flat) -> list[np.ndarray]:
     """The tokens of all mels, int16 [n] each, as enrolment computes them: in float32."""
     tokens: dict[int, np.ndarray] = {}
