@@ -233,6 +233,8 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
     torch.manual_seed(arguments.seed)
     for operator in _TF32_OPERATORS:
         operator.fp32_precision = "tf32"
+    # It makes a plan for every shape, and batches come in many.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(arguments.device)
 
 
