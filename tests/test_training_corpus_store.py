@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from training.corpus.store import CorpusWriter
 from training.data import PHONEME_SYMBOLS, RATE, Corpus, CorpusError, Speaker
 

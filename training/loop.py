@@ -166,8 +166,13 @@ def rate_at(progress: float, peak: float, warmup: float = 0.02, last: float = 0.
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """All groups get `rate`, times their own "scale" where they have one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        scaled = rate * group.get("scale", 1.0)
+        if isinstance(group["lr"], torch.Tensor):  # which a CUDA graph reads
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 def adamw(
@@ -228,6 +233,8 @@ def prepare(arguments: argparse.Namespace) -> torch.device:
     torch.manual_seed(arguments.seed)
     for operator in _TF32_OPERATORS:
         operator.fp32_precision = "tf32"
+    # It makes a plan for every shape, and batches come in many.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(arguments.device)
 
 
