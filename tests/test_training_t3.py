@@ -218,7 +218,7 @@ def test_script_runs_from_a_corpus_to_published_tensors(tmp_path: Path) -> None:
     keep_weights(tmp_path / "tokenizer", heads.state_dict(), vars(small))
     random = np.random.default_rng(0)
     count = len(corpus.utterances)
-    save_tokens(tmp_path / "codes", [random.integers(0, 6561, 20 + i) for i in range(count)])
+    save_tokens(tmp_path / "codes", [random.integers(0, 6561, 20 + i) for i in range(count)], random.random(count))
     save_vectors(tmp_path / "codes", random.random((count, 4)), random.random((count, 8)))
     options = ["--corpus", str(corpus.directory), "--out", str(tmp_path / "t3"), "--device", "cpu", "--seconds", "2"]
     trained = t3.train(t3.parser().parse_args([*options, "--batch-rows", "400", "--spoken", "2"]), CONFIG)

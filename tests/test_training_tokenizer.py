@@ -74,6 +74,25 @@ def test_all_levels_are_in_use_from_the_start(material: training.Material) -> No
     assert training.levels_penalty(3 * raw[inside]) > 1
 
 
+def test_frames_of_sound_fit_the_tokens(material: training.Material) -> None:
+    batch = material.batch(np.arange(6))
+    assert batch.spoken.shape[1] == 2 * int(batch.counts.max())
+    assert torch.equal(material.spoken.lengths, 2 * training.tokens_of(material.heard.lengths))
+    # The speakers' pitches are 100, 160 and 220 Hz; what is left of them is small.
+    octaves = material.octaves.values
+    assert octaves.isfinite().float().mean() > 0.3
+    assert octaves.nanmean().abs() < 0.05 and octaves[octaves.isfinite()].abs().median() < 0.1
+
+
+def test_liveliness_is_measured_against_the_speaker() -> None:
+    """Two speakers, one of whom always moves more; each one's liveliest utterance is above the middle."""
+    rows = [move * np.array([-1, 1, np.nan, 1, -1]) for move in (0.1, 0.2, 0.3, 1.0, 2.0, 3.0)]
+    found = training.liveliness(np.concatenate(rows), np.full(6, 5), np.array([0, 0, 0, 1, 1, 1]))
+    assert np.allclose(found[:3], found[3:], atol=1e-5)
+    assert found[0] < found[1] < found[2] and found[1] == pytest.approx(0.5)
+    assert training.liveliness(np.full(4, np.nan), np.array([4]), np.array([0])).tolist() == [0.5]
+
+
 def test_gradient_passes_the_rounding(material: training.Material) -> None:
     model = fresh(material)
     batch = material.batch(np.arange(4))
@@ -113,7 +132,7 @@ def test_learns_phonemes_and_sound(material: training.Material) -> None:
         optimizer.zero_grad()
         sum(parts.values()).backward()
         optimizer.step()
-        history.append({name: float(value) for name, value in parts.items()})
+        history.append({name: float(value.detach()) for name, value in parts.items()})
     assert history[-1]["ctc"] < 0.7 * history[0]["ctc"]
     assert history[-1]["mel"] < 0.6 * history[0]["mel"]
 
@@ -130,6 +149,7 @@ def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> Non
     counts = np.load(tmp_path / "codes" / "counts.npy")
     frames = [u.samples * RATE_16K // 24_000 // HOP_16K for u in corpus.utterances]
     assert counts.tolist() == [-(-f // 4) for f in frames]
+    assert np.load(tmp_path / "codes" / "liveliness.npy").shape == counts.shape
     kept = training.load_trained(tmp_path / "tokenizer")
     material = training.Material(corpus, CONFIG, torch.device("cpu"))
     tokens = np.concatenate(training.corpus_tokens(kept.tokenizer, material.heard))

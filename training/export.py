@@ -36,6 +36,7 @@ from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from training.data import RATE, Corpus
 from training.flow import FlowNetworks
 from training.small import SMALL
+from training.t3 import published_t3
 from training.weights import load_weights
 
 FILES = {"t3": ENGLISH.t3, "s3gen": ENGLISH.s3gen, "voice_encoder": ENGLISH.voice_encoder}
@@ -104,8 +105,7 @@ def _hift(config: ModelConfig, parts: Path) -> Tensors:
 
 
 def _t3(config: ModelConfig, parts: Path) -> Tensors:
-    state = load_weights(parts / "t3")  # named as published
-    return {key: state[key] for key in checkpoint_shapes(config)["t3"]}
+    return published_t3(parts / "t3")
 
 
 def _loaded(module: nn.Module, directory: Path, prefix: str, published: str) -> Tensors:

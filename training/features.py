@@ -23,17 +23,19 @@ class Flat:
     """Rows of different lengths in one tensor.
 
     Args:
-        rows: [length, ...] each, of one type.
-
-    Attributes:
+        values: [all lengths together, ...].
         lengths: of the rows, int64 on the CPU.
     """
 
-    def __init__(self, rows: Sequence[torch.Tensor]):
-        self.values = torch.cat(list(rows))
-        self.lengths = torch.tensor([len(row) for row in rows])
+    def __init__(self, values: torch.Tensor, lengths: torch.Tensor):
+        self.values, self.lengths = values, lengths
         self._begin = (self.lengths.cumsum(0) - self.lengths).to(self.values.device)
         self._lengths = self.lengths.to(self.values.device)
+
+    @classmethod
+    def of(cls, rows: Sequence[torch.Tensor]) -> Flat:
+        """Of rows [length, ...] of one type."""
+        return cls(torch.cat(list(rows)), torch.tensor([len(row) for row in rows]))
 
     def row(self, index: int) -> torch.Tensor:
         begin = int(self.lengths[:index].sum())
@@ -83,7 +85,7 @@ def corpus_features(
         wave_16k = to_16k(wave)
         for kept, maker in zip(kinds, makers, strict=True):
             kept.append(maker(wave, wave_16k))
-    return [Flat(rows) for rows in kinds]
+    return [Flat.of(rows) for rows in kinds]
 
 
 def batches(

@@ -64,10 +64,16 @@ def trainable_voice_encoder(config: VoiceEncoderConfig, mels: torch.Tensor) -> V
     """The net with fresh weights, for mels like these [frames, num_mels].
 
     It hears power, which differs by orders of magnitude from bin to bin: the first layer divides each bin by its
-    deviation.
+    deviation. What it says is its state after the last of 160 frames, so its gates start with memories of up to that
+    many frames (Tallec and Ollivier, 2018); with the usual ones they would know the last three.
     """
     net = VoiceEncoder(config)
+    size = config.hidden_size
     with torch.no_grad():
+        for layer in range(config.num_layers):
+            memory = torch.empty(size).uniform_(1, PARTIAL_FRAMES - 1).log()
+            bias = getattr(net.lstm, f"bias_ih_l{layer}")
+            bias[:size], bias[size : 2 * size] = -memory, memory
         net.lstm.weight_ih_l0.mul_(1 / mels.float().std(0).clamp(min=1e-6).cpu())
         for name, value in _PUBLISHED_SIMILARITY.items():
             getattr(net, name).fill_(value)
@@ -208,8 +214,8 @@ def evaluate(model: Trained, material: Material, corpus: Corpus) -> dict[str, fl
     speakers = np.array(material.speakers)[rows]
     measured = {}
     for name, vectors in (
-        ("voice", voice_embeddings(model.voice_encoder, Flat([material.mels.row(i) for i in rows.tolist()]))),
-        ("xvector", xvectors(model.xvector, Flat([material.fbanks.row(i) for i in rows.tolist()]))),
+        ("voice", voice_embeddings(model.voice_encoder, Flat.of([material.mels.row(i) for i in rows.tolist()]))),
+        ("xvector", xvectors(model.xvector, Flat.of([material.fbanks.row(i) for i in rows.tolist()]))),
     ):
         measured[f"held_out_{name}_eer"] = equal_error_rate(vectors, speakers)
         measured[f"held_out_{name}_nearest"] = nearest_right(vectors, speakers)

@@ -23,13 +23,13 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
-from training.codes import CODES, Codes
+from training.codes import CODES, Codes, load_liveliness
 from training.data import Corpus
 from training.features import batches
 from training.loop import Average, Run, adamw, add_arguments, autocast, load_checkpoint, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds
 from training.small import SMALL
-from training.t3_data import NEUTRAL, Epoch, Sentences
+from training.t3_data import Epoch, Sentences
 from training.t3_judge import length_ratio, phoneme_errors, speak
 from training.t3_model import IGNORED, TrainedT3
 from training.text import FILE, SPECIAL, character_features, spoken_form
@@ -49,7 +49,8 @@ class Material:
         path = arguments.text or beside / "text" / FILE
         encode = EnglishTokenizer(path).encode
         self.features = character_features(Tokenizer.from_file(str(path)), config.text_vocab_size)
-        codes = Codes.read(arguments.codes or beside / CODES)
+        directory = arguments.codes or beside / CODES
+        codes, liveliness = Codes.read(directory), load_liveliness(directory)
         texts = [encode(spoken_form(utterance.text)) for utterance in self.corpus.utterances]
         self.phonemes = PhonemeIds(self.corpus.phoneme_symbols)
         self.tokenizer: Trained = load_trained(arguments.tokenizer or beside / "tokenizer").to(device)
@@ -61,7 +62,7 @@ class Material:
                 [texts[i] for i in indices],
                 [self.corpus.utterances[i].speaker for i in indices],
                 codes.embeddings[indices],
-                np.full(len(indices), NEUTRAL, np.float32),
+                liveliness[indices],
                 SPECIAL["[SPACE]"],
                 device,
             )

@@ -1,11 +1,12 @@
 """Trains the speech tokenizer: python -m training.tokenizer --corpus DIR --out DIR [--seconds 240] [--resume]
 
 Tokens shall carry the words and how they are spoken, and not who speaks. So the quantized values, and nothing else of
-the clip, go to two heads that are thrown away afterwards: one names the phonemes (CTC), the other makes the mel of the
-flow from them and from a vector of the speaker. As the speaker comes from outside, tokens gain nothing by telling him;
-and the input's formants are shifted now and then while the mel to be made stays.
+the clip, go to heads that are thrown away afterwards: one names the phonemes (CTC), another makes the mel of the flow
+and the course of the pitch from them and from a vector of the speaker. As the speaker comes from outside, tokens gain
+nothing by telling him; and the input's formants are shifted now and then while the mel to be made stays.
 
-At the end the averaged weights are in OUT/weights, and the tokens of all utterances in the directory of --codes.
+At the end the averaged weights are in OUT/weights. The directory of --codes has the tokens of all utterances, and how
+lively each is, by which T3 learns its exaggeration.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, mel_filterbank, prompt_mel, speech_tokenizer_mel
+from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, mel_filterbank, speech_tokenizer_mel
 from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 from chatterbox_vllm.voices.nets.speech_tokenizer import FRAMES_PER_TOKEN, SpeechTokenizer
 from training.augment import disturbed
 from training.codes import CODES, save_tokens
 from training.data import Corpus
 from training.features import Flat, batches, corpus_features, endless
+from training.frames import Features
 from training.loop import Average, Run, adamw, add_arguments, autocast, exact_float32, load_checkpoint, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds, ctc_loss, edit_distance, greedy
+from training.pitch import pitch_of
 from training.small import SMALL
 from training.weights import WEIGHTS, keep_weights, load_weights, warm_start
 
 MEL_BINS = 80  # of the flow's mel, two frames a token
 MEL_FRAMES = 2
+_PITCH = 2  # numbers for it beside the bins: how high it is, and whether there is any
 CTC_STEPS = 2  # a token: 25 steps a second are too few for quick speech, where two alike need a blank between them
 # Rounding keeps all three levels in use where tanh sees a deviation of this: a third of a normal distribution lies
 # within atanh(0.5) = 0.549 of zero.
@@ -55,10 +59,12 @@ class Heads(nn.Module):
         self.phoneme_logits = nn.Linear(width, CTC_STEPS * phonemes)
         self.speaker = nn.Embedding(speakers, width)
         self.sound = nn.ModuleList([nn.Linear(codes, width), *(_Context(width, 5) for _ in range(3))])
-        self.mel = nn.Linear(width, MEL_FRAMES * MEL_BINS)
+        self.mel = nn.Linear(width, MEL_FRAMES * (MEL_BINS + _PITCH))
 
     def forward(self, codes: torch.Tensor, inside: torch.Tensor, speaker: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """codes [B, T, codes], inside [B, T] -> logits [B, CTC_STEPS * T, phonemes], mel [B, 2 T, MEL_BINS]."""
+        """codes [B, T, codes], inside [B, T] -> logits [B, CTC_STEPS * T, phonemes], and by mel frame of the flow
+        [B, 2 T, MEL_BINS + 2]: its bins, the pitch in octaves from the speaker's mean, the logit of there being any.
+        """
         x = self.phonemes[0](codes)
         for context in self.phonemes[1:]:
             x = context(x, inside)
@@ -155,10 +161,25 @@ def within(lengths: torch.Tensor, longest: int) -> torch.Tensor:
 
 
 def mel_loss(made: torch.Tensor, target: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Mean of absolute and half of squared differences over the frames inside; all [B, T, ...]."""
+    """Mean of absolute and half of squared differences over the frames inside [B, T]; mels are [B, T, bins]."""
     difference = (made.float() - target.float()) * inside[..., None]
     count = inside.sum().clamp(min=1) * target.shape[-1]
     return (difference.abs().sum() + 0.5 * difference.square().sum()) / count
+
+
+def pitch_loss(made: torch.Tensor, octaves: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Octaves that voiced frames are off, mean over them, and the cross-entropy of voicing.
+
+    Args:
+        made: [B, T, 2], see `Heads`.
+        octaves: [B, T] from the speaker's mean, NaN where there is no pitch.
+        inside: [B, T].
+    """
+    voiced = octaves.isfinite()
+    off = (made[..., 0].float() - octaves.nan_to_num()).abs() * (voiced & inside)
+    logits = made[..., 1].float()
+    voicing = F.binary_cross_entropy_with_logits(logits, voiced.float(), reduction="none") * inside
+    return off.sum() / (voiced & inside).sum().clamp(min=1) + voicing.sum() / inside.sum().clamp(min=1)
 
 
 class Material:
@@ -166,23 +187,29 @@ class Material:
 
     Attributes:
         heard: log mels of the tokenizer, float16.
-        spoken: mels of the flow, float16, less the speaker's mean and divided by each bin's deviation.
+        spoken: mels of the flow, float16, less the speaker's mean and divided by each bin's deviation; two frames for
+            each token.
+        octaves: pitch from the speaker's mean for every frame of `spoken`, NaN where there is none.
+        liveliness: of each utterance, see `liveliness`.
     """
 
     def __init__(self, corpus: Corpus, config: SpeechTokenizerConfig, device: torch.device):
         self.corpus, self.device = corpus, device
+        self.speakers = torch.tensor([utterance.speaker for utterance in corpus.utterances], device=device)
         filters = mel_filterbank(RATE_16K, 400, config.num_mels, RATE_16K / 2).to(device)
-        self.heard, self.spoken = corpus_features(
-            corpus,
-            device,
-            lambda _, wave: speech_tokenizer_mel(wave, filters).T.half(),
-            lambda wave, _: prompt_mel(wave, MEL_BINS).half(),
-        )
+        (self.heard,) = corpus_features(corpus, device, lambda _, wave: speech_tokenizer_mel(wave, filters).T.half())
+        frames = Features.of(corpus, device, MEL_BINS)
+        counts = torch.from_numpy(MEL_FRAMES * frames.counts)
+        owner = self.speakers.repeat_interleave(counts.to(device))
+        _normalise(frames.mels, owner)
+        self.spoken = Flat(frames.mels, counts)
+        print("pitch of all utterances", flush=True)
+        octaves = _octaves(pitch_of(frames.audio, counts.numpy()), owner)
+        self.octaves = Flat(octaves, counts)
+        self.liveliness = liveliness(octaves.cpu().numpy(), counts.numpy(), self.speakers.cpu().numpy())
         self.ids = PhonemeIds(corpus.phoneme_symbols)
         phonemes = [torch.tensor(self.ids.encode(u.phonemes), dtype=torch.int64) for u in corpus.utterances]
-        self.phonemes = Flat([ids.to(device) for ids in phonemes])
-        self.speakers = torch.tensor([utterance.speaker for utterance in corpus.utterances], device=device)
-        _normalise(self.spoken, self.speakers)
+        self.phonemes = Flat.of([ids.to(device) for ids in phonemes])
 
     def batch(self, indices: np.ndarray) -> Batch:
         rows = torch.from_numpy(indices)
@@ -195,7 +222,7 @@ class Material:
             frames=frames.to(self.device, non_blocking=True),
             counts=counts,
             spoken=self.spoken.padded(on_device, longest * MEL_FRAMES),
-            spoken_frames=self.spoken.lengths[rows].to(self.device, non_blocking=True),
+            octaves=self.octaves.padded(on_device, longest * MEL_FRAMES),
             speakers=self.speakers[on_device],
             phonemes=self.phonemes.padded(on_device, max(1, int(phonemes.max()))),
             phoneme_counts=phonemes,
@@ -208,7 +235,7 @@ class Batch:
 
     Attributes:
         heard: [B, bins, frames], `frames` [B] of them inside; `counts` [B] tokens come of these.
-        spoken: [B, frames, MEL_BINS], `spoken_frames` [B] of them inside.
+        spoken: [B, 2 tokens, MEL_BINS], and `octaves` [B, 2 tokens].
         phonemes: ids [B, longest], `phoneme_counts` [B] of them inside.
     """
 
@@ -216,21 +243,45 @@ class Batch:
     frames: torch.Tensor
     counts: torch.Tensor
     spoken: torch.Tensor
-    spoken_frames: torch.Tensor
+    octaves: torch.Tensor
     speakers: torch.Tensor
     phonemes: torch.Tensor
     phoneme_counts: torch.Tensor
 
 
-def _normalise(mels: Flat, speakers: torch.Tensor) -> None:
+def _normalise(mels: torch.Tensor, owner: torch.Tensor) -> None:
     """Take each speaker's mean off [frames, bins], and divide by the deviation of each bin; in place."""
-    owner = speakers.repeat_interleave(mels.lengths.to(speakers.device))
-    count = int(speakers.max()) + 1
-    values = mels.values
-    sums = torch.zeros(count, values.shape[1], device=values.device).index_add_(0, owner, values.float())
+    count = int(owner.max()) + 1
+    sums = torch.zeros(count, mels.shape[1], device=mels.device).index_add_(0, owner, mels.float())
     means = sums / owner.bincount(minlength=count).clamp(min=1)[:, None]
-    values -= means[owner].to(values.dtype)
-    values /= values.float().std(0).clamp(min=0.1).to(values.dtype)
+    mels -= means[owner].to(mels.dtype)
+    mels /= mels.float().std(0).clamp(min=0.1).to(mels.dtype)
+
+
+def _octaves(hertz: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Pitch [frames] in octaves from the mean of its speaker's, NaN where there is none."""
+    count = int(owner.max()) + 1
+    octaves, voiced = hertz.clamp(min=1).log2(), hertz > 0
+    sums = torch.zeros(count, device=hertz.device).index_add_(0, owner, octaves * voiced)
+    means = sums / torch.zeros(count, device=hertz.device).index_add_(0, owner, voiced.float()).clamp(min=1)
+    return torch.where(voiced, octaves - means[owner], torch.nan)
+
+
+def liveliness(octaves: np.ndarray, counts: np.ndarray, speakers: np.ndarray) -> np.ndarray:
+    """How much the pitch of every utterance moves, on the scale of `exaggeration`: float32 [n].
+
+    0.5 is what its speaker usually does; 0.2 more, a deviation more than that. Between 0 and 1.2.
+    """
+    moves = np.zeros(len(counts), np.float32)
+    for index, row in enumerate(np.split(octaves, np.cumsum(counts)[:-1])):
+        voiced = row[np.isfinite(row)]
+        moves[index] = voiced.std() if len(voiced) > 1 else np.nan
+    result = np.full(len(counts), 0.5, np.float32)
+    for speaker in np.unique(speakers):
+        own = np.flatnonzero((speakers == speaker) & np.isfinite(moves))
+        if len(own) > 1 and moves[own].std() > 0:
+            result[own] += 0.2 * (moves[own] - moves[own].mean()) / moves[own].std()
+    return result.clip(0.0, 1.2)
 
 
 def tokens_of(frames: torch.Tensor) -> torch.Tensor:
@@ -242,10 +293,12 @@ def losses(model: Trained, batch: Batch, heard: torch.Tensor) -> dict[str, torch
     """The parts of the loss, and what else is worth a log, for `heard`: the batch's mels, disturbed or not."""
     raw, codes, counts = model.quantized(heard, batch.frames)
     inside = within(counts, codes.shape[1])
+    frames = inside.repeat_interleave(MEL_FRAMES, 1)
     logits, made = model.heads(codes, inside, batch.speakers)
     return {
         "ctc": ctc_loss(logits, CTC_STEPS * batch.counts, batch.phonemes, batch.phoneme_counts),
-        "mel": mel_loss(made, batch.spoken, within(batch.spoken_frames, made.shape[1])),
+        "mel": mel_loss(made[..., :MEL_BINS], batch.spoken, frames),
+        "pitch": pitch_loss(made[..., MEL_BINS:], batch.octaves, frames),
         "levels": levels_penalty(raw[inside]),
     }
 
@@ -255,13 +308,15 @@ def evaluate(model: Trained, material: Material, indices: list[int], budget: int
     """Phoneme error rate by the CTC head, mel loss and the perplexity of the codebook, over these utterances."""
     model.eval()
     wrong = spoken = 0
-    mels, used = [], []
+    mels, pitches, used = [], [], []
     for group in batches(material.heard.lengths[indices], budget, np.random.default_rng(0), spread=0.0):
         batch = material.batch(np.array(indices)[group])
         _, codes, counts = model.quantized(batch.heard, batch.frames)
         inside = within(counts, codes.shape[1])
         logits, made = model.heads(codes, inside, batch.speakers)
-        mels.append(float(mel_loss(made, batch.spoken, within(batch.spoken_frames, made.shape[1]))))
+        frames = inside.repeat_interleave(MEL_FRAMES, 1)
+        mels.append(float(mel_loss(made[..., :MEL_BINS], batch.spoken, frames)))
+        pitches.append(float(pitch_loss(made[..., MEL_BINS:], batch.octaves, frames)))
         used.append(code_ids(codes[inside]))
         said = batch.phonemes.tolist()
         for found, ids, count in zip(greedy(logits, CTC_STEPS * batch.counts), said, batch.phoneme_counts, strict=True):
@@ -273,6 +328,7 @@ def evaluate(model: Trained, material: Material, indices: list[int], budget: int
     return {
         "phoneme_errors": wrong / max(spoken, 1),
         "mel": float(np.mean(mels)),
+        "pitch": float(np.mean(pitches)),
         "perplexity": math.exp(float(-(share * share.log()).sum())),
         "codes_used": float(len(share)),
     }
@@ -327,7 +383,8 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
         batch = material.batch(next(plan))
         with autocast(device):
             parts = losses(model, batch, disturbed(batch.heard))
-        loss = parts["ctc"] + arguments.mel_weight * parts["mel"] + arguments.levels_weight * parts["levels"]
+        weights = {"ctc": 1.0, "mel": arguments.mel_weight, "pitch": 1.0, "levels": arguments.levels_weight}
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -342,7 +399,8 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
         say(run, evaluate(model, material, held_out, budget))
     keep_weights(arguments.out, average.module_state(), asdict(config))
     model.load_state_dict(load_weights(arguments.out))  # the tokens are those of the weights as they are kept
-    save_tokens(arguments.codes or arguments.out.parent / CODES, corpus_tokens(model.tokenizer, material.heard))
+    tokens = corpus_tokens(model.tokenizer, material.heard)
+    save_tokens(arguments.codes or arguments.out.parent / CODES, tokens, material.liveliness)
     return model
 
 
