@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 from training.corpus.store import CorpusWriter
 from training.data import RATE, Speaker
 
-WORDS = "bad dad fab mad sad gab lab tab nab jab".split()
+WORDS = ["bad", "dad", "fab", "mad", "sad", "gab", "lab", "tab", "nab", "jab"]
 
 
 def write_corpus(directory: Path, sentences: int = 12, speakers: int = 3) -> Path:

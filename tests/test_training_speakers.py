@@ -8,19 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from chatterbox_vllm.checkpoint.config import ModelConfig, S3GenConfig, VoiceEncoderConfig, XVectorConfig
-from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from training import speakers as training
 from training.data import Corpus
 from training.features import to_16k, waves_24k
 
+from chatterbox_vllm.checkpoint.config import ModelConfig, S3GenConfig, VoiceEncoderConfig, XVectorConfig
+from chatterbox_vllm.voices.nets.xvector import CAMPPlus
+
 from .made_up_corpus import write_corpus
 
 XVECTOR = XVectorConfig(head_channels=4, init_channels=16, growth_rate=8, bottleneck_factor=2, block_layers=(1, 1, 1))
-CONFIG = ModelConfig(
-    s3gen=S3GenConfig(xvector=XVECTOR), voice_encoder=VoiceEncoderConfig(hidden_size=24, num_layers=2)
-)
+CONFIG = ModelConfig(s3gen=S3GenConfig(xvector=XVECTOR), voice_encoder=VoiceEncoderConfig(hidden_size=24, num_layers=2))
 
 
 @pytest.fixture(scope="module")

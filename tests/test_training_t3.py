@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-
-from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.t3.conditioning import PromptBuilder, published_t3_shapes
-from chatterbox_vllm.t3.plain import PlainT3
 from training.codes import save_tokens, save_vectors
 from training.data import Corpus
 from training.t3_data import Sentences
 from training.t3_judge import speak
 from training.t3_model import IGNORED, Sequences, TrainedT3, alignment
 from training.text import FILE, character_features, spoken_form, train_text_tokenizer
+
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.t3.conditioning import PromptBuilder, published_t3_shapes
+from chatterbox_vllm.t3.plain import PlainT3
 
 from .made_up_corpus import write_corpus
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from training.text import FILE, SPECIAL, character_features, spoken_form, train_text_tokenizer
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
-from training.text import FILE, SPECIAL, character_features, spoken_form, train_text_tokenizer
 
 CONFIG = T3Config(text_vocab_size=320)
 TEXTS = [spoken_form(text) for text in ["the cat sat on the mat", "The café was there; then they left…"] * 30]
@@ -25,7 +25,9 @@ def test_reader_takes_it(tokenizer: tuple[EnglishTokenizer, int]) -> None:
     reader, merges = tokenizer
     assert reader.special_tokens == frozenset(SPECIAL)
     ids = reader.encode("The cat.")
-    assert max(ids) < CONFIG.text_vocab_size and CONFIG.start_text_token not in ids and CONFIG.stop_text_token not in ids
+    assert (
+        max(ids) < CONFIG.text_vocab_size and CONFIG.start_text_token not in ids and CONFIG.stop_text_token not in ids
+    )
     assert ids.count(SPECIAL["[SPACE]"]) == 1
     assert len(ids) < 8 if merges else len(ids) == 8
     assert reader.encode("A b.") == [*reader.encode("A"), SPECIAL["[SPACE]"], *reader.encode("b.")]
@@ -33,7 +35,7 @@ def test_reader_takes_it(tokenizer: tuple[EnglishTokenizer, int]) -> None:
 
 def test_every_english_text_can_be_spelt(tokenizer: tuple[EnglishTokenizer, int]) -> None:
     reader, _ = tokenizer
-    assert SPECIAL["[UNK]"] not in reader.encode("Quick zebras, 1984: VJX? \"No!\" it's-so.".replace(":", ","))
+    assert SPECIAL["[UNK]"] not in reader.encode('Quick zebras, 1984: VJX? "No!" it\'s-so.'.replace(":", ","))
     assert reader.encode("café") == reader.encode("cafe")
     assert reader.encode("§") == [SPECIAL["[UNK]"]]
 

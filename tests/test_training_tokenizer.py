@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from chatterbox_vllm.audio.features import HOP_16K, RATE_16K
-from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 from training import tokenizer as training
 from training.augment import disturbed
 from training.data import Corpus
 from training.features import to_16k, waves_24k
 from training.phonemes import PhonemeIds, edit_distance, greedy
+
+from chatterbox_vllm.audio.features import HOP_16K, RATE_16K
+from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 
 from .made_up_corpus import write_corpus
 
@@ -141,7 +141,9 @@ def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> Non
     options = ["--corpus", str(corpus.directory), "--out", str(tmp_path / "tokenizer"), "--device", "cpu"]
     steps = []
     for more in ([], ["--resume"]):
-        training.train(training.parser().parse_args([*options, "--seconds", "1", "--batch-seconds", "8", *more]), CONFIG)
+        training.train(
+            training.parser().parse_args([*options, "--seconds", "1", "--batch-seconds", "8", *more]), CONFIG
+        )
         log = [json.loads(line) for line in (tmp_path / "tokenizer" / "log.jsonl").read_text().splitlines()]
         steps.append(log[-1]["step"])
     assert steps[1] > steps[0]

@@ -27,7 +27,7 @@ from chatterbox_vllm.checkpoint.packed import pack, unpack
 from chatterbox_vllm.errors import CheckpointError
 from chatterbox_vllm.families.demo import build_demo
 from chatterbox_vllm.families.english import ENGLISH
-from chatterbox_vllm.families.layout import check_parts, checkpoint_shapes
+from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer

@@ -87,7 +87,9 @@ class Margin(nn.Module):
         super().__init__()
         self.centres = nn.Parameter(0.1 * torch.randn(speakers, size))
 
-    def forward(self, vectors: torch.Tensor, speakers: torch.Tensor, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, vectors: torch.Tensor, speakers: torch.Tensor, margin: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of vectors [B, size] and the share whose nearest centre is their speaker's."""
         cosines = F.normalize(vectors.float()) @ F.normalize(self.centres).T
         right = (cosines.argmax(1) == speakers).float().mean()
@@ -275,7 +277,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--corpus", type=Path, required=True)
     add_arguments(options, seconds=120)
-    options.add_argument("--codes", type=Path, help="directory for the corpus's vectors; by default `codes` beside --out")
+    options.add_argument(
+        "--codes", type=Path, help="directory for the corpus's vectors; by default `codes` beside --out"
+    )
     options.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     options.add_argument("--batch", type=int, default=384, help="stretches for the voice encoder; half for the other")
     options.add_argument("--judge-every", type=float, default=30.0, help="seconds between two looks at held-out speech")

@@ -222,7 +222,12 @@ class TrainedT3(nn.Module):
 
 
 def alignment(
-    query: torch.Tensor, key: torch.Tensor, places: torch.Tensor, conditioning: int, batch: Sequences, width: float = 0.1
+    query: torch.Tensor,
+    key: torch.Tensor,
+    places: torch.Tensor,
+    conditioning: int,
+    batch: Sequences,
+    width: float = 0.1,
 ) -> torch.Tensor:
     """How much of a head's attention does not go where the text is that is being said, 0 to 1.
 

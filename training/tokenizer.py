@@ -29,7 +29,18 @@ from training.codes import CODES, save_tokens
 from training.data import Corpus
 from training.features import Flat, batches, corpus_features, endless
 from training.frames import Features
-from training.loop import Average, Run, adamw, add_arguments, autocast, exact_float32, load_checkpoint, prepare, rate_at, set_rate
+from training.loop import (
+    Average,
+    Run,
+    adamw,
+    add_arguments,
+    autocast,
+    exact_float32,
+    load_checkpoint,
+    prepare,
+    rate_at,
+    set_rate,
+)
 from training.phonemes import PhonemeIds, ctc_loss, edit_distance, greedy
 from training.pitch import pitch_of
 from training.small import SMALL
@@ -376,7 +387,9 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
     average = Average(model, 0.998)
     warm_start(arguments, model)
     run = Run(arguments, model=model, optimizer=optimizer, average=average)
-    print(f"{sum(p.numel() for p in model.tokenizer.parameters()):,} parameters, {len(training)} utterances", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.tokenizer.parameters()):,} parameters, {len(training)} utterances", flush=True
+    )
     judged = run.spent
     for _ in run.steps():
         set_rate(optimizer, rate_at(run.progress, arguments.rate))
@@ -418,7 +431,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--corpus", type=Path, required=True)
     add_arguments(options, seconds=240)
-    options.add_argument("--codes", type=Path, help="directory for the corpus's tokens; by default `codes` beside --out")
+    options.add_argument(
+        "--codes", type=Path, help="directory for the corpus's tokens; by default `codes` beside --out"
+    )
     options.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     options.add_argument("--batch-seconds", type=float, default=400.0, help="of audio, padding included")
     options.add_argument("--mel-weight", type=float, default=2.0)

@@ -33,7 +33,9 @@ def load_weights(out: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     """The kept tensors whose names start with `prefix`, without it; float32, on the CPU."""
     state = load_checkpoint(out / WEIGHTS)["state"]
     return {
-        k.removeprefix(prefix): v.float() if v.is_floating_point() else v for k, v in state.items() if k.startswith(prefix)
+        k.removeprefix(prefix): v.float() if v.is_floating_point() else v
+        for k, v in state.items()
+        if k.startswith(prefix)
     }
 
 
