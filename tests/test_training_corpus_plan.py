@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from training.corpus import build, templates, text
 from training.corpus.plan import Plan
 from training.corpus.speakers import HELD_OUT_VOICES, TOO_ALIKE, VOICES, is_british, make_speakers
@@ -25,7 +24,9 @@ def sentences(count: int = 900) -> list[str]:
 
 
 def phonemize(line: str, british: bool) -> str:
-    return re.sub("[^a-z .?!,]", "", line.lower()).translate(str.maketrans("cgoxy", "kɡɔsj")) + (" ɒ" if british else "")
+    return re.sub("[^a-z .?!,]", "", line.lower()).translate(str.maketrans("cgoxy", "kɡɔsj")) + (
+        " ɒ" if british else ""
+    )
 
 
 @pytest.fixture

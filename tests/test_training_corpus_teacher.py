@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-
 from training.corpus import kokoro_weights
 from training.corpus.kokoro import AdaIn, AdaInBlock, Kokoro, SnakeBlock, expand, frame_mask
 from training.corpus.kokoro_weights import our_name
@@ -122,7 +121,8 @@ def test_a_batch_says_what_each_line_says_alone(weights: Path, monkeypatch: pyte
         inside = slice(0, 600 * frames - 10)
         torch.testing.assert_close(both[i, inside], alone[0, inside], rtol=1e-3, atol=1e-3 * float(alone.abs().max()))
         spectra = [
-            torch.polar(*source[:, :, : 120 * frames + 1].chunk(2, 1)) for source in (sources[0][i : i + 1], sources[-1])
+            torch.polar(*source[:, :, : 120 * frames + 1].chunk(2, 1))
+            for source in (sources[0][i : i + 1], sources[-1])
         ]
         torch.testing.assert_close(*spectra, rtol=1e-3, atol=1e-3)
 
