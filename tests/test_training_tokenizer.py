@@ -101,6 +101,17 @@ def test_gradient_passes_the_rounding(material: training.Material) -> None:
     assert model.tokenizer.encoder.conv1.weight.grad.abs().max() > 0
 
 
+def test_half_precision_takes_the_same_way(material: training.Material) -> None:
+    model = fresh(material)
+    batch = material.batch(np.arange(6))
+    with torch.no_grad():
+        exact = training.losses(model, batch, batch.heard)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = training.losses(model, batch, batch.heard)
+    for name, value in exact.items():
+        assert float(half[name]) == pytest.approx(float(value), rel=0.1, abs=0.05)
+
+
 def test_disturbed_mels_stay_mels(material: training.Material) -> None:
     torch.manual_seed(0)
     heard = material.batch(np.arange(6)).heard

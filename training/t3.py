@@ -152,16 +152,16 @@ def train(arguments: argparse.Namespace, config: T3Config) -> TrainedT3:
             epoch = sentences.epoch(random)
             plan = batches(epoch.lengths, arguments.batch_rows, random, _SPREAD)
         batch = sentences.batch(epoch, plan.pop(), random)
-        with autocast(device):
-            logits, off = model(batch)
-        loss, right = loss_of(logits, batch.targets)
         guidance = arguments.guided * max(0.0, 1 - run.progress / _GUIDED)
+        with autocast(device):
+            logits, off = model(batch, guided=guidance > 0)
+        loss, right = loss_of(logits, batch.targets)
         optimizer.zero_grad(set_to_none=True)
-        (loss + guidance * off).backward()
+        (loss if off is None else loss + guidance * off).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update()
-        run.note(loss=loss, right=right, off=off, norm=norm)
+        run.note(loss=loss, right=right, norm=norm, **({} if off is None else {"off": off}))
         if run.spent - judged > arguments.judge_every:
             with average.applied():
                 run.write_log(**evaluate(model, material, device, arguments.spoken))
