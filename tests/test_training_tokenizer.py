@@ -122,6 +122,16 @@ def test_disturbed_mels_stay_mels(material: training.Material) -> None:
     assert (changed.amax((1, 2)) - changed.amin((1, 2)) <= 2.0001).all()
 
 
+def test_tokens_are_compared_with_those_of_the_clean_clip(material: training.Material) -> None:
+    torch.manual_seed(0)
+    model = fresh(material)
+    batch = material.batch(np.arange(6))
+    clean = training.losses(model, batch, batch.heard)
+    worse = training.losses(model, batch, disturbed(batch.heard))
+    assert clean["same"] == 0 and clean["stable"] == 1
+    assert worse["same"] > 0 and worse["stable"] < 1
+
+
 def test_phonemes_without_marks_and_their_errors() -> None:
     ids = PhonemeIds(" .ˈːabæ")
     assert len(ids) == 4
@@ -138,14 +148,14 @@ def test_learns_phonemes_and_sound(material: training.Material) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     batch = material.batch(np.arange(6))
     history = []
-    for _ in range(60):
+    for _ in range(30):
         parts = training.losses(model, batch, batch.heard)
         optimizer.zero_grad()
-        sum(parts.values()).backward()
+        sum(parts[name] for name in ("ctc", "mel", "pitch", "levels")).backward()
         optimizer.step()
         history.append({name: float(value.detach()) for name, value in parts.items()})
-    assert history[-1]["ctc"] < 0.7 * history[0]["ctc"]
-    assert history[-1]["mel"] < 0.6 * history[0]["mel"]
+    assert history[-1]["ctc"] < 0.8 * history[0]["ctc"]
+    assert history[-1]["mel"] < 0.8 * history[0]["mel"]
 
 
 def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> None:
