@@ -83,7 +83,7 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
 
 @torch.no_grad()
 def evaluate(model: TrainedT3, material: Material, device: torch.device, spoken: int) -> dict[str, float]:
-    """Over held-out sentences: perplexity and accuracy with the history given, phoneme errors of what T3 says itself."""
+    """Over held-out sentences: perplexity and accuracy with the history given, phoneme errors of T3's own speech."""
     model.eval()
     random = np.random.default_rng(0)
     epoch = material.everything.epoch(random, material.judged)
