@@ -70,7 +70,7 @@ def test_8_bits_are_near_and_half_the_size() -> None:
     error = (again["a.weight"].float() - tensors["a.weight"]).norm() / tensors["a.weight"].norm()
     assert 1e-4 < error < 0.01
     torch.testing.assert_close(again["a.bias"], tensors["a.bias"])
-    torch.testing.assert_close(again["keep.weight"].float(), tensors["keep.weight"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again["keep.weight"], tensors["keep.weight"])
 
 
 def test_a_model_is_written_loaded_packed_and_made_again(tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ def test_a_model_is_written_loaded_packed_and_made_again(tmp_path: Path) -> None
     load_module(loaded, Weights(out / "s3gen.safetensors"), "mel2wav.")
     torch.testing.assert_close(loaded.state_dict(), hift.state_dict(), rtol=2e-3, atol=1e-4)
     model = S3Gen.from_weights(CONFIG.s3gen, Weights(out / "s3gen.safetensors"), "cpu")
-    torch.testing.assert_close(model.encoder.state_dict(), flow.encoder.state_dict(), rtol=2e-3, atol=1e-4)
+    for name, value in flow.published_state().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=3e-3, atol=1e-3)
 
     export.write_packed(out)
     assert all(part.stat().st_size <= 15_000_000 for part in (out / "packed").iterdir())

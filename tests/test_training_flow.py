@@ -47,7 +47,7 @@ def networks() -> flow.FlowNetworks:
 def test_the_trained_velocity_is_the_solvers() -> None:
     trained = networks()
     model = S3Gen(TINY)
-    model.load_state_dict(trained.state_dict(), strict=False)
+    model.load_state_dict(trained.published_state(), strict=False)
     lengths = torch.tensor([9, 13])
     tokens = torch.randint(0, 6561, (2, 13))
     xvector, mel, z = torch.randn(2, 16), torch.randn(2, 26, 80), torch.randn(2, 26, 80)
@@ -143,7 +143,7 @@ def test_it_learns_and_the_model_speaks_with_what_it_learnt(tmp_path: Path) -> N
     assert len(lines) >= 2
     features = Features.of(flow.Corpus(arguments.corpus), torch.device("cpu"), 80)
     model = S3Gen(TINY)
-    model.load_state_dict(trained.state_dict(), strict=False)
+    model.load_state_dict(trained.published_state(), strict=False)
     prompt = FlowPrompt(torch.arange(20), features.mels[:40].float(), torch.randn(16))
     from chatterbox_vllm.s3gen.request import S3GenRequest
 

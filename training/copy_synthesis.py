@@ -24,6 +24,7 @@ from chatterbox_vllm.s3gen.prompt import MOST_PROMPT_TOKENS, FlowPrompt
 from chatterbox_vllm.s3gen.request import S3GenRequest
 from training.codes import Codes
 from training.data import RATE, Corpus, Utterance
+from training.flow import load_flow
 from training.frames import HOP_24K, Features
 from training.small import SMALL
 from training.weights import load_weights
@@ -35,9 +36,8 @@ _AT_ONCE = 16
 def speaking_model(config: S3GenConfig, parts: Path, device: torch.device) -> S3Gen:
     """S3Gen with the trained flow and vocoder of `parts`, float32."""
     model = S3Gen(config)
-    model.load_state_dict(
-        load_weights(parts / "flow") | {f"vocoder.{name}": v for name, v in load_weights(parts / "hift").items()}
-    )
+    vocoder = {f"vocoder.{name}": value for name, value in load_weights(parts / "hift").items()}
+    model.load_state_dict(load_flow(parts / "flow", config).published_state() | vocoder)
     return model.to(device)
 
 

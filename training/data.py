@@ -23,7 +23,7 @@ from chatterbox_vllm.errors import CheckpointError
 RATE = 24_000
 # The symbols that the teacher's English pronunciations use: punctuation, stress marks, phonemes. Kept in full for
 # every corpus, so that a network which was trained on one corpus fits the next.
-PHONEME_SYMBOLS = " !\"'(),-.:;?AIOQTWYabdefhijklmnpqrstuvwzæðŋɑɒɔəɛɜɡɪɹɾʃʊʌʒʔʤʧˈˌːθᵊᵻ—“”…"
+PHONEME_SYMBOLS = " !\"'(),-.:;?AIOQTWYabdefhijklmnpqrstuvwzæðŋɐɑɒɔəɛɜɡɪɹɾʃʊʌʒʔʤʧˈˌːθᵊᵻ—“”…"
 
 
 class CorpusError(CheckpointError):

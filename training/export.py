@@ -28,13 +28,14 @@ from chatterbox_vllm.errors import CheckpointError
 from chatterbox_vllm.families.demo import build_demo
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import check_parts
+from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from training.data import RATE, Corpus
-from training.flow import FlowNetworks
+from training.flow import load_flow
 from training.small import SMALL
 from training.t3 import published_t3
 from training.weights import load_weights
@@ -91,13 +92,10 @@ def _voice_encoder(config: ModelConfig, parts: Path) -> Tensors:
 
 
 def _flow(config: ModelConfig, parts: Path) -> Tensors:
-    networks = FlowNetworks(config.s3gen)
-    networks.load_state_dict(load_weights(parts / "flow"))
-    return (
-        published_tensors(networks.encoder, "flow.")
-        | published_tensors(networks.speaker, "flow.spk_embed_affine_layer.")
-        | published_tensors(networks.estimator, "flow.decoder.estimator.")
-    )
+    model = S3GenNetworks(config.s3gen)
+    model.load_state_dict(load_flow(parts / "flow", config.s3gen).published_state(), strict=False)
+    trained = {prefix: part for prefix, part in model.published_parts().items() if prefix.startswith("flow.")}
+    return {key: value for prefix, part in trained.items() for key, value in published_tensors(part, prefix).items()}
 
 
 def _hift(config: ModelConfig, parts: Path) -> Tensors:
@@ -142,18 +140,18 @@ def export(parts: Path, out: Path, config: ModelConfig, untrained: list[str]) ->
         for part, (home, read) in PARTS.items():
             if home == file and part not in untrained:
                 tensors.update(read(config, parts))
-        save_file({key: _halved(value) for key, value in tensors.items()}, out / name)
+        save_file({key: _halved(key, value) for key, value in tensors.items()}, out / name)
     if "text" not in untrained:
         (out / ENGLISH.tokenizer).write_bytes((parts / "text" / ENGLISH.tokenizer).read_bytes())
     check_parts(config, {part: Weights(out / name) for part, name in FILES.items()})
 
 
-def _halved(value: torch.Tensor) -> torch.Tensor:
-    """Vectors and tables that are no weights take little."""
+def _halved(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Vectors take little, and the filters of a mel are no weights."""
     matrix = value.is_floating_point() and sum(size > 1 for size in value.shape) > 1
-    half = value.half() if matrix else value
+    half = value.half() if matrix and not key.endswith("_mel_filters") else value
     if not half.isfinite().all():
-        raise CheckpointError("a weight does not fit into float16; train with more decay or a lower rate")
+        raise CheckpointError(f"{key} does not fit into float16; train with more decay or a lower rate")
     return half
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.config import S3GenConfig, T3Config
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING, FlowEncoder, RelativeAttention
 from chatterbox_vllm.s3gen.flow.estimator import Estimator
 from training.codes import Codes
@@ -29,20 +29,29 @@ from training.frames import Features
 from training.loop import Average, Run, adamw, add_arguments, autocast, prepare, rate_at, set_rate
 from training.rows import Rows, batches
 from training.small import SMALL
-from training.weights import keep_weights, warm_start
+from training.t3_model import SharedTable, code_features
+from training.weights import keep_weights, load_weights, warm_start
 
 _DROPPED = 0.2  # share of rows that the unconditional stream of the guidance is taught with
 _PRIOR = 0.1  # weight of the encoder's mean as a mel of its own
 _CLIP = 1.0
+_EMBEDDING_DEVIATION = 0.5
 _HELD_OUT_EVERY = 200  # steps
 
 
 class FlowNetworks(nn.Module):
-    """The flow's trained parts, named as in `chatterbox_vllm.s3gen.networks`, float32."""
+    """The flow's trained parts, named as in `chatterbox_vllm.s3gen.networks`, float32.
+
+    A token's embedding is what its digits share with other tokens' and a part of its own, so that rare tokens are
+    known, too. `published_state` adds them up.
+    """
 
     def __init__(self, config: S3GenConfig):
         super().__init__()
+        features = code_features(T3Config(speech_vocab_size=config.flow.vocab_size))
+        self.codes = SharedTable(features, config.flow.hidden_size, _EMBEDDING_DEVIATION)
         self.encoder = FlowEncoder(config.flow)
+        del self.encoder.input_embedding  # `codes` takes its place
         self.speaker = nn.Linear(config.xvector.embedding_size, config.flow.num_mels)
         self.estimator = Estimator(config.flow)
 
@@ -52,7 +61,6 @@ class FlowNetworks(nn.Module):
             if isinstance(module, RelativeAttention):
                 nn.init.zeros_(module.pos_bias_u)
                 nn.init.zeros_(module.pos_bias_v)
-        nn.init.normal_(self.encoder.input_embedding.weight, std=0.5)
         with torch.no_grad():
             self.encoder.encoder_proj.bias.copy_(mean)
             self.estimator.final_proj.bias.copy_(mean)
@@ -68,7 +76,7 @@ class FlowNetworks(nn.Module):
             prompt_mel: [rows, frames, mels], zeros behind the prompt.
             padding: [rows, tokens] bool.
         """
-        mu = self.encoder(tokens, padding)
+        mu = self.encoder.encoder_proj(self.encoder.encoder(F.embedding(tokens, self.codes()), padding))
         speaker = self.speaker(F.normalize(xvector, dim=-1))[:, None].expand(-1, mu.shape[1], -1)
         return torch.cat([mu, speaker, prompt_mel], dim=-1)
 
@@ -79,6 +87,19 @@ class FlowNetworks(nn.Module):
         with torch.autocast(moment.device.type, enabled=False):  # float32 always, as at inference
             time = self.estimator.time_table(moment, moment)
         return self.estimator(torch.cat([state, condition], dim=-1), time, padding).float()
+
+    @torch.no_grad()
+    def published_state(self) -> dict[str, torch.Tensor]:
+        """By the names that `S3GenNetworks` has for them."""
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("codes.")}
+        return {**state, "encoder.input_embedding.weight": self.codes()}
+
+
+def load_flow(out: Path, config: S3GenConfig) -> FlowNetworks:
+    """The networks from the weights that a training left in `out`."""
+    networks = FlowNetworks(config)
+    networks.load_state_dict(load_weights(out))
+    return networks.eval()
 
 
 class Batches:

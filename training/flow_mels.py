@@ -12,11 +12,10 @@ from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.flow.solver import solve, time_span, velocity_of
 from training.codes import Codes
 from training.data import Corpus
-from training.flow import Batches, FlowNetworks
+from training.flow import Batches, FlowNetworks, load_flow
 from training.frames import Features
 from training.loop import autocast
 from training.rows import batches
-from training.weights import load_weights
 
 _STEPS = 10
 _FRAMES = 48_000  # of a batch
@@ -28,9 +27,7 @@ def replace_by_flow(
 ) -> None:
     """Overwrite the training utterances' mels in `features`; the parts that serve as their own prompt stay recorded."""
     device = features.mels.device
-    networks = FlowNetworks(config)
-    networks.load_state_dict(load_weights(flow))
-    networks.to(device)
+    networks = load_flow(flow, config).to(device)
     codes = Codes.read(tokens)
     make = Batches(features, codes, device)
     made = features.mels.clone()

@@ -15,7 +15,7 @@ _STEPS = 127
 
 
 def pack(tensors: Mapping[str, torch.Tensor], delicate: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    """Tensors as they are stored: int8 and scales, float16 what `delicate` says, the rest unchanged.
+    """Tensors as they are stored: int8 and scales; vectors, and what `delicate` says, unchanged.
 
     Args:
         tensors: by key, no key ending in ".scale".
@@ -23,10 +23,8 @@ def pack(tensors: Mapping[str, torch.Tensor], delicate: Callable[[str], bool]) -
     """
     packed: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or sum(size > 1 for size in tensor.shape) < 2:
+        if not tensor.is_floating_point() or sum(size > 1 for size in tensor.shape) < 2 or delicate(key):
             packed[key] = tensor
-        elif delicate(key):
-            packed[key] = tensor.half()
         else:
             rows = tensor.float().flatten(1)
             scale = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / _STEPS
