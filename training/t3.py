@@ -24,7 +24,7 @@ from torch import nn
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from training.codes import CODES, Codes, load_liveliness
-from training.data import Corpus
+from training.data import Corpus, CorpusError
 from training.features import batches
 from training.loop import Average, Run, adamw, add_arguments, autocast, load_checkpoint, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds
@@ -54,6 +54,11 @@ class Material:
         texts = [encode(spoken_form(utterance.text)) for utterance in self.corpus.utterances]
         self.phonemes = PhonemeIds(self.corpus.phoneme_symbols)
         self.tokenizer: Trained = load_trained(arguments.tokenizer or beside / "tokenizer").to(device)
+        if self.tokenizer.phonemes != len(self.phonemes):
+            raise CorpusError(
+                f"the tokenizer was taught {self.tokenizer.phonemes} phonemes and {arguments.corpus} has "
+                f"{len(self.phonemes)}; train the tokenizer on this corpus"
+            )
 
         def sentences(indices: list[int]) -> Sentences:
             return Sentences(

@@ -107,6 +107,7 @@ class Trained(nn.Module):
 
     def __init__(self, config: SpeechTokenizerConfig, phonemes: int, speakers: int):
         super().__init__()
+        self.phonemes = phonemes
         self.tokenizer = SpeechTokenizer(config)
         self.tokenizer._mel_filters.copy_(mel_filterbank(RATE_16K, 400, config.num_mels, RATE_16K / 2))
         self.heads = Heads(config.code_size, phonemes, speakers)
