@@ -153,6 +153,19 @@ def test_text_is_all_that_the_streams_differ_in(model: TrainedT3) -> None:
     assert differing == list(range(CONFIG.conditioning_length, int(begins) - 1))
 
 
+def test_half_precision_takes_the_same_way(model: TrainedT3) -> None:
+    random = np.random.default_rng(0)
+    material = sentences([0, 0, 0])
+    epoch = material.epoch(random)
+    batch = material.batch(epoch, np.arange(len(epoch.sequences)), random, disturb=False)
+    with torch.no_grad():
+        exact, _ = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            half, off = model(batch, guided=True)
+    assert off is not None and half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_alignment_rewards_looking_where_speech_is() -> None:
     """A head that looks along the diagonal, one that looks at the first piece of text, and one at the conditioning."""
     conditioning, pieces, spoken = 2, 10, 10
@@ -193,7 +206,7 @@ def test_learns_to_say_sentences_by_heart() -> None:
     for step in range(250):
         epoch = material.epoch(random, chosen={0, 1, 2, 3})
         batch = material.batch(epoch, np.arange(4), random, disturb=step % 2 == 0)
-        logits, off = trained(batch)
+        logits, off = trained(batch, guided=True)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
         optimizer.zero_grad()
         (loss + 0.1 * off).backward()

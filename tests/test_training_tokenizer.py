@@ -101,6 +101,17 @@ def test_gradient_passes_the_rounding(material: training.Material) -> None:
     assert model.tokenizer.encoder.conv1.weight.grad.abs().max() > 0
 
 
+def test_half_precision_takes_the_same_way(material: training.Material) -> None:
+    model = fresh(material)
+    batch = material.batch(np.arange(6))
+    with torch.no_grad():
+        exact = training.losses(model, batch, batch.heard)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = training.losses(model, batch, batch.heard)
+    for name, value in exact.items():
+        assert float(half[name]) == pytest.approx(float(value), rel=0.1, abs=0.05)
+
+
 def test_disturbed_mels_stay_mels(material: training.Material) -> None:
     torch.manual_seed(0)
     heard = material.batch(np.arange(6)).heard
@@ -109,6 +120,16 @@ def test_disturbed_mels_stay_mels(material: training.Material) -> None:
     moved = (changed - heard).abs().mean((1, 2))
     assert moved.max() > 0.02
     assert (changed.amax((1, 2)) - changed.amin((1, 2)) <= 2.0001).all()
+
+
+def test_tokens_are_compared_with_those_of_the_clean_clip(material: training.Material) -> None:
+    torch.manual_seed(0)
+    model = fresh(material)
+    batch = material.batch(np.arange(6))
+    clean = training.losses(model, batch, batch.heard)
+    worse = training.losses(model, batch, disturbed(batch.heard))
+    assert clean["same"] == 0 and clean["stable"] == 1
+    assert worse["same"] > 0 and worse["stable"] < 1
 
 
 def test_phonemes_without_marks_and_their_errors() -> None:
@@ -127,14 +148,14 @@ def test_learns_phonemes_and_sound(material: training.Material) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     batch = material.batch(np.arange(6))
     history = []
-    for _ in range(60):
+    for _ in range(30):
         parts = training.losses(model, batch, batch.heard)
         optimizer.zero_grad()
-        sum(parts.values()).backward()
+        sum(parts[name] for name in ("ctc", "mel", "pitch", "levels")).backward()
         optimizer.step()
         history.append({name: float(value.detach()) for name, value in parts.items()})
-    assert history[-1]["ctc"] < 0.7 * history[0]["ctc"]
-    assert history[-1]["mel"] < 0.6 * history[0]["mel"]
+    assert history[-1]["ctc"] < 0.8 * history[0]["ctc"]
+    assert history[-1]["mel"] < 0.8 * history[0]["mel"]
 
 
 def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.text.tokenizer import EnglishTokenizer
 from training.codes import CODES, Codes, load_liveliness
-from training.data import Corpus
+from training.data import Corpus, CorpusError
 from training.features import batches
 from training.loop import Average, Run, adamw, add_arguments, autocast, load_checkpoint, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds
@@ -54,6 +54,11 @@ class Material:
         texts = [encode(spoken_form(utterance.text)) for utterance in self.corpus.utterances]
         self.phonemes = PhonemeIds(self.corpus.phoneme_symbols)
         self.tokenizer: Trained = load_trained(arguments.tokenizer or beside / "tokenizer").to(device)
+        if self.tokenizer.phonemes != len(self.phonemes):
+            raise CorpusError(
+                f"the tokenizer was taught {self.tokenizer.phonemes} phonemes and {arguments.corpus} has "
+                f"{len(self.phonemes)}; train the tokenizer on this corpus"
+            )
 
         def sentences(indices: list[int]) -> Sentences:
             return Sentences(
@@ -83,7 +88,7 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
 
 @torch.no_grad()
 def evaluate(model: TrainedT3, material: Material, device: torch.device, spoken: int) -> dict[str, float]:
-    """Over held-out sentences: perplexity and accuracy with the history given, phoneme errors of what T3 says itself."""
+    """Over held-out sentences: perplexity and accuracy with the history given, phoneme errors of T3's own speech."""
     model.eval()
     random = np.random.default_rng(0)
     epoch = material.everything.epoch(random, material.judged)
@@ -152,16 +157,16 @@ def train(arguments: argparse.Namespace, config: T3Config) -> TrainedT3:
             epoch = sentences.epoch(random)
             plan = batches(epoch.lengths, arguments.batch_rows, random, _SPREAD)
         batch = sentences.batch(epoch, plan.pop(), random)
-        with autocast(device):
-            logits, off = model(batch)
-        loss, right = loss_of(logits, batch.targets)
         guidance = arguments.guided * max(0.0, 1 - run.progress / _GUIDED)
+        with autocast(device):
+            logits, off = model(batch, guided=guidance > 0)
+        loss, right = loss_of(logits, batch.targets)
         optimizer.zero_grad(set_to_none=True)
-        (loss + guidance * off).backward()
+        (loss if off is None else loss + guidance * off).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update()
-        run.note(loss=loss, right=right, off=off, norm=norm)
+        run.note(loss=loss, right=right, norm=norm, **({} if off is None else {"off": off}))
         if run.spent - judged > arguments.judge_every:
             with average.applied():
                 run.write_log(**evaluate(model, material, device, arguments.spoken))

@@ -93,15 +93,15 @@ class Sentences:
         order = np.lexsort((random.random(len(self.speakers)), self.speakers))
         token_ends, text_ends = self._token_counts[order].cumsum(), self._text_counts[order].cumsum()
         speakers = self.speakers[order]
+        sizes = 1 + random.choice(3, len(order), p=_JOINED) if chosen is None else np.ones(len(order), int)
         sequences, owners = [], []
         for begin, end in _runs(speakers):
             first_token = token_ends[begin - 1] if begin else 0
             all_tokens = token_ends[end - 1] - first_token
             at = begin
             while at < end:
-                size = 1 if chosen is not None else int(random.choice(3, p=_JOINED)) + 1
                 token, piece = (int(ends[at - 1]) if at else 0 for ends in (token_ends, text_ends))
-                size = min(size, end - at)
+                size = min(int(sizes[at]), end - at)
                 while size > 1 and (
                     token_ends[at + size - 1] - token > min(_MOST_SPEECH, all_tokens // 2)
                     or text_ends[at + size - 1] - piece - 1 > _MOST_TEXT

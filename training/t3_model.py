@@ -145,17 +145,17 @@ class TrainedT3(nn.Module):
         self.norm = nn.RMSNorm(width, config.rms_norm_eps)
         self._rotations: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def forward(self, batch: Sequences) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits [B, longest + 1, vocabulary] for the targets, and while training how far off the heads look."""
-        said, off = self.hidden(batch)
+    def forward(self, batch: Sequences, guided: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits [B, longest + 1, vocabulary] for the targets, and if `guided` how far off the guided heads look."""
+        said, off = self.hidden(batch, guided)
         return self.logits(said), off
 
     def logits(self, said: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., vocabulary]."""
         return F.linear(said, self.head_table().to(said.dtype))
 
-    def hidden(self, batch: Sequences) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `logits` takes, [B, longest + 1, H], and while training how far off the heads look."""
+    def hidden(self, batch: Sequences, guided: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `logits` takes, [B, longest + 1, H], and if `guided` how far off the guided heads look."""
         x, begins = self.rows(batch)
         x = F.dropout(x, self.dropout, self.training)
         rotation = self._rotation(x.shape[1], x.device)
@@ -164,7 +164,7 @@ class TrainedT3(nn.Module):
         off = []
         for index, layer in enumerate(self.layers):
             x, q, k = layer(x, rotation)
-            if self.training and index in self.aligned:
+            if guided and index in self.aligned:
                 off.append(alignment(q[:, 0], k[:, 0], places, self.config.conditioning_length, batch))
         said = self.norm(x).gather(1, places[..., None].expand(-1, -1, x.shape[2]))
         return said, torch.stack(off).mean() if off else None

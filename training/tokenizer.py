@@ -3,7 +3,8 @@
 Tokens shall carry the words and how they are spoken, and not who speaks. So the quantized values, and nothing else of
 the clip, go to heads that are thrown away afterwards: one names the phonemes (CTC), another makes the mel of the flow
 and the course of the pitch from them and from a vector of the speaker. As the speaker comes from outside, tokens gain
-nothing by telling him; and the input's formants are shifted now and then while the mel to be made stays.
+nothing by telling him. The input's formants are shifted now and then, and its sound is made worse; the mel to be made
+stays, and so shall the tokens.
 
 At the end the averaged weights are in OUT/weights. The directory of --codes has the tokens of all utterances, and how
 lively each is, by which T3 learns its exaggeration.
@@ -53,6 +54,7 @@ CTC_STEPS = 2  # a token: 25 steps a second are too few for quick speech, where 
 # Rounding keeps all three levels in use where tanh sees a deviation of this: a third of a normal distribution lies
 # within atanh(0.5) = 0.549 of zero.
 DEVIATION = 1.275
+_LEVELS_SETTLE = 0.33  # share of the training after which the codebook is left to what the heads need
 
 
 class Heads(nn.Module):
@@ -105,6 +107,7 @@ class Trained(nn.Module):
 
     def __init__(self, config: SpeechTokenizerConfig, phonemes: int, speakers: int):
         super().__init__()
+        self.phonemes = phonemes
         self.tokenizer = SpeechTokenizer(config)
         self.tokenizer._mel_filters.copy_(mel_filterbank(RATE_16K, 400, config.num_mels, RATE_16K / 2))
         self.heads = Heads(config.code_size, phonemes, speakers)
@@ -301,8 +304,14 @@ def tokens_of(frames: torch.Tensor) -> torch.Tensor:
 
 
 def losses(model: Trained, batch: Batch, heard: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The parts of the loss, and what else is worth a log, for `heard`: the batch's mels, disturbed or not."""
+    """The parts of the loss, and the share of tokens that are those of the clean mels ("stable").
+
+    Args:
+        heard: the batch's mels, disturbed or not.
+    """
     raw, codes, counts = model.quantized(heard, batch.frames)
+    with torch.no_grad():
+        clean, clean_codes, _ = model.quantized(batch.heard, batch.frames)
     inside = within(counts, codes.shape[1])
     frames = inside.repeat_interleave(MEL_FRAMES, 1)
     logits, made = model.heads(codes, inside, batch.speakers)
@@ -311,6 +320,8 @@ def losses(model: Trained, batch: Batch, heard: torch.Tensor) -> dict[str, torch
         "mel": mel_loss(made[..., :MEL_BINS], batch.spoken, frames),
         "pitch": pitch_loss(made[..., MEL_BINS:], batch.octaves, frames),
         "levels": levels_penalty(raw[inside]),
+        "same": (raw - clean)[inside].square().mean(),
+        "stable": (codes.round() == clean_codes.round()).all(-1)[inside].float().mean(),
     }
 
 
@@ -396,8 +407,14 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
         batch = material.batch(next(plan))
         with autocast(device):
             parts = losses(model, batch, disturbed(batch.heard))
-        weights = {"ctc": 1.0, "mel": arguments.mel_weight, "pitch": 1.0, "levels": arguments.levels_weight}
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        weights = {
+            "ctc": 1.0,
+            "mel": arguments.mel_weight,
+            "pitch": 1.0,
+            "levels": arguments.levels_weight * max(0.1, 1 - run.progress / _LEVELS_SETTLE),
+            "same": arguments.same_weight,
+        }
+        loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -437,7 +454,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     options.add_argument("--batch-seconds", type=float, default=400.0, help="of audio, padding included")
     options.add_argument("--mel-weight", type=float, default=2.0)
-    options.add_argument("--levels-weight", type=float, default=0.3)
+    options.add_argument("--levels-weight", type=float, default=0.3, help="a tenth of it after the first third")
+    options.add_argument("--same-weight", type=float, default=0.3, help="of tokens being those of the undisturbed clip")
     options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
     options.add_argument("--judged", type=int, default=300, help="held-out utterances that are looked at")
     return options

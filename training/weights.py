@@ -40,7 +40,14 @@ def load_weights(out: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def warm_start(arguments: argparse.Namespace, module: nn.Module) -> None:
-    """With --resume, where there are kept weights but no checkpoint to go on from: start from the weights."""
-    if arguments.resume and not (arguments.out / CHECKPOINT).is_dir() and (arguments.out / WEIGHTS).is_dir():
-        module.load_state_dict(load_weights(arguments.out))
-        print(f"starts from the weights in {arguments.out / WEIGHTS}", flush=True)
+    """With --resume, where there are kept weights but no checkpoint to go on from: start from the weights.
+
+    What has another shape, such as the speakers of another corpus, starts afresh and is named.
+    """
+    if not arguments.resume or (arguments.out / CHECKPOINT).is_dir() or not (arguments.out / WEIGHTS).is_dir():
+        return
+    own = module.state_dict()
+    kept = {k: v for k, v in load_weights(arguments.out).items() if k in own and v.shape == own[k].shape}
+    module.load_state_dict(kept, strict=False)
+    fresh = ", ".join(k for k in own if k not in kept) or "nothing"
+    print(f"starts from the weights in {arguments.out / WEIGHTS}; afresh: {fresh}", flush=True)
