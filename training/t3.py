@@ -111,12 +111,13 @@ def _heard(model: TrainedT3, material: Material, epoch: Epoch, device: torch.dev
     chosen = np.arange(min(spoken, len(epoch.sequences)))
     batch = material.everything.batch(epoch, chosen, np.random.default_rng(0), disturb=False)
     with autocast(device):
-        said = speak(model, batch)
+        said, freely = speak(model, batch), speak(model, batch, penalty=1.0)
     numbers = epoch.utterances.cpu().numpy()[epoch.sequences[chosen, 6]]
     phonemes = [material.corpus.utterances[i].phonemes for i in numbers]
     real = [row[:n].tolist() for row, n in zip(batch.speech, batch.speech_counts.tolist(), strict=True)]
     return {
         "phoneme_errors": phoneme_errors(material.tokenizer, said, phonemes, material.phonemes),
+        "phoneme_errors_unpenalized": phoneme_errors(material.tokenizer, freely, phonemes, material.phonemes),
         "phoneme_errors_of_real": phoneme_errors(material.tokenizer, real, phonemes, material.phonemes),
         "length_ratio": length_ratio(said, epoch.sequences[chosen, 1]),
     }

@@ -19,8 +19,13 @@ _SLOWEST = 2.0  # times the real length, after which a sentence is cut off
 
 
 @torch.no_grad()
-def speak(model: TrainedT3, batch: Sequences, seed: int = 0) -> list[list[int]]:
+def speak(
+    model: TrainedT3, batch: Sequences, seed: int = 0, penalty: float = ENGLISH.defaults.repetition_penalty
+) -> list[list[int]]:
     """Speech tokens for every sequence's text, voice and prompt, drawn as the package does by default.
+
+    Args:
+        penalty: on tokens said before; a codebook of which much is in use needs less of it than the published one.
 
     All rows are computed anew for each token: for a handful of sentences now and then.
     """
@@ -35,7 +40,7 @@ def speak(model: TrainedT3, batch: Sequences, seed: int = 0) -> list[list[int]]:
         return torch.full((rows, 1), value, device=device)
 
     values = RowValues(
-        column(defaults.cfg_weight), column(defaults.repetition_penalty), column(defaults.temperature),
+        column(defaults.cfg_weight), column(penalty), column(defaults.temperature),
         column(defaults.min_p), None,
     )  # fmt: skip
     uniform = torch.Generator().manual_seed(seed)
