@@ -18,7 +18,9 @@ def tone(samples: int, seed: int = 0) -> np.ndarray:
 
 
 def add(writer: CorpusWriter, id: int, samples: int = 4800, phonemes: str = "həlˈO.") -> None:
-    writer.add(id=id, speaker=id % 2, text=f"Line {id}.", phonemes=phonemes, held_out=id % 2 == 1, audio=tone(samples, id))
+    writer.add(
+        id=id, speaker=id % 2, text=f"Line {id}.", phonemes=phonemes, held_out=id % 2 == 1, audio=tone(samples, id)
+    )
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

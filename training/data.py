@@ -103,7 +103,9 @@ class Corpus:
         path = self.directory / name
         try:
             text = path.read_text(encoding="utf-8")
-            return json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.split("\n") if line]
+            return (
+                json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.split("\n") if line]
+            )
         except FileNotFoundError:
             raise CorpusError(f"{self.directory} is no corpus: it has no {name}") from None
         except json.JSONDecodeError as error:

@@ -72,11 +72,13 @@ def training_texts(pool: Sequence[str], common: Sequence[str], sizes: Sizes, rng
     texts += [make(rng) for make, share in made for _ in range(int(total * share))]
     have = Counter(word for line in texts for word in set(text.words(line)))
     # Words that the sentences lack come in lists, until each has been said often enough.
-    missing = [word for word in common for _ in range(text.ENOUGH - have[word]) if have[word] < text.ENOUGH]
-    rng.shuffle(missing)
-    while missing:
-        size = min(len(missing), rng.randint(3, 7))
-        texts.append(templates.list_line([missing.pop() for _ in range(size)], rng))
+    for turn in range(text.ENOUGH):
+        missing = [word for word in common if have[word] + turn < text.ENOUGH]
+        rng.shuffle(missing)
+        while missing:
+            size = rng.randint(3, 7)
+            texts.append(templates.list_line(missing[:size], rng))
+            missing = missing[size:]
     alone = common[: min(ALONE, total // 10)]
     texts += [templates.word_line(word, rng) for word in alone]
     rng.shuffle(texts)
@@ -127,7 +129,9 @@ def build(
     common = common_words(phonemize)
     pool = [line for line in pool if text.key(line) not in exclude]
     alike = text.homophones(common, lambda word: phonemize(word, False))
-    judged, used = text.evaluation([line for line in whole if text.key(line) not in exclude], common[:10_000], alike, rng)
+    judged, used = text.evaluation(
+        [line for line in whole if text.key(line) not in exclude], common[:10_000], alike, rng
+    )
     pool = [line for line in pool if text.key(line) not in used]
     spoken = [(line, who, True) for n, line in enumerate(judged) for who in evaluation_speakers(speakers, n)]
     hands = deal(speakers, rng)
@@ -177,7 +181,13 @@ def g2p() -> Phonemize:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help="the directory to write")
-    parser.add_argument("--sentences", type=Path, nargs="+", required=True, help="text files, a sentence a line, .xz too; the evaluation's come from the first")
+    parser.add_argument(
+        "--sentences",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="text files, a sentence a line, .xz too; the evaluation's come from the first",
+    )
     parser.add_argument("--exclude", type=Path, nargs="*", default=[], help="text files of sentences never to use")
     parser.add_argument("--hours", type=float, default=45)
     parser.add_argument("--mixtures", type=int, default=330, help="mixed speakers to train on")

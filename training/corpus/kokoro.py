@@ -235,11 +235,10 @@ class Generator(nn.Module):
         self.conv_post = nn.Conv1d(128, FFT + 2, 7, padding=3)
         self.register_buffer("window", torch.hann_window(FFT), persistent=False)
 
-    def excitation(self, f0: Tensor, noise: Tensor | None) -> Tensor:
+    def excitation(self, f0: Tensor, lengths: Tensor, noise: Tensor | None) -> Tensor:
         """Spectrum of the sine source, magnitude and phase: (batch, 22, frames) from F0 (batch, 1, 2 frames)."""
-        step = RATE * f0.new_ones(()).double()
         # The phase runs to thousands of turns: it is summed in double precision and wrapped before it is rounded.
-        turns = (f0.double() / step).cumsum(-1) * (SAMPLES_PER_FRAME / 2)
+        turns = (f0.double() / RATE).cumsum(-1) * (SAMPLES_PER_FRAME / 2)
         turns = F.interpolate(turns, scale_factor=SAMPLES_PER_FRAME / 2, mode="linear")
         turns = (turns - turns.floor()).float()
         voiced = (f0 > VOICED_HZ).float().repeat_interleave(SAMPLES_PER_FRAME // 2, -1)
@@ -249,6 +248,10 @@ class Generator(nn.Module):
             noise = torch.randn_like(sines)
         sines = sines + noise * (voiced * 0.003 + (1 - voiced) * (0.1 / 3))
         wave = torch.tanh(self.source(sines.transpose(1, 2))).squeeze(-1)
+        # The transform mirrors the source at its end: so must a shorter utterance be mirrored at its own.
+        place = torch.arange(wave.shape[1], device=wave.device)
+        last = SAMPLES_PER_FRAME * lengths[:, None] - 1
+        wave = wave.gather(1, torch.where(place <= last, place, 2 * last - place).clamp(min=0))
         spectrum = torch.stft(wave, FFT, HOP, window=self.window, center=True, pad_mode="reflect", return_complex=True)
         # The lowest and the highest bin are real: without this their phase takes its sign from a rounding error.
         imaginary = spectrum.imag.clone()
@@ -257,7 +260,7 @@ class Generator(nn.Module):
         return torch.cat([spectrum.abs(), torch.atan2(imaginary, spectrum.real)], 1)
 
     def forward(self, x: Tensor, f0: Tensor, style: Tensor, lengths: Tensor, noise: Tensor | None = None) -> Tensor:
-        source = self.excitation(f0, noise)
+        source = self.excitation(f0, lengths, noise)
         lengths = 2 * lengths
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, 0.1))

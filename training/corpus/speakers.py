@@ -24,11 +24,18 @@ VOICES = (
 )  # fmt: skip
 # Pairs whose Resemblyzer similarity was measured at 0.75 or more: a mixture of them is too near to both.
 TOO_ALIKE = {
-    frozenset(pair.split())
+    frozenset(pair)
     for pair in (
-        "am_puck am_fenrir, am_echo bm_fable, af_kore af_alloy, am_echo am_puck, af_sarah af_heart, "
-        "af_heart af_bella, af_nova af_heart, bm_fable am_puck, af_sarah af_kore"
-    ).split(", ")
+        ("am_puck", "am_fenrir"),
+        ("am_echo", "bm_fable"),
+        ("af_kore", "af_alloy"),
+        ("am_echo", "am_puck"),
+        ("af_sarah", "af_heart"),
+        ("af_heart", "af_bella"),
+        ("af_nova", "af_heart"),
+        ("bm_fable", "am_puck"),
+        ("af_sarah", "af_kore"),
+    )
 }
 RESAMPLED = (0.85, 0.90, 0.95, 1.05, 1.10, 1.15)
 SHARE_RESAMPLED, SHARE_CROSSED, SHARE_OF_THREE = 0.5, 1 / 3, 0.3
@@ -56,7 +63,7 @@ def _mixture(rng: random.Random) -> dict[str, float]:
 
 
 def _distance(a: Mapping, b: Mapping) -> float:
-    """How far apart two recipes sound, roughly: the timbre that they do not share, and the step between their ratios."""
+    """How far apart two recipes sound, roughly: the timbre that they do not share, and how far their ratios differ."""
     names = set(a["timbre"]) | set(b["timbre"])
     timbre = sum(abs(a["timbre"].get(name, 0) - b["timbre"].get(name, 0)) for name in names) / 2
     return timbre + 3 * abs(a["resample"] - b["resample"])

@@ -58,15 +58,15 @@ class Teacher:
 
     def __init__(self, folder: str | Path, speakers: Sequence[Speaker], device: str = "cpu", batch_seconds: float = 30):
         self.device = torch.device(device)
-        self.network = kokoro_weights.load(folder, self.device)
-        self.symbols: dict[str, int] = json.loads((Path(folder) / kokoro_weights.VOCAB).read_text(encoding="utf-8"))
         tables = kokoro_weights.load_voices(folder)
         names = sorted(tables)
-        self.tables = torch.from_numpy(np.stack([tables[name] for name in names])).to(self.device)
         timbre = [_mixture(speaker, speaker.recipe["timbre"], names) for speaker in speakers]
         prosody = [_mixture(s, s.recipe.get("prosody") or s.recipe["timbre"], names) for s in speakers]
-        self.timbre, self.prosody = (torch.tensor(rows, device=self.device) for rows in (timbre, prosody))
         self.twentieths = [_twentieths(speaker) for speaker in speakers]
+        self.timbre, self.prosody = (torch.tensor(rows, device=self.device) for rows in (timbre, prosody))
+        self.tables = torch.from_numpy(np.stack([tables[name] for name in names])).to(self.device)
+        self.symbols: dict[str, int] = json.loads((Path(folder) / kokoro_weights.VOCAB).read_text(encoding="utf-8"))
+        self.network = kokoro_weights.load(folder, self.device)
         self.batch_frames = int(batch_seconds * RATE / SAMPLES_PER_FRAME)
 
     @torch.inference_mode()

@@ -5,53 +5,71 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-FIRST = (
-    "Aaron Adam Alan Alice Amanda Amy Andrea Andrew Angela Anna Anthony Ashley Barbara Ben Benjamin Betty Brandon Brian "
-    "Carl Carol Catherine Charles Charlotte Chris Christina Cynthia Daniel David Deborah Dennis Diana Donald Donna "
-    "Dorothy Douglas Edward Elizabeth Emily Emma Eric Ethan Evelyn Frank Gary George Gloria Grace Gregory Hannah Harold "
-    "Harry Heather Helen Henry Isabella Jack Jacob James Jane Janet Jason Jennifer Jeremy Jessica Joan John Jonathan "
-    "Joseph Joshua Joyce Juan Judith Julia Julie Justin Karen Kate Katherine Kelly Kenneth Kevin Kimberly Larry Laura "
-    "Lauren Lawrence Linda Lisa Louis Lucy Margaret Maria Marie Mark Martha Martin Mary Matthew Megan Melissa Michael "
-    "Michelle Nancy Natalie Nathan Nicholas Nicole Olivia Oliver Pamela Patricia Patrick Paul Peter Philip Rachel Ralph "
-    "Raymond Rebecca Richard Robert Roger Ronald Rose Roy Russell Ruth Ryan Samantha Samuel Sandra Sara Sarah Scott Sean "
-    "Sharon Simon Sophia Stephanie Stephen Steven Susan Teresa Thomas Timothy Tom Tyler Victoria Vincent Virginia Walter "
-    "Wayne William Zachary"
-).split()
-LAST = (
-    "Adams Allen Anderson Bailey Baker Bell Bennett Brooks Brown Butler Campbell Carter Clark Collins Cook Cooper Cox "
-    "Davis Diaz Edwards Evans Fisher Flores Foster Garcia Gibson Gonzalez Graham Grant Gray Green Griffin Hall Hamilton "
-    "Harris Harrison Hayes Henderson Hernandez Hill Howard Hughes Jackson James Jenkins Johnson Jones Jordan Kelly "
-    "Kennedy King Lee Lewis Lopez Marshall Martin Martinez Miller Mitchell Moore Morgan Morris Murphy Murray Nelson "
-    "Owens Parker Patterson Perez Perry Peterson Phillips Powell Price Ramirez Reed Reynolds Richardson Rivera Roberts "
-    "Robinson Rodriguez Rogers Ross Russell Sanchez Sanders Scott Simmons Smith Stevens Stewart Sullivan Taylor Thomas "
-    "Thompson Torres Turner Walker Wallace Ward Watson West White Williams Wilson Wood Wright Young"
-).split()
-PLACES = (
-    "Africa Alaska Amsterdam Arizona Asia Athens Atlanta Australia Austria Baltimore Barcelona Beijing Belgium Berlin "
-    "Boston Brazil Brooklyn California Cambridge Canada Chicago Chile China Colorado Dallas Denmark Denver Detroit "
-    "Dublin Edinburgh Egypt England Europe Finland Florida France Georgia Germany Glasgow Greece Hawaii Houston Hungary "
-    "India Indiana Ireland Israel Italy Jamaica Japan Kansas Kentucky Kenya Lisbon Liverpool London Madrid Manchester "
-    "Mexico Miami Michigan Minnesota Montana Montreal Moscow Nevada Nigeria Norway Ohio Oregon Oxford Paris Peru "
-    "Philadelphia Poland Portland Portugal Prague Rome Russia Scotland Seattle Singapore Spain Stockholm Sweden "
-    "Switzerland Sydney Texas Tokyo Toronto Turkey Utah Vancouver Venice Vermont Vienna Vietnam Virginia Wales Warsaw "
-    "Washington Wisconsin"
-).split()
-MONTHS = "January February March April May June July August September October November December".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-THINGS = (
-    "apples books boxes cars chairs children cups days dogs dollars doors eggs feet friends hours houses inches letters "
-    "men miles minutes months pages people points pounds questions rooms seconds ships students tables tickets times "
-    "trees weeks windows women words years"
-).split()
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-ORDINALS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-    "twentieth thirtieth"
-).split()
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+FIRST = _words(
+    """
+    Aaron Adam Alan Alice Amanda Amy Andrea Andrew Angela Anna Anthony Ashley Barbara Ben Benjamin Betty Brandon
+    Brian Carl Carol Catherine Charles Charlotte Chris Christina Cynthia Daniel David Deborah Dennis Diana
+    Donald Donna Dorothy Douglas Edward Elizabeth Emily Emma Eric Ethan Evelyn Frank Gary George Gloria Grace
+    Gregory Hannah Harold Harry Heather Helen Henry Isabella Jack Jacob James Jane Janet Jason Jennifer Jeremy
+    Jessica Joan John Jonathan Joseph Joshua Joyce Juan Judith Julia Julie Justin Karen Kate Katherine Kelly
+    Kenneth Kevin Kimberly Larry Laura Lauren Lawrence Linda Lisa Louis Lucy Margaret Maria Marie Mark Martha
+    Martin Mary Matthew Megan Melissa Michael Michelle Nancy Natalie Nathan Nicholas Nicole Olivia Oliver Pamela
+    Patricia Patrick Paul Peter Philip Rachel Ralph Raymond Rebecca Richard Robert Roger Ronald Rose Roy Russell
+    Ruth Ryan Samantha Samuel Sandra Sara Sarah Scott Sean Sharon Simon Sophia Stephanie Stephen Steven Susan
+    Teresa Thomas Timothy Tom Tyler Victoria Vincent Virginia Walter Wayne William Zachary
+    """
+)
+LAST = _words(
+    """
+    Adams Allen Anderson Bailey Baker Bell Bennett Brooks Brown Butler Campbell Carter Clark Collins Cook Cooper
+    Cox Davis Diaz Edwards Evans Fisher Flores Foster Garcia Gibson Gonzalez Graham Grant Gray Green Griffin
+    Hall Hamilton Harris Harrison Hayes Henderson Hernandez Hill Howard Hughes Jackson James Jenkins Johnson
+    Jones Jordan Kelly Kennedy King Lee Lewis Lopez Marshall Martin Martinez Miller Mitchell Moore Morgan Morris
+    Murphy Murray Nelson Owens Parker Patterson Perez Perry Peterson Phillips Powell Price Ramirez Reed Reynolds
+    Richardson Rivera Roberts Robinson Rodriguez Rogers Ross Russell Sanchez Sanders Scott Simmons Smith Stevens
+    Stewart Sullivan Taylor Thomas Thompson Torres Turner Walker Wallace Ward Watson West White Williams Wilson
+    Wood Wright Young
+    """
+)
+PLACES = _words(
+    """
+    Africa Alaska Amsterdam Arizona Asia Athens Atlanta Australia Austria Baltimore Barcelona Beijing Belgium
+    Berlin Boston Brazil Brooklyn California Cambridge Canada Chicago Chile China Colorado Dallas Denmark Denver
+    Detroit Dublin Edinburgh Egypt England Europe Finland Florida France Georgia Germany Glasgow Greece Hawaii
+    Houston Hungary India Indiana Ireland Israel Italy Jamaica Japan Kansas Kentucky Kenya Lisbon Liverpool
+    London Madrid Manchester Mexico Miami Michigan Minnesota Montana Montreal Moscow Nevada Nigeria Norway Ohio
+    Oregon Oxford Paris Peru Philadelphia Poland Portland Portugal Prague Rome Russia Scotland Seattle Singapore
+    Spain Stockholm Sweden Switzerland Sydney Texas Tokyo Toronto Turkey Utah Vancouver Venice Vermont Vienna
+    Vietnam Virginia Wales Warsaw Washington Wisconsin
+    """
+)
+MONTHS = _words("January February March April May June July August September October November December")
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+THINGS = _words(
+    """
+    apples books boxes cars chairs children cups days dogs dollars doors eggs feet friends hours houses inches
+    letters men miles minutes months pages people points pounds questions rooms seconds ships students tables
+    tickets times trees weeks windows women words years
+    """
+)
+SMALL = _words(
+    """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen
+    """
+)
+TENS = _words("twenty thirty forty fifty sixty seventy eighty ninety")
+ORDINALS = _words(
+    """
+    first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
+    fifteenth twentieth thirtieth
+    """
+)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -82,7 +100,9 @@ def number_line(rng: random.Random) -> str:
     hour, minute = rng.randint(1, 12), rng.randint(10, 59)
     clock = f"{hour}:{minute}" if rng.random() < 0.5 else f"{spelled(hour)} {spelled(minute)}"
     year = rng.randint(1700, 2035)
-    price = f"${rng.randint(1, 99)}.{rng.randint(10, 99)}" if rng.random() < 0.5 else f"{spelled(any_number(rng))} dollars"
+    price = (
+        f"${rng.randint(1, 99)}.{rng.randint(10, 99)}" if rng.random() < 0.5 else f"{spelled(any_number(rng))} dollars"
+    )
     return rng.choice(
         (
             f"There were {written} {rng.choice(THINGS)}.",
@@ -97,7 +117,7 @@ def number_line(rng: random.Random) -> str:
             f"Meet me at {clock} on {day}, the {rng.choice(ORDINALS)} of {month}.",
             f"About {rng.randint(2, 99)} percent of them agreed.",
             f"He finished {rng.choice(ORDINALS)} of {spelled(rng.randint(20, 200))}.",
-            f"{spelled(rng.randint(0, 19)).capitalize()}, {spelled(rng.randint(0, 19))}, {spelled(rng.randint(0, 99))}.",
+            f"{', '.join(spelled(rng.randint(0, 99)) for _ in range(3)).capitalize()}.",
             f"{written.capitalize()}.",
             f"Is it {written}, or {spelled(any_number(rng))}?",
         )
@@ -138,8 +158,10 @@ def letter_line(rng: random.Random) -> str:
 
 def list_line(words: Sequence[str], rng: random.Random) -> str:
     """Words in a row: "Cargo, velvet, and rhyme.", with or without the last "and"."""
-    last = f"and {words[-1]}" if len(words) > 2 and rng.random() < 0.5 else words[-1]
-    return ", ".join([words[0].capitalize(), *words[1:-1], last]) + "."
+    parts = [words[0].capitalize(), *words[1:]]
+    if len(parts) > 2 and rng.random() < 0.5:
+        parts[-1] = f"and {parts[-1]}"
+    return ", ".join(parts) + "."
 
 
 def word_line(word: str, rng: random.Random) -> str:

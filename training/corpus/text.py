@@ -21,12 +21,12 @@ CRUDE = re.compile(
 )
 ENOUGH = 4  # sentences that each word is wanted in
 # Frequent words that sound like others are told apart by their sentence; the rest may not stand in what is judged.
-FREQUENT = frozenset(
-    "a all an and are at be been but by can could did do does eye eyes for four had has have he hear her here him his "
-    "hour i in is it know made me meet mind my new no not of on one or our see seen she sea so some son sun than that "
-    "the their them there they this to too two wait was way we week were what when where which who whole will with "
-    "would write right you your".split()
-)
+FREQUENT = """
+    a all an and are at be been but by can could did do does eye eyes for four had has have he hear her here him
+    his hour i in is it know made me meet mind my new no not of on one or our see seen she sea so some son sun
+    than that the their them there they this to too two wait was way we week were what when where which who
+    whole will with would write right you your
+"""
 
 
 def words(text: str) -> list[str]:
@@ -124,7 +124,7 @@ def evaluation(
     are `FREQUENT`, and so are names and hyphens. 50 are short (2 to 4 words), 80 of 5 to 9 words, 40 of 10 to 14, 30
     long: two joined, 16 to 26 words.
     """
-    known = set(common) - (alike - FREQUENT)
+    known = set(common) - (alike - set(FREQUENT.split()))
 
     def plain(text: str) -> bool:
         return "-" not in text and not re.search(r"(?<!^)(?<![.?!] )\b[A-Z](?!\b)", text) and set(words(text)) <= known
