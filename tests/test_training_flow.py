@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from training import flow
 from training.codes import Codes
+from training.data import Corpus
+from training.flow_mels import flow_mel, replace_by_flow
 from training.frames import Features
-from training.rows import batches
+from training.rows import Rows, batches
+from training.weights import keep_weights
 
 from chatterbox_vllm.checkpoint.config import FlowConfig, S3GenConfig, XVectorConfig
 from chatterbox_vllm.s3gen.flow.solver import time_span, velocity_of
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
+from chatterbox_vllm.s3gen.request import S3GenRequest
 from tests.test_training_frames import spoken, write_corpus
 
 TINY = S3GenConfig(
@@ -141,14 +145,48 @@ def test_it_learns_and_the_model_speaks_with_what_it_learnt(tmp_path: Path) -> N
     trained = flow.train(arguments, TINY)
     lines = (out / "log.jsonl").read_text().splitlines()
     assert len(lines) >= 2
-    features = Features.of(flow.Corpus(arguments.corpus), torch.device("cpu"), 80)
+    features = Features.of(Corpus(arguments.corpus), torch.device("cpu"), 80)
     model = S3Gen(TINY)
     model.load_state_dict(trained.published_state(), strict=False)
     prompt = FlowPrompt(torch.arange(20), features.mels[:40].float(), torch.randn(16))
-    from chatterbox_vllm.s3gen.request import S3GenRequest
-
     tokens = torch.arange(30)
     mel = model.mel([S3GenRequest(tokens, prompt, model.draw_noise(1, 30, prompt))], 4)[0]
     mean = features.mels.float().mean(0)
     assert mel.shape == (60, 80)
     assert (mel.mean(0) - mean).abs().mean() < 1.5  # noise alone is 8 away
+
+
+def test_mels_for_the_vocoder_are_those_of_inference(tmp_path: Path) -> None:
+    arguments, _ = tiny_training(tmp_path)
+    trained = networks()
+    keep_weights(tmp_path / "flow", trained.state_dict(), {})
+    corpus, codes = Corpus(arguments.corpus), Codes.read(arguments.tokens)
+    features = Features.of(corpus, torch.device("cpu"), 80)
+    trained = flow.load_flow(tmp_path / "flow", TINY)
+    model = S3Gen(TINY)
+    model.load_state_dict(trained.published_state(), strict=False)
+
+    make = flow.Batches(features, codes, torch.device("cpu"))
+    counts, begins = codes.counts.astype(np.int64), codes.begins
+    rows = Rows(begins[[2, 3]], np.array([10, 20]), begins[[4, 5]], counts[[4, 5]], np.array([2, 3]), 64)
+    z = torch.randn(2, 128, 80)
+    made = flow_mel(trained, make(rows), TINY.flow.cfg_rate, z)
+    for row, (prompter, spoken_one, tokens) in enumerate(((2, 4, 10), (3, 5, 20))):
+        begin = 2 * begins[prompter]
+        prompt = FlowPrompt(
+            torch.from_numpy(codes.of(prompter)[:tokens].astype(np.int64)),
+            features.mels[begin : begin + 2 * tokens].float(),
+            torch.from_numpy(codes.xvectors[prompter]),
+        )
+        count = int(counts[spoken_one])
+        noise = model.draw_noise(1, count, prompt)
+        noise = type(noise)(z[row, : 2 * (tokens + count)].T, noise.phase, noise.source)
+        said = torch.from_numpy(codes.of(spoken_one).astype(np.int64))
+        expected = model.mel([S3GenRequest(said, prompt, noise)], 10)[0]
+        torch.testing.assert_close(made[row, 2 * tokens : 2 * (tokens + count)], expected, rtol=1e-3, atol=1e-3)
+
+    before = features.mels.clone()
+    replace_by_flow(features, corpus, arguments.tokens, tmp_path / "flow", TINY, seed=1)
+    changed = (features.mels != before).any(1)
+    kept = 2 * int(begins[7])  # the held-out utterance is the last
+    assert not changed[kept:].any() and changed[:kept].float().mean() > 0.5

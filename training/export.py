@@ -183,7 +183,7 @@ def reference_clip(corpus: Corpus, speaker: int) -> np.ndarray:
 def write_packed(model: Path) -> None:
     """Write `model/packed/part.*` from the files in `model`."""
     archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
+    with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=9) as tar:  # a tenth less
         for path in sorted(path for path in model.rglob("*") if path.is_file() and PACKED not in path.parts):
             data = path.read_bytes()
             if path.suffix == ".safetensors":

@@ -41,7 +41,7 @@ def replace_by_flow(
         done += len(rows.begin)
         batch = make(rows)
         with autocast(device):
-            mel = flow_mel(networks, batch, config.flow.cfg_rate)
+            mel = flow_mel(networks, batch, config.flow.cfg_rate, torch.randn_like(batch[1]))
         step = torch.arange(2 * rows.length, device=device)
         parts = (rows.prompt_count, rows.begin, rows.count)
         first, begin, count = (UPSAMPLING * torch.from_numpy(part).to(device)[:, None] for part in parts)
@@ -51,12 +51,16 @@ def replace_by_flow(
 
 
 @torch.no_grad()
-def flow_mel(networks: FlowNetworks, batch: tuple[torch.Tensor, ...], cfg_rate: float) -> torch.Tensor:
-    """[rows, frames, mels] by the package's solver; prompt and padding carry no meaning."""
+def flow_mel(networks: FlowNetworks, batch: tuple[torch.Tensor, ...], cfg_rate: float, z: torch.Tensor) -> torch.Tensor:
+    """[rows, frames, mels] by the package's solver from the noise `z`; prompt and padding carry no meaning.
+
+    Args:
+        batch: from `training.flow.Batches`.
+    """
     tokens, mel, xvectors, padding, prompt = batch
     condition = networks.condition(tokens, xvectors, mel * prompt[..., None], padding).float()
     span = time_span(_STEPS, cosine=True).to(mel.device)
-    times = networks.estimator.time_table(span[:-1], span[1:])[:, None]
+    with torch.autocast(mel.device.type, enabled=False):
+        times = networks.estimator.time_table(span[:-1], span[1:])[:, None]
     both = padding.repeat_interleave(UPSAMPLING, dim=1).repeat(2, 1)
-    velocity = velocity_of(networks.estimator, cfg_rate)
-    return solve(velocity, torch.randn_like(mel), condition, span, times, (both,))
+    return solve(velocity_of(networks.estimator, cfg_rate), z, condition, span, times, (both,))

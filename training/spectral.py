@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,8 @@ from chatterbox_vllm.audio.features import RATE_24K, mel_filterbank
 # Window sizes and mel bands, as in Descript's audio codec (Kumar et al. 2023, arXiv 2306.06546).
 _MELS = {2048: 160, 1024: 80, 512: 40, 256: 20, 128: 10, 64: 5}
 _SPECTRA = (2048, 1024, 512)
-_FLOOR = 1e-5
+# White noise of this deviation is where logarithms end: -80 dB of full scale, below what is heard beside speech.
+_QUIETEST = 1e-4
 
 
 class SpectralDistance(nn.Module):
@@ -31,11 +34,13 @@ class SpectralDistance(nn.Module):
         both = torch.cat([made, target])
         for size in _MELS:
             magnitude = self._magnitude(both, size)
-            mel = (getattr(self, f"filters_{size}") @ magnitude).clamp(min=_FLOOR).log10()
+            quiet = _QUIETEST * math.sqrt(0.375 * size)  # its magnitude behind a Hann window
+            # The filters have unit area over Hz, so they sum to one over the distance of two bins.
+            mel = (getattr(self, f"filters_{size}") @ magnitude).clamp(min=quiet * size / RATE_24K).log10()
             mels = mels + F.l1_loss(*mel.chunk(2))
             if size in _SPECTRA:
                 a, b = magnitude.chunk(2)
-                logarithms = F.l1_loss((a + 1e-3).log10(), (b + 1e-3).log10())
+                logarithms = F.l1_loss((a + quiet).log10(), (b + quiet).log10())
                 spectra = spectra + logarithms + (a - b).norm() / b.norm().clamp(min=1e-3)
         return mels, spectra / len(_SPECTRA)
 
