@@ -34,7 +34,7 @@ def speak(
     defaults, config = ENGLISH.defaults, model.config
     both = _twice(replace(batch, unconditional=torch.zeros_like(batch.unconditional)))
     both = replace(both, unconditional=torch.arange(2 * rows, device=device) >= rows)
-    prompt_rows = batch.rows - batch.speech.shape[1]
+    prompt_rows = config.conditioning_length + batch.text.shape[1] + 2
 
     def column(value: float) -> torch.Tensor:
         return torch.full((rows, 1), value, device=device)
