@@ -48,7 +48,10 @@ def model() -> TrainedT3:
 
 
 def sentences(speakers: list[int], config: T3Config = CONFIG) -> Sentences:
-    """Sentence i says tokens 100 i, 100 i + 1, …, and is spelt 10 + i, the shorter the longer it takes; its embedding is i everywhere."""
+    """Sentence i says tokens 100 i, 100 i + 1, …, and is spelt 10 + i; its embedding is i everywhere.
+
+    Its text is the shorter the longer its speech is.
+    """
     count = len(speakers)
     return Sentences(
         config,

@@ -190,9 +190,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dropout", type=float, default=0.1)
     options.add_argument("--guided", type=float, default=1.0, help="first weight of the guided heads' loss")
     options.add_argument("--batch-rows", type=int, default=16_000, help="of text and speech, padding included")
-    options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
+    options.add_argument(
+        "--judge-every", type=float, default=120.0, help="seconds between two looks at held-out speech"
+    )
     options.add_argument("--judged", type=int, default=300, help="held-out sentences that are looked at")
-    options.add_argument("--spoken", type=int, default=24, help="of these, how many T3 says itself")
+    options.add_argument("--spoken", type=int, default=16, help="of these, how many T3 says itself")
     return options
 
 

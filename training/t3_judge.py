@@ -15,7 +15,7 @@ from training.phonemes import PhonemeIds, edit_distance, greedy
 from training.t3_model import IGNORED, Sequences, TrainedT3
 from training.tokenizer import CTC_STEPS, Trained, codes_of
 
-_SLOWEST = 2.0  # times the real length, after which a sentence is cut off
+_SLOWEST = 1.5  # times the real length, after which a sentence is cut off
 
 
 @torch.no_grad()
