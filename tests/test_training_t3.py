@@ -48,12 +48,15 @@ def model() -> TrainedT3:
 
 
 def sentences(speakers: list[int], config: T3Config = CONFIG) -> Sentences:
-    """Sentence i says tokens 100 i, 100 i + 1, …, and is spelt 10 + i; its embedding is i everywhere."""
+    """Sentence i says tokens 100 i, 100 i + 1, …, and is spelt 10 + i; its embedding is i everywhere.
+
+    Its text is the shorter the longer its speech is.
+    """
     count = len(speakers)
     return Sentences(
         config,
         [100 * i + np.arange(20 + i) for i in range(count)],
-        [[10 + i] * (5 + i) for i in range(count)],
+        [[10 + i] * (20 - 2 * i) for i in range(count)],
         speakers,
         np.arange(count)[:, None] * np.ones((1, 8)),
         np.linspace(0.3, 0.7, count),
@@ -105,7 +108,7 @@ def test_sequences_hold_whole_sentences_of_one_speaker() -> None:
             assert tokens == [t for s in starts for t in range(100 * s, 100 * s + 20 + s)]
             assert len({speakers[s] for s in starts}) == 1
             text = batch.text[row, : batch.text_counts[row]].tolist()
-            spelt = [p for s in starts for p in [*[10 + s] * (5 + s), SPACE]][:-1]
+            spelt = [p for s in starts for p in [*[10 + s] * (20 - 2 * s), SPACE]][:-1]
             assert text == [CONFIG.start_text_token, *spelt, CONFIG.stop_text_token]
             prompted = {t // 100 for t in batch.prompt[row].tolist()}
             assert {speakers[s] for s in prompted} == {speakers[starts[0]]}

@@ -282,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     options.add_argument("--batch", type=int, default=384, help="stretches for the voice encoder; half for the other")
-    options.add_argument("--judge-every", type=float, default=30.0, help="seconds between two looks at held-out speech")
+    options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
     return options
 
 

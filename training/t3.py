@@ -111,12 +111,13 @@ def _heard(model: TrainedT3, material: Material, epoch: Epoch, device: torch.dev
     chosen = np.arange(min(spoken, len(epoch.sequences)))
     batch = material.everything.batch(epoch, chosen, np.random.default_rng(0), disturb=False)
     with autocast(device):
-        said = speak(model, batch)
+        said, freely = speak(model, batch), speak(model, batch, penalty=1.0)
     numbers = epoch.utterances.cpu().numpy()[epoch.sequences[chosen, 6]]
     phonemes = [material.corpus.utterances[i].phonemes for i in numbers]
     real = [row[:n].tolist() for row, n in zip(batch.speech, batch.speech_counts.tolist(), strict=True)]
     return {
         "phoneme_errors": phoneme_errors(material.tokenizer, said, phonemes, material.phonemes),
+        "phoneme_errors_unpenalized": phoneme_errors(material.tokenizer, freely, phonemes, material.phonemes),
         "phoneme_errors_of_real": phoneme_errors(material.tokenizer, real, phonemes, material.phonemes),
         "length_ratio": length_ratio(said, epoch.sequences[chosen, 1]),
     }
@@ -189,9 +190,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dropout", type=float, default=0.1)
     options.add_argument("--guided", type=float, default=1.0, help="first weight of the guided heads' loss")
     options.add_argument("--batch-rows", type=int, default=16_000, help="of text and speech, padding included")
-    options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
+    options.add_argument(
+        "--judge-every", type=float, default=120.0, help="seconds between two looks at held-out speech"
+    )
     options.add_argument("--judged", type=int, default=300, help="held-out sentences that are looked at")
-    options.add_argument("--spoken", type=int, default=24, help="of these, how many T3 says itself")
+    options.add_argument("--spoken", type=int, default=16, help="of these, how many T3 says itself")
     return options
 
 

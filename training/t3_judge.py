@@ -15,12 +15,17 @@ from training.phonemes import PhonemeIds, edit_distance, greedy
 from training.t3_model import IGNORED, Sequences, TrainedT3
 from training.tokenizer import CTC_STEPS, Trained, codes_of
 
-_SLOWEST = 2.0  # times the real length, after which a sentence is cut off
+_SLOWEST = 1.5  # times the real length, after which a sentence is cut off
 
 
 @torch.no_grad()
-def speak(model: TrainedT3, batch: Sequences, seed: int = 0) -> list[list[int]]:
+def speak(
+    model: TrainedT3, batch: Sequences, seed: int = 0, penalty: float = ENGLISH.defaults.repetition_penalty
+) -> list[list[int]]:
     """Speech tokens for every sequence's text, voice and prompt, drawn as the package does by default.
+
+    Args:
+        penalty: on tokens said before; a codebook of which much is in use needs less of it than the published one.
 
     All rows are computed anew for each token: for a handful of sentences now and then.
     """
@@ -29,13 +34,13 @@ def speak(model: TrainedT3, batch: Sequences, seed: int = 0) -> list[list[int]]:
     defaults, config = ENGLISH.defaults, model.config
     both = _twice(replace(batch, unconditional=torch.zeros_like(batch.unconditional)))
     both = replace(both, unconditional=torch.arange(2 * rows, device=device) >= rows)
-    prompt_rows = batch.rows - batch.speech.shape[1]
+    prompt_rows = config.conditioning_length + batch.text.shape[1] + 2
 
     def column(value: float) -> torch.Tensor:
         return torch.full((rows, 1), value, device=device)
 
     values = RowValues(
-        column(defaults.cfg_weight), column(defaults.repetition_penalty), column(defaults.temperature),
+        column(defaults.cfg_weight), column(penalty), column(defaults.temperature),
         column(defaults.min_p), None,
     )  # fmt: skip
     uniform = torch.Generator().manual_seed(seed)
