@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import wave
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import export
+from training import copy_synthesis, export
+from training.codes import Codes
 from training.flow import FlowNetworks
+from training.frames import Features
 from training.hift import initialise
 from training.small import SMALL, parameters_by_part
 from training.weights import keep_weights
@@ -109,3 +113,24 @@ def test_the_small_model_takes_at_most_25_megabytes_in_8_bits() -> None:
     counts = parameters_by_part(SMALL)
     assert set(counts) >= {"T3", "vocoder", "speech tokenizer", "voice encoder", "x-vector net"}
     assert sum(counts.values()) < 24_500_000
+
+
+def test_copies_are_written_with_lists_for_the_judge(tmp_path: Path) -> None:
+    trained(tmp_path / "parts")
+    corpus = write_corpus(tmp_path / "corpus", [spoken(1.2 + 0.1 * i, 110 + 20 * i) for i in range(4)])
+    counts = Features.of(corpus, torch.device("cpu"), 80).counts
+    rng = np.random.default_rng(0)
+    Codes(rng.integers(0, 6561, counts.sum()), counts, rng.standard_normal((4, 192)), np.ones((4, 8))).write(
+        tmp_path / "codes"
+    )
+    given = ["--corpus", str(tmp_path / "corpus"), "--tokens", str(tmp_path / "codes"), "--device", "cpu"]
+    copy_synthesis.main(
+        CONFIG.s3gen, [*given, "--parts", str(tmp_path / "parts"), "--out", str(tmp_path / "out"), "--steps", "2"]
+    )
+    for kind in copy_synthesis.KINDS:
+        header, row = (tmp_path / "out" / f"{kind}.tsv").read_text().splitlines()
+        assert header.split("\t") == ["file", "text", "voice", "seconds"]
+        name, text, voice, _ = row.split("\t")
+        assert (text, voice) == ("A b.", "s1")
+        with wave.open(str(tmp_path / "out" / name), "rb") as file:
+            assert (file.getframerate(), file.getnframes()) == (24_000, 960 * counts[3])

@@ -3,8 +3,8 @@
     python -m training.copy_synthesis --corpus CORPUS --tokens CODES --parts OUT --out WAVES --device cuda
 
 For each utterance, the flow continues another one of its speaker. WAVES gets three folders of 24 kHz wav files and a
-list of each, path TAB text, for the judge: `copied` (tokens, flow, vocoder), `vocoded` (the recording's mel, vocoder)
-and `recorded`.
+list of each for `training.judge`: `copied` (tokens, flow, vocoder), `vocoded` (the recording's mel, vocoder) and
+`recorded`, which is the judge's list of references, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.prompt import MOST_PROMPT_TOKENS, FlowPrompt
 from chatterbox_vllm.s3gen.request import S3GenRequest
 from training.codes import Codes
-from training.data import RATE, Corpus, Utterance
+from training.data import RATE, Corpus
 from training.flow import load_flow
 from training.frames import HOP_24K, Features
 from training.small import SMALL
@@ -69,16 +69,18 @@ def prompt_of(features: Features, codes: Codes, utterance: int) -> FlowPrompt:
     return FlowPrompt(torch.from_numpy(tokens), mel, torch.from_numpy(codes.xvectors[utterance]))
 
 
-def write(out: Path, kind: str, spoken: dict[int, np.ndarray], utterances: list[Utterance]) -> None:
+def write(out: Path, kind: str, spoken: dict[int, np.ndarray], corpus: Corpus) -> None:
     """Write waves, int16 by index, and the list of them."""
     (out / kind).mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines = ["file\ttext\tvoice\tseconds\n"]
     for i, samples in spoken.items():
-        name = f"{kind}/{utterances[i].id:06}-{utterances[i].speaker:04}.wav"
+        utterance = corpus.utterances[i]
+        name = f"{kind}/{utterance.id:06}-{utterance.speaker:04}.wav"
         with wave.open(str(out / name), "wb") as file:
             file.setparams((1, 2, RATE, 0, "NONE", ""))
             file.writeframes(samples.astype("<i2").tobytes())
-        lines.append(f"{name}\t{utterances[i].text}\n")
+        voice = corpus.speakers[utterance.speaker].name
+        lines.append(f"{name}\t{utterance.text}\t{voice}\t{utterance.seconds:.2f}\n")
     (out / f"{kind}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
@@ -113,7 +115,7 @@ def main(config: S3GenConfig = SMALL.s3gen, argv: list[str] | None = None) -> No
             spoken[kind].update((i, (w.cpu().numpy() * 32_767).round()) for i, w in zip(some, made, strict=True))
         seconds += sum(corpus.utterances[i].seconds for i in some)
     for kind in KINDS:
-        write(given.out, kind, spoken[kind], corpus.utterances)
+        write(given.out, kind, spoken[kind], corpus)
     print(f"{len(utterances)} utterances, {seconds:.0f} s of speech, in {time.monotonic() - begun:.0f} s")
 
 
