@@ -24,6 +24,7 @@ class RepeatedStep:
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._noted: Noted = {}
+        self._done: torch.cuda.Event | None = None
 
     def __call__(self) -> Noted:
         self._calls += 1
@@ -35,7 +36,16 @@ class RepeatedStep:
             self._record()
         assert self._graph is not None
         self._graph.replay()
+        self._wait_for_the_last()
         return self._noted
+
+    def _wait_for_the_last(self) -> None:
+        """Python stays one step ahead of the device and no more, so that the clock tells what has been done."""
+        done = torch.cuda.Event()
+        done.record()
+        if self._done is not None:
+            self._done.synchronize()
+        self._done = done
 
     def _aside(self) -> Noted:
         """The step on a stream of its own, as recording wants it to have been run."""
