@@ -36,6 +36,8 @@ _DROPPED = 0.2  # share of rows that the unconditional stream of the guidance is
 _PRIOR = 0.1  # weight of the encoder's mean as a mel of its own
 _CLIP = 1.0
 _EMBEDDING_DEVIATION = 0.5
+_FIRST_BRANCH = 0.2
+_ALMOST_LINEAR = 2.0  # Mish is, from here on
 _HELD_OUT_EVERY = 200  # steps
 
 
@@ -56,14 +58,14 @@ class FlowNetworks(nn.Module):
         self.estimator = Estimator(config.flow)
 
     def initialise(self, mean: torch.Tensor) -> None:
-        """Begin with the mel's mean [mels] as what encoder and estimator say, and with quiet residual branches."""
+        """Begin with the mel's mean [mels] as what the encoder says, and that less the state as the velocity."""
         for module in self.modules():
             if isinstance(module, RelativeAttention):
                 nn.init.zeros_(module.pos_bias_u)
                 nn.init.zeros_(module.pos_bias_v)
         with torch.no_grad():
             self.encoder.encoder_proj.bias.copy_(mean)
-            self.estimator.final_proj.bias.copy_(mean)
+        pass_through(self.estimator, mean)
 
     def condition(
         self, tokens: torch.Tensor, xvector: torch.Tensor, prompt_mel: torch.Tensor, padding: torch.Tensor
@@ -93,6 +95,36 @@ class FlowNetworks(nn.Module):
         """By the names that `S3GenNetworks` has for them."""
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("codes.")}
         return {**state, "encoder.input_embedding.weight": self.codes()}
+
+
+@torch.no_grad()
+def pass_through(estimator: Estimator, mean: torch.Tensor) -> None:
+    """Let the state go through the net unchanged at first, every block adding a little, and give mean - state.
+
+    The velocity is mel - noise, and nothing leads around the net: without this it takes thousands of steps until the
+    noise gets through.
+    """
+    stages = [*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks]
+    for stage in stages:
+        resnet, blocks = stage[0], stage[1]
+        resnet.block2.block["2"].weight.fill_(_FIRST_BRANCH)
+        weight = resnet.res_conv.weight[..., 0]
+        if stage in estimator.down_blocks:
+            carried = min(mean.shape[0], len(weight))
+            weight[:carried] = torch.eye(carried, weight.shape[1])
+        else:  # the last stage has the skip beside its input
+            weight.copy_(torch.eye(len(weight)).repeat(1, weight.shape[1] // len(weight)))
+            weight /= weight.shape[1] // len(weight)
+        for block in blocks:
+            block.attn1.to_out["0"].weight.mul_(_FIRST_BRANCH)
+            block.ff.net["2"].weight.mul_(_FIRST_BRANCH)
+    for conv in (*(stage[2] for stage in stages if len(stage) > 2), estimator.final_block.block["0"]):
+        conv.weight.mul_(_FIRST_BRANCH)
+        conv.weight[..., -1] += torch.eye(len(conv.weight))  # the frame itself
+    estimator.final_block.block["2"].bias.fill_(_ALMOST_LINEAR)
+    weight = estimator.final_proj.weight[..., 0]
+    weight.mul_(_FIRST_BRANCH).sub_(torch.eye(*weight.shape))
+    estimator.final_proj.bias.copy_(mean - weight.sum(1) * F.mish(torch.tensor(_ALMOST_LINEAR)))
 
 
 def load_flow(out: Path, config: S3GenConfig) -> FlowNetworks:
