@@ -15,7 +15,7 @@ from chatterbox_vllm.text.characters import tidy_characters
 from chatterbox_vllm.text.files import read_text
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.script import read_script
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.text.tokenizer import BpeTokenizer
 from chatterbox_vllm.text.writing_systems import writing_system
 
 
@@ -82,7 +82,7 @@ def test_writing_systems(character: str, script: str | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EnglishTokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BpeTokenizer:
     """A character a token, and control tokens as the published one has them."""
     special = ["[STOP]", "[UNK]", "[SPACE]", "[START]", "[it]", "[laughter]", "[clear_throat]"]
     vocabulary = {token: i for i, token in enumerate([*special, *map(chr, range(33, 127))])}
@@ -91,14 +91,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EnglishTokenizer:
     made.add_special_tokens(special)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     made.save(str(path))
-    return EnglishTokenizer(path)
+    return BpeTokenizer(path)
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from(["[", "]", "it", "[it]", "STOP", "SPACE", "UNK", " ", "\n", "-", "…", "’"]), max_size=40)
 )
-def test_no_text_reaches_the_model_as_a_control_token(tokenizer: EnglishTokenizer, parts: list[str]) -> None:
+def test_no_text_reaches_the_model_as_a_control_token(tokenizer: BpeTokenizer, parts: list[str]) -> None:
     text = "Take " + "".join(parts)
     assert tokenizer.special_tokens >= {"[it]", "[STOP]"}
     spaces = {tokenizer.encode(" ")[0]}

@@ -243,4 +243,4 @@ def test_published_calling_order(demo: Path, monkeypatch: pytest.MonkeyPatch) ->
     ChatterboxTTS.from_pretrained("cpu")
     ChatterboxTTS.from_pretrained(device="cpu")
     ChatterboxTTS.from_pretrained("demo", "cpu")
-    assert calls == ["english", "cpu", "english", "cpu", "demo", "cpu"]
+    assert calls == [None, "cpu", None, "cpu", "demo", "cpu"]

@@ -22,7 +22,7 @@ from chatterbox_vllm.engine.budgets import Meter
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 
-from .fakes import CONFIG, END, Engine, a_voice
+from .fakes import CONFIG, END, Engine, a_voice, letters
 
 BOOK = " ".join(f"This is sentence number {n}, and it says very little." for n in range(400))
 
@@ -82,6 +82,47 @@ def test_places_are_kept_for_newcomers_where_some_are_expected() -> None:
     engine.scheduler.step()
     assert engine.scheduler.talking == 4
     engine.scheduler.abort_all()
+
+
+def test_a_full_house_takes_pieces_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, voice = Engine(letters, max_batch_size=64), a_voice()
+    parameters = SpeechParameters(max_tokens=50, seed=1)
+    for n in range(300):
+        engine.scheduler.submit(SpeechRequest("a" * (5 + 7 * n % 31) + ".", voice, parameters))
+    taken, add = [], engine.talker.add
+    monkeypatch.setattr(engine.talker, "add", lambda *args, **kwargs: (taken.append(1), add(*args, **kwargs)))
+    groups = []
+    while engine.scheduler.unfinished:
+        engine.scheduler.step()
+        groups.append(len(taken))
+        taken.clear()
+    groups = [size for size in groups if size]
+    assert groups[0] == 64 and sum(groups) == 300
+    assert min(groups[1:-1]) >= 4  # a sixteenth of the places
+
+
+def test_beside_t3_finished_pieces_are_voiced_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, voice = Engine(letters, max_batch_size=64), a_voice()
+    monkeypatch.setattr(engine.voicing, "works_in_poll", False)
+    handed, add = [], engine.voicing.add
+    monkeypatch.setattr(engine.voicing, "add", lambda *args: (handed.append(engine.scheduler.talking), add(*args)))
+    serials = [
+        engine.scheduler.submit(SpeechRequest("a" * (5 + n % 50) + ".", voice, SpeechParameters(max_tokens=90, seed=n)))
+        for n in range(64)
+    ]
+    groups, aborted = [], 0
+    results: list[SpeechResult] = []
+    while engine.scheduler.unfinished:
+        results += engine.scheduler.step()
+        if handed:
+            groups.append((len(handed), handed[0]))
+            handed.clear()
+        if not aborted and engine.scheduler.waiting_for_voice > 2:  # spoken, and not handed over
+            assert engine.scheduler.abort(serials[min(set(range(64)) - {r.serial for r in results})])
+            aborted = 1
+    assert all(8 * size >= talking for size, talking in groups) and groups[0][0] > 1
+    assert len(results) == 64 and sum(r.error is not None for r in results) == aborted == 1
+    assert sum(size for size, _ in groups) == 63
 
 
 def test_a_request_of_higher_priority_overtakes_a_book() -> None:

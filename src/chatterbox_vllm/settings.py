@@ -161,8 +161,8 @@ QUANTIZE_VOICE_ENCODER = Setting(
 MODEL = (
     Setting(
         "model",
-        'a family ("english"), "demo" (synthetic weights, needs no download, babbles), a directory, or a hub id',
-        default="english",
+        'a family by name, "demo" (synthetic weights, needs no download, babbles), a directory, or a hub id',
+        unset="the default family",
         option="--model",
     ),
     Setting("device", "auto, cpu, cuda or cuda:N", default="auto", option="--device"),
@@ -242,7 +242,7 @@ QUANTIZATION = (
     ),
 )
 
-# Fields of `SpeechParameters`, keywords of `ChatterboxTTS.generate`; the defaults are the English family's.
+# Fields of `SpeechParameters`, keywords of `ChatterboxTTS.generate`; the defaults are those of the default family.
 SPEECH = (
     Setting("exaggeration", "emotion, 0 to 2; 0.5 is neutral", default=0.5, option="--exaggeration"),
     Setting("cfg_weight", "guidance towards the text, 0 to 10; 0 is none", default=0.5, option="--cfg-weight"),

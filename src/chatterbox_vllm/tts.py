@@ -90,7 +90,7 @@ class ChatterboxTTS:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | os.PathLike[str] = "english",
+        model: str | os.PathLike[str] | None = None,
         device: str = "auto",
         *,
         revision: str | None = None,
@@ -99,8 +99,8 @@ class ChatterboxTTS:
         """Load a model by name, downloading it where it is not in the cache.
 
         Args:
-            model: "english", "demo" (synthetic weights: it babbles), a directory, or a hub id. A device name in this
-                place is taken for `device`, as the published class has it first.
+            model: a family by name, "demo" (synthetic weights: it babbles), a directory, or a hub id; None is the
+                default family. A device name in this place is taken for `device`, as the published class has it first.
             device: "auto", "cpu", "cuda" or "cuda:N".
             revision: of a hub id.
             options: as for `from_local`.
@@ -108,14 +108,13 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
-        if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
-            model, device = "english", model
+        model, device = _in_our_order(model, device)
         return cls.from_local(resolve_model(model, revision), device, **options)
 
     @classmethod
     def from_pretrained_quantized(
         cls,
-        model: str | os.PathLike[str] = "english",
+        model: str | os.PathLike[str] | None = None,
         device: str = "auto",
         *,
         quantization_strategy: str = AUTO,
@@ -132,8 +131,7 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
-        if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
-            model, device = "english", model
+        model, device = _in_our_order(model, device)
         if options.get("quantization") is not None:
             raise ConfigError("give either quantization_strategy or quantization: the one stands for the other")
         config = strategy_for(quantization_strategy, resolve_device(device))
@@ -469,6 +467,13 @@ class ChatterboxTTS:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown()
+
+
+def _in_our_order(model: str | os.PathLike[str] | None, device: str) -> tuple[str | os.PathLike[str] | None, str]:
+    """Model and device, where the device may stand in the model's place, as in the published class."""
+    if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
+        return None, model
+    return model, device
 
 
 def _nth(parameters: SpeechParameters, i: int) -> SpeechParameters:

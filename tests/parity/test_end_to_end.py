@@ -13,7 +13,7 @@ import torch
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest, Voice
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.text.normalize import normalize_punctuation
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.text.tokenizer import BpeTokenizer
 
 from ..reasons import NO_TOKENIZER
 from .conftest import Goldens, Parity, find_published_tokenizer
@@ -36,7 +36,7 @@ def oracle_noise(tts: ChatterboxTTS, tag: str, voice: Voice, speech_tokens: int)
 @pytest.fixture
 def published_ids(english: ChatterboxTTS, goldens: Goldens, parity: Parity, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes sure that a text gets the published tokenizer's ids: its own, or else those that the goldens hold."""
-    encode = EnglishTokenizer.encode
+    encode = BpeTokenizer.encode
 
     def need(text: str) -> None:
         if find_published_tokenizer() is not None:
@@ -45,7 +45,7 @@ def published_ids(english: ChatterboxTTS, goldens: Goldens, parity: Parity, monk
         known = {normalize_punctuation(row["text"]): row["ids"] for row in rows}
         if normalize_punctuation(text) not in known:
             parity.absent("text to waveform", f"{NO_TOKENIZER}, and text.json does not hold {text!r}")
-        monkeypatch.setattr(EnglishTokenizer, "encode", lambda own, text: known.get(text) or encode(own, text))
+        monkeypatch.setattr(BpeTokenizer, "encode", lambda own, text: known.get(text) or encode(own, text))
 
     return need
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatterbox_vllm.text.normalize import normalize_punctuation
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.text.tokenizer import BpeTokenizer
 
 from .conftest import Goldens, Parity
 
@@ -17,7 +17,7 @@ def test_punctuation(goldens: Goldens, parity: Parity) -> None:
 
 
 def test_token_ids(goldens: Goldens, parity: Parity, published_tokenizer: Path) -> None:
-    tokenizer = EnglishTokenizer(published_tokenizer)
+    tokenizer = BpeTokenizer(published_tokenizer)
     for row in goldens.json("text")["english_tokenizer"]:
         parity.identical(
             f"text tokens: {row['text']!r}", tokenizer.encode(normalize_punctuation(row["text"])), row["ids"]

@@ -12,7 +12,7 @@ from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed,
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
-from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.storage import scheme_of
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
@@ -28,7 +28,7 @@ class S3GenMethods:
         self.device, self.workload = device, workload
         config = ModelConfig.from_directory(directory)
         self.config = config.s3gen
-        self.weights = Weights(directory / FAMILIES[config.family].s3gen)
+        self.weights = Weights(directory / family_of(config.family).s3gen)
         (self.voice,) = calibration_voices(directory, config, (), device)
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         count = max(1, round(workload.seconds * TOKENS_PER_SECOND))

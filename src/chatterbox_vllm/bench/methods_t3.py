@@ -20,7 +20,7 @@ from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.evaluation.metrics import divergence
 from chatterbox_vllm.families.layout import check_t3
-from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
@@ -49,7 +49,7 @@ class T3Methods:
     def __init__(self, directory: Path, device: torch.device, workload: Workload, work: Path):
         self.directory, self.device, self.workload, self.work = directory, device, workload, work
         self.config = ModelConfig.from_directory(directory)
-        family = FAMILIES[self.config.family]
+        family = family_of(self.config.family)
         self._file = family.t3
         self._tokens = max(1, round(workload.seconds * TOKENS_PER_SECOND))
         weights = Weights(directory / self._file)

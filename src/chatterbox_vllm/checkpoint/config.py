@@ -1,6 +1,6 @@
 """Dimensions of the models, as data.
 
-The defaults are the published sizes of the English Chatterbox. A checkpoint of another size says so in a `config.json`
+The defaults are the published sizes of the first Chatterbox. A checkpoint of another size says so in a `config.json`
 beside its files (see `ModelConfig.from_directory`); the code is the same for both.
 """
 
@@ -210,10 +210,11 @@ class ModelConfig(_FromFile):
     """All dimensions of one checkpoint, and which of its files are quantized.
 
     Attributes:
+        family: its name in `families/registry.py`; None is the default there, as published files say nothing.
         synthetic: whether the weights are made up rather than trained; None where nobody says, as in published files.
     """
 
-    family: str = "english"
+    family: str | None = None
     synthetic: bool | None = None
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
@@ -264,8 +265,9 @@ class ModelConfig(_FromFile):
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
-        if self.synthetic is None:
-            del fields["synthetic"]
+        for name in ("family", "synthetic"):
+            if fields[name] is None:
+                del fields[name]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
 
 

@@ -33,11 +33,21 @@ _TYPES: dict[str, Any] = {
     "seed": int,
     "use_quantization": bool,
 }
+
+
+def _models() -> tuple[str, ...]:
+    """The names of models, read when a shell asks for them: it takes a second."""
+    from chatterbox_vllm.families.registry import FAMILIES
+    from chatterbox_vllm.setup.models import DEMO
+
+    return (*FAMILIES, DEMO)
+
+
 _METAVARS = {int: "N", float: "X", str: "NAME", list[str]: "KIND=SECONDS"}
 # What a shell completes, where a setting takes other values as well.
-_COMPLETED = {
+_COMPLETED: dict[str, Sequence[str] | Callable[[], Sequence[str]]] = {
     "device": ("auto", "cpu", "cuda"),
-    "model": ("english", "demo"),
+    "model": _models,
     "pauses": ("clause=", "sentence=", "paragraph=", "heading=", "scene="),
     "quantization_method": ("bnb-4bit", "bnb-8bit", "awq", "fp8"),
     "quantize_s3gen": ("bnb-4bit", "bnb-8bit", "true"),
@@ -106,9 +116,9 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     return _keyword(setting.keyword, Annotated[kind | None, option], None)
 
 
-def _completion(values: Sequence[str]) -> Callable[[str], list[str]]:
+def _completion(values: Sequence[str] | Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
-        return [value for value in values if value.startswith(incomplete)]
+        return [value for value in (values() if callable(values) else values) if value.startswith(incomplete)]
 
     return complete
 

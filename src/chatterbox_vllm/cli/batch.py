@@ -73,7 +73,7 @@ def batch(
     clip = check_voice(voice, given)
     with Input(input, format) as source:
         device, rows = resolve_device(given.get("device", "auto")), source.check()
-        model = resolve_model(given.get("model", "english"), given.get("revision"))
+        model = resolve_model(given.get("model"), given.get("revision"))
         wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device, reading)
         with Folder(output_dir) as folder:
             run = folder.open(wanted, rows, overwrite, retry_failed)

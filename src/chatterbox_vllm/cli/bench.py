@@ -140,7 +140,7 @@ def _facts(tts: ChatterboxTTS, measured: Measured, given: Keywords) -> dict[str,
     from chatterbox_vllm.setup.provenance import provenance
 
     return {
-        **provenance(tts.device, str(given.get("model", "english")), tts.directory),
+        **provenance(tts.device, given.get("model"), tts.directory),
         "settings": {
             **tts.settings,
             "steps": measured.steps,
@@ -201,7 +201,7 @@ def _run_upstream(measured: Measured, given: Keywords, clip: Path | None, python
 
     texts = [segment.text for segment in split_text(measured.text)] if measured.text else TEXTS
     workload = Workload.of(texts, measured.synthetic, measured.steps, measured.repeats)
-    directory = resolve_model(given.get("model", "english"), given.get("revision"))
+    directory = resolve_model(given.get("model"), given.get("revision"))
     device = resolve_device(given.get("device", "auto"))
     with progress_bar("text") as progress:
         return workload, run_upstream(python, directory, device, clip, workload, partial(progress, "published package"))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @from_settings()
 def estimate(
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="as --model of say")] = "english",
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="as --model of say", show_default="the default family")
+    ] = None,
     tier: Annotated[str, typer.Option(metavar="GB", help="4, 6, 8, 12, 24, 48, auto or all")] = "all",
     strategies: Annotated[
         bool, typer.Option("--strategies", help="compare the strategies, all else as in the tier")

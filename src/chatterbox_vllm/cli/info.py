@@ -19,7 +19,7 @@ def info(
         typer.Option(
             metavar="NAME",
             help="look at this model's files, as --model of say names it",
-            show_default="only the sizes of the published english model",
+            show_default="only the published sizes",
         ),
     ] = None,
     revision: Annotated[

@@ -68,7 +68,7 @@ def methods(
     from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.setup.provenance import provenance
 
-    model = given.get("model", "english")
+    model = given.get("model")
     directory = resolve_model(model, given.get("revision"))
     device = resolve_device(given.get("device", "auto"))
     kind = None if dtype == "auto" else getattr(torch, dtype)
@@ -93,5 +93,5 @@ def methods(
         print(file=out, flush=True)
         rows += found
     if json is not None:
-        facts = {**provenance(device, str(model), directory), "seconds": seconds}
+        facts = {**provenance(device, model, directory), "seconds": seconds}
         write_json(json, {**facts, "results": rows})

@@ -73,7 +73,7 @@ def model_config(given: Keywords) -> ModelConfig:
     from chatterbox_vllm.checkpoint.config import ModelConfig
     from chatterbox_vllm.setup.models import resolve_model
 
-    return ModelConfig.from_directory(resolve_model(given.get("model", "english"), given.get("revision")))
+    return ModelConfig.from_directory(resolve_model(given.get("model"), given.get("revision")))
 
 
 def check_voice(voice: str | None, given: Keywords) -> Path | None:

@@ -21,7 +21,7 @@ ModuleMethod = Literal["bnb-4bit", "bnb-8bit"]
 @from_settings()
 def quantize(
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="english, demo, a directory, or a hub id")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as --model of say")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="must not be there yet", show_default=False)
     ],
@@ -81,7 +81,7 @@ def quantize(
             f"--file, --voice and --device are for --quantization-method awq: {quantization} is not calibrated; "
             "leave them out"
         )
-    from chatterbox_vllm.families.registry import FAMILIES
+    from chatterbox_vllm.families.registry import family_of
     from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.setup.quantize import CALIBRATION_TEXTS, quantize_model
     from chatterbox_vllm.setup.quantized_directory import check_output
@@ -96,7 +96,7 @@ def quantize(
         )
     for part, method in quantization.methods.items():
         if method is not None and not quiet:
-            name = getattr(FAMILIES[config.family], part)
+            name = getattr(family_of(config.family), part)
             before, after = ((d / name).stat().st_size / 2**20 for d in (directory, output))
             print(f"{output}: {part} in {method}, {name} {after:.1f} MiB (was {before:.1f} MiB)")
 

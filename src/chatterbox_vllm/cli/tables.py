@@ -107,7 +107,7 @@ def info_tables(facts: Mapping[str, Any]) -> list[Grid]:
         (name, f"{size['parameters'] / 1e6:.1f} M", _mib(size["float32_bytes"]))
         for name, size in model["components"].items()
     ]
-    title = "" if model["directory"] else "Model english, published sizes"
+    title = "" if model["directory"] else "The published sizes"
     return [*grids, Grid(title, sizes, ("component", "parameters", "in float32"), numbers=True)]
 
 

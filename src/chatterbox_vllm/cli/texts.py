@@ -110,5 +110,5 @@ def check_script(text: str, pauses: Pauses, clean: bool, given: Keywords) -> Non
     from chatterbox_vllm.families.registry import family_of
     from chatterbox_vllm.text.script import read_script
 
-    family = family_of(model_config(given).family, Path(given.get("model", "english")))
+    family = family_of(model_config(given).family)
     read_script(text, pauses, clean, scripts=family.scripts)

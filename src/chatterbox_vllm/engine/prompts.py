@@ -12,7 +12,7 @@ from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
 from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
-from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.text.script import read_script
@@ -59,7 +59,7 @@ class PromptMaker:
 
     def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
         self.config = config
-        self.family = FAMILIES[config.family]
+        self.family = family_of(config.family)
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len

@@ -52,7 +52,7 @@ def check_models(directories: tuple[Path, Path], options: tuple[Mapping[str, Any
 def _shared_sizes(config: ModelConfig) -> dict[str, Any]:
     """What the baseline's tokens, voices and figures take for granted."""
     return {
-        "family": config.family,
+        "family": family_of(config.family).name,
         "number of speech tokens": config.t3.speech_vocab_size,
         "speech prompt": config.t3.speech_prompt_tokens,
         "speaker embedding": config.t3.speaker_embedding_size,

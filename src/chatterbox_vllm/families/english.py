@@ -7,7 +7,7 @@ from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.text.normalize import normalize_punctuation
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.text.tokenizer import BpeTokenizer
 
 ENGLISH = Family(
     name="english",
@@ -31,7 +31,7 @@ ENGLISH = Family(
         max_tokens=1000,
         diffusion_steps=10,
     ),
-    read_tokenizer=EnglishTokenizer,
+    read_tokenizer=BpeTokenizer,
     normalize=normalize_punctuation,
     read_prompt_builder=PromptBuilder.from_weights,
 )

@@ -13,12 +13,18 @@ FAMILIES = {family.name: family for family in (ENGLISH,)}
 DEFAULT_FAMILY = ENGLISH
 
 
-def family_of(name: str, directory: Path) -> Family:
-    """The family that the configuration in `directory` names.
+def family_of(name: str | None, directory: Path | None = None) -> Family:
+    """The family that a configuration names.
+
+    Args:
+        directory: of the configuration, for the error.
 
     Raises:
         ConfigError: there is none such.
     """
+    if name is None:
+        return DEFAULT_FAMILY
     if name not in FAMILIES:
-        raise ConfigError(f"{directory}: unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+        where = "" if directory is None else f"{directory}: "
+        raise ConfigError(f"{where}unknown model family {name!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -1,7 +1,7 @@
 """`AsyncChatterbox` under a `Monitor`: where the figures call for it, the model is loaded anew with more bits.
 
 def load(config: QuantizationConfig) -> ChatterboxTTS:
-    return ChatterboxTTS.from_pretrained("english", quantization=config)
+    return ChatterboxTTS.from_pretrained(quantization=config)
 
 async with MonitoredChatterbox(load, QuantizationConfig.from_strategy("aggressive")) as engine:
     result = await engine.speak(SpeechRequest(text, engine.voice))

@@ -16,7 +16,7 @@ from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 
-def voice_of(path: Path, model: str = "english", device: str = "auto", revision: str | None = None) -> Voice:
+def voice_of(path: Path, model: str | None = None, device: str = "auto", revision: str | None = None) -> Voice:
     """The voice of a clip, enrolled for a model; or of a saved voice's file, if the model can use it.
 
     Args:

@@ -26,6 +26,7 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup import measured
 from chatterbox_vllm.setup.models import ModelHeaders
 from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
+from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
@@ -114,7 +115,7 @@ class QuantizationMemoryEstimator:
         }
         on_host = {"T3 conditioning": conditioning}
         if self._cuda:
-            graphs = measured.DEFAULT_GRAPHS if plan.graph_sizes is None else len(plan.graph_sizes)
+            graphs = len(plan.graph_sizes or graph_sizes(plan.max_batch_size, plan.max_batched_tokens))
             on_device |= {
                 "S3Gen, convolutions as kernels read them": copies,
                 "CUDA graphs of T3": graphs * measured.T3_GRAPH,

@@ -47,7 +47,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
     stored = {part: getattr(config.quantized, part) for part in COMPONENTS}
     return {
         "directory": str(directory),
-        "family": config.family,
+        "family": family.name,
         "revision": commit[1] if commit else None,
         "files": {name: _file(directory / name, family) for name in family.files},
         "quantized": {part: None if how is None else how.method for part, how in stored.items()},

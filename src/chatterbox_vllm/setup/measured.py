@@ -26,6 +26,3 @@ T3_GRAPH = 8 * _MIB
 # Fitted to the peaks of tiers 4, 6 and 8 and of no tier on an H200 (benchmarks/results/2026-11-21-h200-tiers.json):
 # what the allocator holds for each byte of live tensors beside them; the KV cache is one block and has no gaps.
 ALLOCATOR_SHARE = 0.25
-
-# An allowance: vLLM 0.32 captures 1, 2, 4 and every eighth size up to twice the requests at once; 35 are those of 128.
-DEFAULT_GRAPHS = 35

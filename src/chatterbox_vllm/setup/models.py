@@ -12,18 +12,19 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.hub import Repository
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.demo import demo_directory
-from chatterbox_vllm.families.registry import FAMILIES, family_of
+from chatterbox_vllm.families.family import Family
+from chatterbox_vllm.families.registry import DEFAULT_FAMILY, FAMILIES, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS
 
 DEMO = "demo"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve_model(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
     """The directory that holds `model`, downloaded or built where needed.
 
     Args:
-        model: a family's name ("english"), "demo", a directory, or a hub id ("owner/name").
+        model: a family's name, "demo", a directory, or a hub id ("owner/name"); None is the default family.
         revision: commit, branch or tag of a hub id; a family's own pinned commit otherwise.
 
     Raises:
@@ -34,7 +35,7 @@ def resolve_model(model: str | os.PathLike[str], revision: str | None = None) ->
     return where.download() if isinstance(where, Repository) else where
 
 
-def download_model(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+def download_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
     """`resolve_model`, to fetch ahead: later starts need no network for a family or a pinned commit."""
     return resolve_model(model, revision)
 
@@ -67,7 +68,7 @@ class ModelHeaders:
         return cls(directory, config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
 
 
-def model_headers(model: str | os.PathLike[str], revision: str | None = None) -> ModelHeaders:
+def model_headers(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> ModelHeaders:
     """What can be known of `model` without downloading it: some hundred KiB of a hub's repository.
 
     Args:
@@ -94,23 +95,22 @@ def model_headers(model: str | os.PathLike[str], revision: str | None = None) ->
     return ModelHeaders(named, config, {part: Weights(named / file, headers[file]) for part, file in files.items()})
 
 
-def _locate(model: str | os.PathLike[str], revision: str | None) -> Path | Repository:
+def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path | Repository:
     """The directory of a model on this machine, or the hub's repository that holds it."""
-    name = os.fspath(model)
+    name = DEFAULT_FAMILY.name if model is None else os.fspath(model)
     if name in FAMILIES:
         family = FAMILIES[name]
-        return _repository(family.repository, revision or family.revision, name)
+        return _repository(family.repository, revision or family.revision, family)
     if name and (name == DEMO or Path(name).is_dir()):
         if revision is not None:
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
         return demo_directory() if name == DEMO else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         # Taken for one of the published family's, as a directory without config.json is.
-        return _repository(name, revision, ModelConfig().family)
+        return _repository(name, revision, DEFAULT_FAMILY)
     known = ", ".join(repr(n) for n in (*FAMILIES, DEMO))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
 
 
-def _repository(name: str, revision: str | None, family: str) -> Repository:
-    wanted = FAMILIES[family]
-    return Repository(name, revision, (*wanted.files, CONFIG_FILE), (*wanted.optional_files, CONFIG_FILE))
+def _repository(name: str, revision: str | None, family: Family) -> Repository:
+    return Repository(name, revision, (*family.files, CONFIG_FILE), (*family.optional_files, CONFIG_FILE))

@@ -17,7 +17,7 @@ from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.quantized_files import quantized_file_tensors
-from chatterbox_vllm.families.registry import FAMILIES, family_of
+from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import Progress, scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
@@ -151,7 +151,7 @@ def calibration_voices(
         AudioError: a clip cannot be used.
         CheckpointError: a saved voice cannot be used.
     """
-    family = FAMILIES[config.family]
+    family = family_of(config.family)
     if not clips:
         builtin = directory / family.builtin_voice
         if not builtin.exists():
@@ -184,7 +184,7 @@ def calibration_utterances(
     if not texts:
         raise ConfigError("there are no texts to calibrate on; give at least one")
     length = min(_CALIBRATION_LENGTH, config.t3.speech_positions)
-    family = FAMILIES[config.family]
+    family = family_of(config.family)
     tokenizer = family.read_tokenizer(directory / family.tokenizer)
     maker = PromptMaker(config, tokenizer, family.read_prompt_builder(config.t3, weights), length)
     prompts = []

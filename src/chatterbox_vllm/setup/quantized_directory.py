@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from chatterbox_vllm.caches.disk import appearing_whole
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig, QuantizedPart
 from chatterbox_vllm.errors import OutputError
-from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.quantization.files import HEADER
 from chatterbox_vllm.quantization.fingerprint import fingerprint
 from chatterbox_vllm.quantization.storage import Tensors
@@ -54,7 +54,7 @@ def write_checkpoint(
         OutputError: `output` is there already or cannot be written.
     """
     check_output(output)
-    family = FAMILIES[config.family]
+    family = family_of(config.family)
     try:
         with appearing_whole(output) as partial:
             done = {}

@@ -26,7 +26,7 @@ class Plan:
         max_batch_size: most requests that T3 speaks at once.
         max_batched_tokens: most rows that one step of T3 takes in.
         kv_cache_bytes: T3's; None computes it from the model, `max_model_len` and `max_batch_size`.
-        graph_sizes: batch sizes that T3's CUDA graphs are captured for; None leaves them to vLLM.
+        graph_sizes: rows that T3's CUDA graphs are recorded for; None takes those of `t3.graph_sizes`.
         s3gen_batch: most utterances that S3Gen voices at once.
         s3gen_frames: most mel frames of a batch of S3Gen, prompts included; a longer utterance goes alone.
         frugal: small workspaces and an allocator without gaps (`cuda.memory.spare_device_memory`).

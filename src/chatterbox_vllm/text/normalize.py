@@ -1,4 +1,4 @@
-"""Punctuation as the published English model was trained on it."""
+"""Punctuation as the published model was trained on it."""
 
 from __future__ import annotations
 

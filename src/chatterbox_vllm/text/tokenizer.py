@@ -12,8 +12,8 @@ _SPACE = "[SPACE]"
 _REQUIRED = ("[START]", "[STOP]", "[UNK]", _SPACE)
 
 
-class EnglishTokenizer:
-    """The published English tokenizer: BPE over characters, with a token of its own for the space.
+class BpeTokenizer:
+    """Chatterbox's tokenizer: BPE over characters, with a token of its own for the space.
 
     Attributes:
         special_tokens: "[START]", "[laughter]" and the like, which stand for something else than their characters.

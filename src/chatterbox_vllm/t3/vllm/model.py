@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from vllm import envs
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
@@ -29,9 +30,24 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsQuant
 from vllm.model_executor.models.llama import LlamaMLP
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
+from vllm.v1.attention.backend import AttentionBackend
+from vllm.v1.attention.selector import get_attn_backend
 
 from chatterbox_vllm.t3.vllm.config import T3EngineFields
+
+
+def attention_backend(head_dim: int, cache_config: CacheConfig | None) -> type[AttentionBackend] | None:
+    """Ours where vLLM would take FlashAttention; None leaves it to vLLM, as its batch-invariant mode wants it."""
+    if not current_platform.is_cuda() or envs.VLLM_BATCH_INVARIANT:
+        return None
+    cache_dtype = None if cache_config is None else cache_config.cache_dtype
+    if get_attn_backend(head_dim, torch.get_default_dtype(), cache_dtype).get_name() != "FLASH_ATTN":
+        return None
+    from chatterbox_vllm.t3.vllm.attention import DecodeAttentionBackend  # imports triton and FlashAttention
+
+    return DecodeAttentionBackend
 
 
 class T3Attention(nn.Module):
@@ -71,6 +87,7 @@ class T3Attention(nn.Module):
             cache_config=cache_config,
             quant_config=quant_config,
             prefix=f"{prefix}.attn",
+            attn_backend=attention_backend(fields.head_dim, cache_config),
         )
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

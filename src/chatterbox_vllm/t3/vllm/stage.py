@@ -17,6 +17,7 @@ from chatterbox_vllm.cuda.streams import Urgency, new_stream, on_stream
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.live import ComponentInfo, component_info
+from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.t3.quantization.methods import (
     AWQ_CPU_CONFIG,
@@ -64,7 +65,7 @@ class T3Options:
         quantization: of the linear layers, one of `quantization.t3.T3_METHODS`; None leaves a plain checkpoint as it is
             and takes a quantized one's own. Embeddings and the head stay in `dtype`.
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
-        graph_sizes: batch sizes that CUDA graphs are captured for; None leaves them to vLLM.
+        graph_sizes: rows that CUDA graphs are recorded for; None takes those of `t3.graph_sizes`.
         teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.
     """
 
@@ -174,14 +175,14 @@ class T3Stage:
             enable_prefix_caching=False,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_batch_size,
-            max_num_batched_tokens=max(options.max_batched_tokens, options.max_batch_size),
+            max_num_batched_tokens=self._most_rows,
             kv_cache_memory_bytes=self.kv_cache_bytes,
             gpu_memory_utilization=self._memory_share(),
             enforce_eager=not options.cuda_graphs,
             compilation_config=compilation,
             # It compiles kernels for every batch there may be, 30 s at each start; `_speak_once` compiles what is used.
             kernel_config=KernelConfig(enable_jit_warmup=False),
-            cudagraph_capture_sizes=list(options.graph_sizes) if options.cuda_graphs and options.graph_sizes else None,
+            cudagraph_capture_sizes=self._graph_sizes(),
             logits_processors=[_FORCING, _SAMPLER] if options.teacher_forcing else [_SAMPLER],
             disable_log_stats=True,
             use_tqdm_on_load=False,
@@ -191,6 +192,20 @@ class T3Stage:
         )
         with working_on(self._stream):
             return LLMEngine.from_engine_args(arguments)
+
+    @property
+    def _most_rows(self) -> int:
+        """Of a step."""
+        return max(self.options.max_batched_tokens, self.options.max_batch_size)
+
+    def _graph_sizes(self) -> list[int] | None:
+        options = self.options
+        if not options.cuda_graphs:
+            return None
+        if options.graph_sizes is not None:
+            return list(options.graph_sizes)
+        # Batch-invariant mode has graphs of decode steps alone.
+        return list(graph_sizes(options.max_batch_size, 0 if options.deterministic else self._most_rows))
 
     def _speak_once(self) -> None:
         """Take in a short prompt and draw tokens: the first request need not wait for kernels to be compiled."""
@@ -299,6 +314,7 @@ class T3Stage:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=extra,
+            skip_clone=True,  # it is this request's alone; vLLM would copy it deeply
         )
         # The token ids are what the repetition penalty sees of the prompt: start-of-speech, as published.
         engine_input = embeds_input(

@@ -1,0 +1,79 @@
+"""Attention of a decode step as one Triton kernel: each sequence's one new token attends to all that is cached of it.
+
+For T3 every query head has keys and values of its own, so nothing can be shared between heads: the kernel reads each
+key and value once and multiplies as it reads. Kernels that use matrix units work on tiles of 64 queries, of which one
+is real here.
+"""
+
+# mypy: disable-error-code="no-untyped-def, import-untyped"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+# What differs from batch to batch is no constant, so that the kernel is compiled once.
+@triton.jit(do_not_specialize=["table_stride"])
+def _decode(
+    query, cache, table, lengths, out, scale, table_stride,
+    query_stride, out_stride, block_stride, head_stride, place_stride,
+    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    length = tl.load(lengths + row)
+    channels = tl.arange(0, WIDTH)
+    places = tl.arange(0, PLACES)
+    # Base 2 throughout: exp2 is what the hardware has.
+    q = tl.load(query + row.to(tl.int64) * query_stride + head * WIDTH + channels).to(tl.float32)
+    q = q * (scale * 1.4426950408889634)
+    table += row.to(tl.int64) * table_stride
+    cache += head.to(tl.int64) * head_stride
+    best = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    acc = tl.zeros((WIDTH,), tl.float32)
+    for start in tl.range(0, length, PLACES, num_stages=STAGES):
+        at = start + places
+        there = at < length
+        block = tl.load(table + at // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
+        keys = cache + (block * block_stride + (at % BLOCK_SIZE) * place_stride)[:, None] + channels[None, :]
+        k = tl.load(keys, mask=there[:, None], other=0.0)
+        v = tl.load(keys + WIDTH, mask=there[:, None], other=0.0)
+        scores = tl.where(there, tl.sum(k.to(tl.float32) * q[None, :], 1), float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, 0))
+        fading = tl.exp2(best - higher)
+        p = tl.exp2(scores - higher)
+        total = total * fading + tl.sum(p, 0)
+        acc = acc * fading + tl.sum(v.to(tl.float32) * p[:, None], 0)
+        best = higher
+    # A row that fills a batch up to a graph's size has no sequence: its length is 0.
+    acc = tl.where(total > 0, acc / total, 0.0)
+    tl.store(out + row.to(tl.int64) * out_stride + head * WIDTH + channels, acc.to(out.dtype.element_ty))
+
+
+def decode_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: torch.Tensor,
+    out: torch.Tensor,
+    scale: float,
+) -> None:
+    """softmax(q k * scale) v over the cached places of each sequence, summed in float32, written to `out`.
+
+    Args:
+        query: [N, heads, D], D a power of two; the last two dimensions contiguous.
+        cache: [blocks, heads, block size, 2 * D]: a place's key and after it its value; the last dimension contiguous.
+        block_table: [N, most blocks] int32, the blocks of each sequence in order.
+        lengths: [N] int32, cached places of each sequence, its new token's included; 0 for a row without a sequence.
+        out: [N, heads, D], as `query`.
+    """
+    rows, heads, width = query.shape
+    few = rows * heads <= 512
+    _decode[(heads, rows)](
+        query, cache, block_table, lengths, out, scale, block_table.stride(0),
+        query.stride(0), out.stride(0), cache.stride(0), cache.stride(1), cache.stride(2),
+        cache.shape[2], width, 128 if few else 64, 2, num_warps=4 if few else 2,
+    )  # fmt: skip

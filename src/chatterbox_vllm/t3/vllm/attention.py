@@ -1,0 +1,66 @@
+"""T3's attention on CUDA: vLLM's FlashAttention, with our own kernel for steps that only decode."""
+
+# mypy: disable-error-code="misc"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadata,
+    FlashAttentionMetadataBuilder,
+)
+
+from chatterbox_vllm.t3.decode_kernel import decode_attention
+
+
+class DecodeAttention(FlashAttentionImpl):
+    """Steps in which every sequence has one new token go to `decode_attention`, all others to FlashAttention."""
+
+    def forward(
+        self,
+        layer: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: FlashAttentionMetadata | None,
+        output: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if attn_metadata is None or attn_metadata.max_query_len > 1:
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
+        rows = attn_metadata.num_actual_tokens
+        decode_attention(
+            query[:rows], kv_cache, attn_metadata.block_table, attn_metadata.seq_lens, output[:rows], self.scale
+        )
+        return output
+
+
+class DecodeMetadataBuilder(FlashAttentionMetadataBuilder):
+    """Leaves out FlashAttention's own plan of a step that it does not compute."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # FlashAttention is in no graph here, so it need not reserve room for the most splits that a graph may need.
+        self.max_num_splits = 0
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+        only_decodes = common_attn_metadata.max_query_len == 1
+        return super().build(common_prefix_len, common_attn_metadata, fast_build or only_decodes)
+
+
+class DecodeAttentionBackend(FlashAttentionBackend):
+    """What `T3Attention` asks vLLM for where vLLM itself would take FlashAttention."""
+
+    @staticmethod
+    def get_impl_cls() -> type[FlashAttentionImpl]:
+        return DecodeAttention
+
+    @staticmethod
+    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
+        return DecodeMetadataBuilder

@@ -1,0 +1,66 @@
+"""The attention kernel of T3's decode steps against plain torch; on the CPU by Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .reasons import NO_TRITON
+
+_BLOCK = 16
+
+
+def largest_difference(device: str, dtype: torch.dtype, lengths: list[int], heads: int = 2, width: int = 64) -> float:
+    """Between the kernel's and torch's output, for random keys and values in shuffled blocks."""
+    from chatterbox_vllm.t3.decode_kernel import decode_attention
+
+    generator = torch.Generator().manual_seed(0)
+    most = -(-max(lengths) // _BLOCK)
+    blocks = len(lengths) * most
+    # As vLLM lays it out: the places of a block hold all heads, and are seen as [blocks, heads, places, 2 * width].
+    cache = torch.randn(blocks, _BLOCK, heads, 2 * width, generator=generator).to(device, dtype).transpose(1, 2)
+    table = torch.randperm(blocks, generator=generator).view(len(lengths), most).to(device, torch.int32)
+    query = torch.randn(len(lengths), heads, width, generator=generator).to(device, dtype)
+    out = torch.full_like(query, 7.0)
+    decode_attention(query, cache, table, torch.tensor(lengths, dtype=torch.int32, device=device), out, width**-0.5)
+    largest = 0.0
+    for row, length in enumerate(lengths):
+        cached = cache[table[row].long()].transpose(1, 2).reshape(-1, heads, 2 * width)[:length].double()
+        k, v = cached.transpose(0, 1).chunk(2, -1)
+        scores = (k @ query[row].double().unsqueeze(-1)).squeeze(-1) * width**-0.5
+        expected = (scores.softmax(-1).unsqueeze(1) @ v).squeeze(1) if length else torch.zeros_like(query[row])
+        largest = max(largest, float((out[row].double() - expected).abs().max()))
+    return largest
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
+def test_the_kernel_by_the_interpreter() -> None:
+    script = (
+        "import json, torch; from tests.test_decode_kernel import largest_difference as d; "
+        "print(json.dumps(d('cpu', torch.float32, [0, 1, 16, 37, 150])))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 7, 130])
+def test_the_kernel_on_a_gpu(rows: int) -> None:
+    lengths = [(17 * n) % 700 for n in range(rows - 1)] + [701]
+    for dtype, bound in ((torch.bfloat16, 8e-3), (torch.float16, 1e-3), (torch.float32, 1e-5)):
+        assert largest_difference("cuda", dtype, lengths, heads=32) < bound
