@@ -9,19 +9,20 @@ from training.text import FILE, SPECIAL, character_features, spoken_form, train_
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.text.tokenizer import EnglishTokenizer
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.family import TextTokenizer
 
 CONFIG = T3Config(text_vocab_size=320)
 TEXTS = [spoken_form(text) for text in ["the cat sat on the mat", "The café was there; then they left…"] * 30]
 
 
 @pytest.fixture(params=[0, 40], ids=["characters", "merges"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[EnglishTokenizer, int]:
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[TextTokenizer, int]:
     train_text_tokenizer(TEXTS, CONFIG, request.param).save(str(tmp_path / FILE))
-    return EnglishTokenizer(tmp_path / FILE), request.param
+    return ENGLISH.read_tokenizer(tmp_path / FILE), request.param
 
 
-def test_reader_takes_it(tokenizer: tuple[EnglishTokenizer, int]) -> None:
+def test_reader_takes_it(tokenizer: tuple[TextTokenizer, int]) -> None:
     reader, merges = tokenizer
     assert reader.special_tokens == frozenset(SPECIAL)
     ids = reader.encode("The cat.")
@@ -33,7 +34,7 @@ def test_reader_takes_it(tokenizer: tuple[EnglishTokenizer, int]) -> None:
     assert reader.encode("A b.") == [*reader.encode("A"), SPECIAL["[SPACE]"], *reader.encode("b.")]
 
 
-def test_every_english_text_can_be_spelt(tokenizer: tuple[EnglishTokenizer, int]) -> None:
+def test_every_english_text_can_be_spelt(tokenizer: tuple[TextTokenizer, int]) -> None:
     reader, _ = tokenizer
     assert SPECIAL["[UNK]"] not in reader.encode('Quick zebras, 1984: VJX? "No!" it\'s-so.'.replace(":", ","))
     assert reader.encode("café") == reader.encode("cafe")

@@ -54,7 +54,9 @@ CTC_STEPS = 2  # a token: 25 steps a second are too few for quick speech, where 
 # Rounding keeps all three levels in use where tanh sees a deviation of this: a third of a normal distribution lies
 # within atanh(0.5) = 0.549 of zero.
 DEVIATION = 1.275
-_LEVELS_SETTLE = 0.33  # share of the training after which the codebook is left to what the heads need
+# Share of the training in which the codes find their meaning: all are kept in use meanwhile. After it they are left to
+# what the heads need, and shall stay the same where the sound gets worse, which would hold them back before.
+_SETTLED = 0.33
 
 
 class Heads(nn.Module):
@@ -407,12 +409,13 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
         batch = material.batch(next(plan))
         with autocast(device):
             parts = losses(model, batch, disturbed(batch.heard))
+        settled = min(1.0, run.progress / _SETTLED)
         weights = {
             "ctc": 1.0,
             "mel": arguments.mel_weight,
             "pitch": 1.0,
-            "levels": arguments.levels_weight * max(0.1, 1 - run.progress / _LEVELS_SETTLE),
-            "same": arguments.same_weight,
+            "levels": arguments.levels_weight * max(0.1, 1 - settled),
+            "same": arguments.same_weight * settled,
         }
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -455,7 +458,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch-seconds", type=float, default=400.0, help="of audio, padding included")
     options.add_argument("--mel-weight", type=float, default=2.0)
     options.add_argument("--levels-weight", type=float, default=0.3, help="a tenth of it after the first third")
-    options.add_argument("--same-weight", type=float, default=0.3, help="of tokens being those of the undisturbed clip")
+    options.add_argument(
+        "--same-weight", type=float, default=0.3, help="of tokens being those of the clean clip, after the first third"
+    )
     options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
     options.add_argument("--judged", type=int, default=300, help="held-out utterances that are looked at")
     return options
