@@ -131,7 +131,7 @@ def test_a_broken_engine_is_heard_of(tts: ChatterboxTTS, monkeypatch: pytest.Mon
         async with AsyncChatterbox(tts, told.append) as engine:
             assert engine.failure is None
             with monkeypatch.context() as patch:
-                patch.setattr(tts._talker, "step", lambda: 1 / 0)
+                patch.setattr(tts.t3_stage, "step", lambda: 1 / 0)
                 with pytest.raises(GenerationError, match="ZeroDivisionError"):
                     await engine.speak(request(tts), "broken")
             assert isinstance(engine.failure, ZeroDivisionError) and engine.stats().failed == 1
@@ -156,7 +156,7 @@ def test_a_request_that_comes_as_the_engine_breaks_is_answered(
     async def main() -> None:
         async with AsyncChatterbox(tts) as engine:
             with monkeypatch.context() as patch:
-                patch.setattr(tts._talker, "step", fail)
+                patch.setattr(tts.t3_stage, "step", fail)
                 first = asyncio.create_task(engine.speak(request(tts)))
                 await asyncio.to_thread(reached.wait, 5)
                 second = asyncio.create_task(engine.speak(request(tts)))  # handed in, and never looked at

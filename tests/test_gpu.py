@@ -38,18 +38,23 @@ def float32(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:  # noqa: F811
 def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None:  # noqa: F811
     golden, cases = goldens.arrays("t3_english"), goldens.json("t3_english")["cases"]
     for case in cases:
-        add(float32._talker, case, prompt_of(case, float32._scheduler.preparation.prompts.builder, golden), case["n"])
-    tokens = drain(float32._talker)
+        add(
+            float32.t3_stage,
+            case,
+            prompt_of(case, float32._engine.scheduler.preparation.prompts.builder, golden),
+            case["n"],
+        )
+    tokens = drain(float32.t3_stage)
     assert [c["key"] for c in cases if tokens[c["key"]] != golden[f"{c['key']}_tokens"].tolist()] == []
 
 
 def test_t3_goes_first_on_the_card(float32: ChatterboxTTS) -> None:
-    stream = float32._talker._stream
+    stream = float32.t3_stage._stream
     assert stream is not None and stream.priority == Urgency.HIGHEST
 
 
 def test_half_precision_flow_is_near_float32(float32: ChatterboxTTS) -> None:
-    model = float32._voicing.stage.model
+    model = float32.s3gen_stage.model
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 6561, 100))
     noise = model.draw_noise(1, len(tokens), float32.voice.prompt)
     request = S3GenRequest(tokens, float32.voice.prompt, noise)
@@ -78,7 +83,7 @@ def test_bfloat16_speaks(checkpoint_dir: Path) -> None:  # noqa: F811
     with ChatterboxTTS.from_local(
         checkpoint_dir, "cuda", s3gen_dtype="float16", max_model_len=512, watermark=False
     ) as tts:
-        assert next(tts._talker.model.parameters()).dtype == torch.bfloat16
+        assert next(tts.t3_stage.model.parameters()).dtype == torch.bfloat16
         wave = tts.generate(TEXT, seed=1, max_tokens=100)
     assert torch.isfinite(wave).all() and 0.01 < wave.abs().max() < 1
 

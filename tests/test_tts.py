@@ -121,7 +121,7 @@ def test_cloning(tts: ChatterboxTTS, clip: Path) -> None:
 def test_watermark(tts: ChatterboxTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = Watermarker()
     wave = tts.generate(TEXTS[1], seed=1)
-    monkeypatch.setattr(tts._voicing, "watermarker", None)
+    monkeypatch.setattr(tts._engine.voicing, "watermarker", None)
     plain = tts.generate(TEXTS[1], seed=1)
     assert marker.detect(wave[0].numpy(), tts.sr) > 0.9
     assert marker.detect(plain[0].numpy(), tts.sr) < 0.6
@@ -182,7 +182,7 @@ def test_an_abandoned_run_does_not_disturb_the_next(tts: ChatterboxTTS) -> None:
     run.close()
     (result,) = tts.run([request])
     assert result.error is None
-    assert not tts._talker.unfinished
+    assert not tts.t3_stage.unfinished
 
 
 def test_shut_down(demo: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,12 @@ import torch
 from typing_extensions import Self
 
 from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.job import SAMPLE_RATE
 from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
-from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -44,7 +42,6 @@ from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
-_SHUT_DOWN = "this model was shut down; load it again"
 _DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -65,22 +62,14 @@ class ChatterboxTTS:
         self,
         directory: Path,
         device: torch.device,
-        scheduler: Scheduler,
-        talker: T3Stage,
-        voicing: Synthesis,
+        engine: Engine,
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
         self.directory = directory
         self.device = device
         self.conds = voice
-        self._scheduler: Scheduler | None = scheduler
-        self._lending = threading.Lock()
-        self._stepping = threading.RLock()  # held while an iterator of `run` works
-        self._in_use = False
-        self._end_use: Callable[[], None] | None = None
-        self._talker = talker
-        self._voicing = voicing
+        self._engine = engine
         self._enroller = enroller
         self.quantization = self._quantization_asked = QuantizationConfig()
         self._steps_down: tuple[str, ...] = ()
@@ -228,10 +217,10 @@ class ChatterboxTTS:
         )
         parts, steps = load(settings, plan, fallback)
         directory = settings.directory
-        tts = cls(directory, settings.device, parts.scheduler, parts.talker, parts.voicing, parts.enroller, parts.voice)
+        tts = cls(directory, settings.device, parts.engine, parts.enroller, parts.voice)
         tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
-        tts.settings = settings_in_force(parts.talker, parts.voicing.stage, parts.plan, tts.quantization, tier)
+        tts.settings = settings_in_force(tts.t3_stage, tts.s3gen_stage, parts.plan, tts.quantization, tier)
         tts.settings["watermark"] = watermark
         return tts
 
@@ -243,10 +232,10 @@ class ChatterboxTTS:
             not in memory (the voice encoder is loaded at the first enrolment); under "asked" what was asked for, and
             under "steps_down" what `fallback` gave up of it, in order.
         """
-        encoder, there = self._enroller.loaded_voice_encoder, self._scheduler is not None
+        encoder, there = self._enroller.loaded_voice_encoder, not self._engine.is_shut_down
         return {
-            "t3": self._talker.quantization.as_dict() if there else None,
-            "s3gen": component_info(self._voicing.stage.model).as_dict() if there else None,
+            "t3": self.t3_stage.quantization.as_dict() if there else None,
+            "s3gen": component_info(self.s3gen_stage.model).as_dict() if there else None,
             "voice_encoder": None if encoder is None else component_info(encoder).as_dict(),
             "asked": str(self._quantization_asked),
             "steps_down": list(self._steps_down),
@@ -377,20 +366,7 @@ class ChatterboxTTS:
         Raises:
             ConfigError: the model was shut down, or an earlier run is neither exhausted nor closed.
         """
-        scheduler, _ = self.lend_scheduler()
-        results = run_all(scheduler, requests, on_step)
-        try:
-            while True:
-                with self._stepping:
-                    if self._scheduler is None:
-                        raise ConfigError(_SHUT_DOWN)
-                    result = next(results, None)
-                if result is None:
-                    return
-                yield result
-        finally:
-            results.close()
-            self.return_scheduler()
+        return self._engine.run(requests, on_step)
 
     def lend_scheduler(self, end_use: Callable[[], None] | None = None) -> tuple[Scheduler, T3Stage]:
         """The engine's inside, for one user at a time, who calls `return_scheduler` in the end.
@@ -401,31 +377,22 @@ class ChatterboxTTS:
         Raises:
             ConfigError: the model was shut down, or somebody has it.
         """
-        with self._lending:
-            if self._scheduler is None:
-                raise ConfigError(_SHUT_DOWN)
-            if self._in_use:
-                raise ConfigError(
-                    "the model is in use: exhaust or close() the iterator of an earlier run, or close its "
-                    "AsyncChatterbox"
-                )
-            self._in_use, self._end_use = True, end_use
-            return self._scheduler, self._talker
+        self._engine.lend(end_use)
+        return self._engine.scheduler, self._engine.talker
 
     def return_scheduler(self) -> None:
         """The end of `lend_scheduler`."""
-        with self._lending:
-            self._in_use, self._end_use = False, None
+        self._engine.give_back()
 
     @property
     def t3_stage(self) -> T3Stage:
         """The stage that speaks tokens, to look at and to measure."""
-        return self._talker
+        return self._engine.talker
 
     @property
     def s3gen_stage(self) -> S3GenStage:
         """The stage that voices them, likewise."""
-        return self._voicing.stage
+        return self._engine.voicing.stage
 
     @property
     def voice(self) -> Voice:
@@ -444,17 +411,7 @@ class ChatterboxTTS:
         An `AsyncChatterbox` that is open on the model is closed first: its requests fail with `AbortedError`. An
         iterator of `run` or `generate_iter` that is not exhausted raises `ConfigError` when it is asked for more.
         """
-        end_use = self._end_use
-        if end_use is not None:
-            end_use()
-        with self._stepping, self._lending:
-            scheduler, self._scheduler = self._scheduler, None
-        if scheduler is not None:
-            scheduler.abort_all()
-            scheduler.preparation.close()
-            self._voicing.close()
-            self._voicing.stage.release()
-            self._talker.close()
+        if self._engine.shutdown():
             self._enroller.release()
             gc.collect()
             if self.device.type == "cuda":

@@ -23,7 +23,7 @@ WAVEFORM_BOUND = 5e-3
 
 
 def oracle_noise(tts: ChatterboxTTS, tag: str, voice: Voice, speech_tokens: int) -> S3GenNoise:
-    total, generated = tts._voicing.stage.model.frames(speech_tokens, voice.prompt)
+    total, generated = tts.s3gen_stage.model.frames(speech_tokens, voice.prompt)
     phase = torch.from_numpy(recipe.uniform(f"{tag}/hift_phase_u", 9).astype(np.float32)) * 2 * math.pi - math.pi
     phase[0] = 0
     return S3GenNoise(
@@ -76,7 +76,7 @@ def test_text_to_waveform(
         uniforms=tuple(recipe.uniform(facts["uniform_key"], 2000).tolist()),
     )
     with monkeypatch.context() as patch:
-        patch.setattr(english._voicing, "watermarker", None)
+        patch.setattr(english._engine.voicing, "watermarker", None)
         (result,) = english.run([request])
     assert result.error is None, result.error
     parity.identical(f"speech tokens end to end: {case}", result.speech_tokens, golden[f"{case}_speech_tokens"])

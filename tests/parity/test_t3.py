@@ -35,12 +35,12 @@ def cases(goldens: Goldens) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def builder(english: ChatterboxTTS) -> PromptBuilder:
-    return english._scheduler.preparation.prompts.builder
+    return english._engine.scheduler.preparation.prompts.builder
 
 
 @pytest.fixture(scope="module")
 def talker(english: ChatterboxTTS) -> T3Stage:
-    return english._talker
+    return english.t3_stage
 
 
 def prompt_of(case: dict[str, Any], builder: PromptBuilder, golden: Any) -> torch.Tensor:

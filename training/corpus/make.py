@@ -45,8 +45,7 @@ def work(rank: int, options: Options, plan: Path, rounds: Sequence[Sequence[int]
 
     torch.set_num_threads(1)
     torch.manual_seed(rank)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it already
     whole = Plan.read(plan)
     teacher = Teacher(options.weights, whole.speakers, options.device, options.batch_seconds)
     for lines in rounds:

@@ -13,11 +13,12 @@ from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
+from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import Synthesis, make_synthesis
+from chatterbox_vllm.engine.synthesis import make_synthesis
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.registry import family_of
@@ -44,9 +45,7 @@ class Parts:
     """A model in memory, and the plan that it was laid out by."""
 
     plan: Plan
-    scheduler: Scheduler
-    talker: T3Stage
-    voicing: Synthesis
+    engine: Engine
     enroller: VoiceEnroller
     voice: Voice | None
 
@@ -158,7 +157,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         max_admitted=plan.max_batch_size,
         max_waiting=max(16, 4 * plan.s3gen_batch),
     )
-    return Parts(plan, scheduler, talker, voicing, enroller, voice)
+    return Parts(plan, Engine(scheduler, talker, voicing), enroller, voice)
 
 
 def _t3_options(settings: Settings, plan: Plan) -> T3Options:
