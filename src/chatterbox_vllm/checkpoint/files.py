@@ -253,4 +253,4 @@ def _read(weights: Weights, key: str) -> torch.Tensor:
         return weights.get(key)
     v = weights.get(direction)
     g = weights.get(f"{stem}.parametrizations.{leaf}.original0", (v.shape[0],) + (1,) * (v.dim() - 1))
-    return torch._weight_norm(v, g, 0)
+    return torch._weight_norm(v.float(), g.float(), 0)  # a file in half precision may hold them in two types

