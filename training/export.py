@@ -205,7 +205,12 @@ def read_packed(packed: Path, out: Path) -> None:
     """Make the files of a model of what `write_packed` wrote."""
     data = b"".join(part.read_bytes() for part in sorted(packed.glob("part.*")))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        tar.extractall(out, filter="data")
+        for entry in tar:
+            path, content = out / entry.name, tar.extractfile(entry)
+            if content is None or not path.resolve().is_relative_to(out.resolve()):
+                raise CheckpointError(f"{packed}: {entry.name!r} is no file of a packed model; pack it again")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.read())
     for name in FILES.values():
         save_file(unpack(load_file(out / name)), out / name)
 
