@@ -2,8 +2,8 @@
 
     python -m training.corpus.make PLAN WEIGHTS OUT --device cuda --processes 2 --seconds 480
 
-Several processes share the device: while one waits for its launches, another computes. They take turns at rounds of
-lines in the plan's order; this process writes what they speak.
+Several processes share a device: while one waits for its launches, another computes. With `cuda` they share all GPUs
+of the machine. They take turns at rounds of lines in the plan's order; this process writes what they speak.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def work(rank: int, options: Options, plan: Path, rounds: Sequence[Sequence[int]
     torch.manual_seed(rank)
     torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it already
     whole = Plan.read(plan)
+    if options.device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     teacher = Teacher(options.weights, whole.speakers, options.device, options.batch_seconds)
     for lines in rounds:
         for batch in teacher.speak([whole.lines[i] for i in lines], end.is_set):
@@ -127,7 +129,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="what training.corpus.kokoro_weights wrote")
     parser.add_argument("out", type=Path, help="the corpus directory, new or begun")
     parser.add_argument("--device", default="cuda", help="cuda or cpu (default: cuda)")
-    parser.add_argument("--processes", type=int, default=2, help="how many share the device (default: 2)")
+    parser.add_argument("--processes", type=int, default=2, help="how many share the devices (default: 2)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end by itself after so long")
     parser.add_argument("--batch-seconds", type=float, default=240, help="audio in one pass (default: 240, CPU: 20)")
     parser.add_argument("--round-lines", type=int, default=3072, help="lines that are sorted by length together")
