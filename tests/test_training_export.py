@@ -83,7 +83,7 @@ def test_a_model_is_written_loaded_packed_and_made_again(tmp_path: Path) -> None
     out = tmp_path / "model"
     export.export(tmp_path / "parts", out, CONFIG, ["tokenizer", "xvector", "voice_encoder", "t3", "text"])
     assert ModelConfig.from_directory(out) == CONFIG
-    export.enrol_voices(corpus, ["s1", "s0"], out, CONFIG)
+    export.enrol_voices(corpus, ["s1", "s0"], out, CONFIG, 5.0)
     Voice.load(out / "conds.pt", CONFIG)
     Voice.load(out / "voices" / "s0.pt", CONFIG)
     with torch.device("meta"):

@@ -44,7 +44,6 @@ FILES = {"t3": ENGLISH.t3, "s3gen": ENGLISH.s3gen, "voice_encoder": ENGLISH.voic
 VOICES = "voices"
 PACKED = "packed"
 _PART_BYTES = 15_000_000
-_VOICE_SECONDS = 10.0
 _PAUSE_SECONDS = 0.25
 # Pitch is summed over samples, the tokenizer's mel has to be the very one, and rounding decides about tokens.
 _DELICATE = ("f0_predictor.", "m_source.", "_mel_filters", "project_down.", "conv_post.", "final_proj.")
@@ -155,8 +154,8 @@ def _halved(key: str, value: torch.Tensor) -> torch.Tensor:
     return half
 
 
-def enrol_voices(corpus: Corpus, names: list[str], out: Path, config: ModelConfig) -> None:
-    """Make voices of some speakers of the corpus; the first is the built-in one."""
+def enrol_voices(corpus: Corpus, names: list[str], out: Path, config: ModelConfig, seconds: float) -> None:
+    """Make voices of some speakers of the corpus, from clips of `seconds`; the first is the built-in one."""
     enroller = VoiceEnroller(config, Weights(out / ENGLISH.s3gen), Weights(out / ENGLISH.voice_encoder))
     by_name = {speaker.name: i for i, speaker in enumerate(corpus.speakers)}
     for i, name in enumerate(names):
@@ -164,18 +163,21 @@ def enrol_voices(corpus: Corpus, names: list[str], out: Path, config: ModelConfi
             raise KeyError(f"no speaker {name!r} in {corpus.directory}; it has {', '.join(by_name)}")
         path = out / VOICES / f"{name}.pt" if i else out / ENGLISH.builtin_voice
         path.parent.mkdir(exist_ok=True)
-        enroller.enrol(reference_clip(corpus, by_name[name]), RATE).save(path)
+        enroller.enrol(reference_clip(corpus, by_name[name], seconds), RATE).save(path)
 
 
-def reference_clip(corpus: Corpus, speaker: int) -> np.ndarray:
-    """Some utterances of a speaker, about 10 s, float32 at 24 kHz; those of middling length first."""
+def reference_clip(corpus: Corpus, speaker: int, seconds: float) -> np.ndarray:
+    """Whole utterances of a speaker, `seconds` or a little more, float32 at 24 kHz.
+
+    Those that were trained on come first, and of these those of middling length.
+    """
     own = [i for i, utterance in enumerate(corpus.utterances) if utterance.speaker == speaker]
-    own.sort(key=lambda i: abs(corpus.utterances[i].seconds - 4.0))
+    own.sort(key=lambda i: (corpus.utterances[i].held_out, abs(corpus.utterances[i].seconds - 4.0)))
     pause = np.zeros(int(_PAUSE_SECONDS * RATE), np.float32)
     clip: list[np.ndarray] = []
     for i in own:
         clip += [corpus.audio(i).astype(np.float32) / 32_768, pause]
-        if sum(map(len, clip)) >= _VOICE_SECONDS * RATE:
+        if sum(map(len, clip)) >= seconds * RATE:
             break
     return np.concatenate(clip[:-1])
 
@@ -221,6 +223,7 @@ def main() -> None:
     arguments.add_argument("--parts", type=Path, help="directory of the trained parts")
     arguments.add_argument("--corpus", type=Path, help="whose speakers the voices are")
     arguments.add_argument("--voice", action="append", default=[], help="name of a speaker; the first is built in")
+    arguments.add_argument("--voice-seconds", type=float, default=10.0, help="of the clips that the voices are made of")
     arguments.add_argument("--untrained", action="append", default=[], choices=[*PARTS, "text"])
     arguments.add_argument("--unpack", type=Path, help="make the files of this directory of packed parts instead")
     given = arguments.parse_args()
@@ -231,7 +234,7 @@ def main() -> None:
         arguments.error("give --parts and --corpus, or --unpack")
     export(given.parts, given.out, SMALL, given.untrained)
     corpus = Corpus(given.corpus)
-    enrol_voices(corpus, given.voice or [corpus.speakers[0].name], given.out, SMALL)
+    enrol_voices(corpus, given.voice or [corpus.speakers[0].name], given.out, SMALL, given.voice_seconds)
     write_packed(given.out)
 
 
