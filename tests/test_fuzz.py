@@ -27,7 +27,7 @@ from chatterbox_vllm import (
     SpeechResult,
     Voice,
 )
-from chatterbox_vllm.engine.request import SpeechChunk
+from chatterbox_vllm.engine.request import AudioChunk
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.t3.sampling import Sampling
 
@@ -156,7 +156,7 @@ def test_the_scheduler_answers_every_request_once_and_keeps_nothing(wishes: list
     engine = Engine(unruly, max_batch_size=3, max_model_len=900, threads=2)
     scheduler, choice = engine.scheduler, voices(a_voice())
     submitted: dict[int, Wish] = {}
-    events: list[SpeechChunk | SpeechResult] = []
+    events: list[AudioChunk | SpeechResult] = []
     leaving: dict[int, int] = {}
     try:
         for wish in wishes:
@@ -177,7 +177,7 @@ def test_the_scheduler_answers_every_request_once_and_keeps_nothing(wishes: list
     results = [event for event in events if isinstance(event, SpeechResult)]
     assert sorted(result.serial for result in results) == sorted(submitted)
     for result in results:
-        chunks = [event.audio for event in events if isinstance(event, SpeechChunk) and event.serial == result.serial]
+        chunks = [event.audio for event in events if isinstance(event, AudioChunk) and event.serial == result.serial]
         wish = submitted[result.serial]
         if result.error is None and wish.whole:
             assert len(result.audio) == result.samples > 0 and not chunks

@@ -146,7 +146,7 @@ def test_a_long_text_is_spoken_in_segments_and_joined_in_order(voice: Voice) -> 
     assert list(result.speech_tokens) == rows
     engine.scheduler.submit(SpeechRequest(LONG, voice, SpeechParameters(max_tokens=50, seed=1)), "book", whole=False)
     *chunks, last = drain(engine)
-    assert texts_of(chunks) == ["SpeechChunk"] * len(pieces)
+    assert texts_of(chunks) == ["AudioChunk"] * len(pieces)
     assert torch.equal(torch.cat([chunk.audio for chunk in chunks]), result.audio)
     assert last.audio is None and last.error is None and last.samples == len(result.audio)
 

@@ -20,7 +20,7 @@ import torch
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.job import SAMPLE_RATE, Job
 from chatterbox_vllm.engine.preparation import Preparation
-from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed, segment_seed
+from chatterbox_vllm.engine.request import AudioChunk, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.turns import Turns
@@ -30,7 +30,7 @@ from chatterbox_vllm.t3.vllm.stage import T3Output
 
 logger = logging.getLogger(__name__)
 
-Event = SpeechChunk | SpeechResult
+Event = AudioChunk | SpeechResult
 # Tries at a piece that the model ends before its first sound.
 _ATTEMPTS = 3
 # How long to wait for S3Gen where a request may come out of preparation meanwhile.
@@ -357,7 +357,7 @@ class Scheduler:
             for audio in job.voiced(k, outcome):
                 if not job.whole:
                     job.waiting_samples += len(audio)
-                    self._ready.append(SpeechChunk(job.serial, job.label, audio))
+                    self._ready.append(AudioChunk(job.serial, job.label, audio))
             if job.done:
                 result = job.result()
                 self._forget(job)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import Self
 
-from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.request import AudioChunk, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.serving.async_engine import AsyncChatterbox
@@ -174,7 +174,7 @@ class MonitoredChatterbox:
 
     async def generate(
         self, request: SpeechRequest, request_id: str | None = None
-    ) -> AsyncGenerator[SpeechChunk, None]:
+    ) -> AsyncGenerator[AudioChunk, None]:
         """As `AsyncChatterbox.generate`."""
         async with self._turn() as engine, contextlib.aclosing(engine.generate(request, request_id)) as chunks:
             async for chunk in chunks:
