@@ -18,12 +18,12 @@ import torch
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import (
+    AudioChunk,
     ChatterboxTTS,
     ConfigError,
     DeviceError,
     GenerationError,
     QuantizationConfig,
-    AudioChunk,
     SpeechParameters,
     SpeechRequest,
     SpeechResult,

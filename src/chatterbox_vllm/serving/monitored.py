@@ -172,9 +172,7 @@ class MonitoredChatterbox:
         async with self._turn() as engine:
             return await engine.speak(request, request_id)
 
-    async def generate(
-        self, request: SpeechRequest, request_id: str | None = None
-    ) -> AsyncGenerator[AudioChunk, None]:
+    async def generate(self, request: SpeechRequest, request_id: str | None = None) -> AsyncGenerator[AudioChunk, None]:
         """As `AsyncChatterbox.generate`."""
         async with self._turn() as engine, contextlib.aclosing(engine.generate(request, request_id)) as chunks:
             async for chunk in chunks:
