@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters, SpeechRequest
-from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
+from chatterbox_vllm.engine.to_speak import TokensToSpeak
 from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 from chatterbox_vllm.tts import ChatterboxTTS
 

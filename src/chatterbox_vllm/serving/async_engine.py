@@ -124,6 +124,10 @@ class AsyncChatterbox:
     def generate(
         self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[True]
     ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
     async def generate(
         self, request: SpeechRequest, request_id: str | None = None, *, stream: bool = False
     ) -> AsyncGenerator[Any, None]:

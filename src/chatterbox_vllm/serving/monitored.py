@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import Self
 
@@ -172,11 +172,28 @@ class MonitoredChatterbox:
         async with self._turn() as engine:
             return await engine.speak(request, request_id)
 
-    async def generate(self, request: SpeechRequest, request_id: str | None = None) -> AsyncGenerator[AudioChunk, None]:
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[False] = False
+    ) -> AsyncGenerator[AudioChunk, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[True]
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
+    async def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool = False
+    ) -> AsyncGenerator[Any, None]:
         """As `AsyncChatterbox.generate`."""
-        async with self._turn() as engine, contextlib.aclosing(engine.generate(request, request_id)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with (
+            self._turn() as engine,
+            contextlib.aclosing(engine.generate(request, request_id, stream=stream)) as events,
+        ):
+            async for event in events:
+                yield event
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[AsyncChatterbox]:
