@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.shares import TimeShares
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, TokensToSpeak
 from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import Sampling
 
-from .fakes import END, UNLUCKY, Engine, a_voice
+from .fakes import CONFIG, END, UNLUCKY, Engine, a_voice
 
 PLAN = ChunkPlan(first=(5, 10), later=(8,))
 LOOKAHEAD = 3
@@ -38,6 +40,7 @@ def counting(length: int):
 def make(script, **options: object) -> Engine:
     engine = Engine(script, max_model_len=2000, **options)
     engine.scheduler.chunk_plan = PLAN
+    engine.prompts.builder = PromptBuilder(replace(CONFIG, text_positions=900)).requires_grad_(False)
     return engine
 
 
@@ -101,7 +104,6 @@ def test_streams_share_batches(voice: Voice) -> None:
 
 
 def test_the_segments_of_a_text_follow_in_order_with_their_pauses(voice: Voice) -> None:
-    """The pieces' audio is loud all along, so that joining adds the pauses and cuts nothing."""
     engine = make(counting(50), max_batch_size=3)
     events = listen(engine, {"book": a_request(voice, LONG)})
     *chunks, result = events

@@ -367,9 +367,9 @@ class Scheduler:
                 self.voicing.add(chunk_id, chunk)
 
     def _call_next(self, job: Job) -> None:
-        """Let a stream's next piece have a turn at T3: when the one before is heard or has been spoken."""
+        """Let a stream's next piece have a turn at T3, one ahead of the piece that is being heard."""
         assert job.stream is not None  # others call all their pieces
-        if job.stream.called < job.admitted < len(job.pieces):
+        if job.stream.called < job.admitted < len(job.pieces) and job.admitted <= job.delivered + 1:
             job.stream.called = job.admitted
             self._turns.add(job, job.request.priority)
 
