@@ -379,7 +379,16 @@ class ChatterboxTTS:
         settings = SpeechParameters(**parameters)
         if audio_prompt_path is not None:
             self.prepare_conditionals(audio_prompt_path)
-        return self._engine.stream(SpeechRequest(text, self.voice, settings, pauses=pauses, clean_text=clean_text))
+        return self.stream(SpeechRequest(text, self.voice, settings, pauses=pauses, clean_text=clean_text))
+
+    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk | SpeechResult]:
+        """`generate_stream` for a request.
+
+        Raises:
+            ConfigError: the model is in use or was shut down.
+            ChatterboxError: the request failed.
+        """
+        return self._engine.stream(request)
 
     def run(
         self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
