@@ -14,7 +14,7 @@ from chatterbox_vllm.engine.chunks import SAMPLE_RATE, SpeechStream
 from chatterbox_vllm.engine.prompts import Piece, Script
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, Timings
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
-from chatterbox_vllm.errors import ChatterboxError
+from chatterbox_vllm.errors import ChatterboxError, GenerationError
 
 
 @dataclass(eq=False)
@@ -146,6 +146,16 @@ class Job:
             error=error,
             segments=len(self.pieces),
             timings=self.timings(),
+        )
+
+    def mute(self, k: int, tried: int) -> GenerationError:
+        """What to tell of piece k, which stayed without a sound at so many attempts."""
+        text = self.pieces[k].segment.text
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        times = "time" if tried == 1 else "times"
+        return GenerationError(
+            f"the model ended its speech before the first sound of {shown!r}, {tried} {times} (seed {self.seed}); "
+            "try another seed, or put the words differently"
         )
 
     def timings(self) -> Timings:

@@ -12,10 +12,7 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
-
-import torch
+from collections.abc import Callable, Iterator
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
@@ -23,10 +20,10 @@ from chatterbox_vllm.engine.job import Job
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
+from chatterbox_vllm.engine.talker import Talker
 from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
-from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.stage import T3Output
 
 logger = logging.getLogger(__name__)
@@ -42,23 +39,6 @@ _SHARE_TAKEN_TOGETHER = 1 / 16
 # Finished pieces, as a share of those that T3 is still speaking, that S3Gen gets together where nobody listens yet: on
 # an H200 it speaks 4 at once 611x real time and 16 at once 820x, and what it does not use is T3's.
 _SHARE_VOICED_TOGETHER = 1 / 8
-
-
-class Talker(Protocol):
-    """What the scheduler needs of its T3 stage."""
-
-    def add(
-        self,
-        request_id: str,
-        prompt: torch.Tensor,
-        sampling: Sampling,
-        seed: int,
-        uniforms: Sequence[float] | None = None,
-        *,
-        as_drawn: bool = False,
-    ) -> None: ...
-    def step(self) -> list[T3Output]: ...
-    def abort(self, request_ids: Sequence[str]) -> None: ...
 
 
 class Scheduler:
@@ -380,16 +360,7 @@ class Scheduler:
             with self._its_own_fault(job):
                 self._talk(job, k)
             return
-        text = job.pieces[k].segment.text
-        shown = text if len(text) <= 60 else f"{text[:57]}..."
-        times = "time" if tried == 1 else "times"
-        self._fail(
-            job,
-            GenerationError(
-                f"the model ended its speech before the first sound of {shown!r}, {tried} {times} (seed {job.seed}); "
-                "try another seed, or put the words differently"
-            ),
-        )
+        self._fail(job, job.mute(k, tried))
 
     def _speech(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Drops what is no speech: everything from the first end-of-speech on, and ids outside the codebook."""
