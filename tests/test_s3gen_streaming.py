@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from chatterbox_vllm import Voice
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
@@ -134,3 +137,26 @@ def test_a_chunk_that_cannot_be_is_refused(model: S3Gen) -> None:
         model.render_chunks([StreamChunk(state, tokens + 45, 10, True)], STEPS)
     with pytest.raises(ConfigError, match="steps"):
         model.render_chunks([StreamChunk(state, tokens, 10, True)], 0)
+
+
+def log_mel(wave: torch.Tensor) -> torch.Tensor:
+    """[bins, frames of 10 ms] in decibels; bins enough for what follows."""
+    spectrum = torch.stft(wave, 1024, 240, window=torch.hann_window(1024), return_complex=True).abs()
+    return 20 * torch.log10(spectrum[:300] + 1e-4)
+
+
+def test_seams_are_no_further_from_the_whole_than_another_seed(demo: Path) -> None:
+    config = ModelConfig.from_directory(demo)
+    model = S3Gen.from_weights(config.s3gen, Weights(demo / "s3gen.safetensors"), "cpu")
+    prompt = Voice.load(demo / "conds.pt", config).prompt
+    tokens = torch.randint(0, 6561, (80,), generator=torch.Generator().manual_seed(4))
+    noises = [model.draw_noise(seed, 80, prompt) for seed in (1, 2)]
+    whole, other = model.synthesize([S3GenRequest(tokens, prompt, noise) for noise in noises], STEPS)
+    (streamed,) = stream(model, [tokens], [[22, 20, 20, 0]], [model.start_stream(prompt, 1)])
+    seams = torch.tensor([2 * frame for frame in (44, 84, 124)])  # of 10 ms
+    near = (seams[:, None] + torch.arange(-4, 4)).flatten()
+    apart_there = (log_mel(streamed) - log_mel(whole)).abs()[:, near].mean()
+    seeds_apart = (log_mel(other) - log_mel(whole)).abs()[:, near].mean()
+    assert apart_there < seeds_apart
+    steps = (streamed[1:] - streamed[:-1]).abs()
+    assert steps[[480 * frame - 1 for frame in (24, 64, 104)]].max() <= (whole[1:] - whole[:-1]).abs().max()
