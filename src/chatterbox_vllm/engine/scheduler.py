@@ -283,6 +283,8 @@ class Scheduler:
             return False
         if any(job.stream is not None for job, _ in self._voicing.values()):
             return False
+        if any(job.stream is not None and not job.samples for job, _ in self._talking.values()):
+            return True
         beginning = any(k == 0 for _, k in self._talking.values())
         return beginning and not any(k == 0 for _, k in self._voicing.values())
 
