@@ -30,7 +30,7 @@ class Whisper:
 
     def __init__(self, folder: Path, threads: int = 1):
         try:
-            from faster_whisper import WhisperModel  # type: ignore[import-not-found]
+            from faster_whisper import WhisperModel
         except ImportError as error:
             raise ConfigError(f"Whisper needs faster-whisper, which cannot be imported ({error}); {_EXTRA}") from error
         self._model = WhisperModel(
