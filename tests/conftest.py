@@ -85,12 +85,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint, built anew."""
-    from chatterbox_vllm.families.demo import build_demo
+def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The babbling checkpoint, built anew."""
+    from chatterbox_vllm.families.babble import build_babble
 
-    directory = tmp_path_factory.mktemp("demo")
-    build_demo(directory)
+    directory = tmp_path_factory.mktemp("babble")
+    build_babble(directory)
     return directory
 
 

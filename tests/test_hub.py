@@ -171,7 +171,7 @@ def test_a_repository_of_something_else(hub: type[Hub]) -> None:
         ((403, "GatedRepo"), "agree on its page at http.*HF_TOKEN"),
         ((401, "RepoNotFound"), "no repository someone/private.*HF_TOKEN"),
         ((404, "RevisionNotFound"), "someone/private has no revision 'v9'"),
-        ((418, ""), r"someone/private cannot be downloaded \(.*418.*'demo'"),
+        ((418, ""), r"someone/private cannot be downloaded \(.*418.*'small'"),
     ],
 )
 def test_what_the_hub_refuses_is_told(refusal: tuple[int, str], said: str, hub: type[Hub]) -> None:
@@ -185,7 +185,7 @@ def test_what_the_hub_refuses_is_told(refusal: tuple[int, str], said: str, hub: 
 def test_offline_names_three_ways_out(hub: type[Hub], offline: SimpleNamespace) -> None:
     offline.now()
     for call in (resolve_model, model_headers):
-        with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE is set.*directory.*HF_HOME.*'demo'"):
+        with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE is set.*directory.*HF_HOME.*'small'"):
             call("someone/finetuned")
     with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE is set.*not in the cache"):
         resolve_model("english")
@@ -242,10 +242,10 @@ def test_a_full_disk_is_told_before_the_download(hub: type[Hub], monkeypatch: py
 
 
 @pytest.fixture(scope="module")
-def quantized(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with S3Gen in INT8."""
-    directory = tmp_path_factory.mktemp("quantized") / "demo-int8"
-    quantize_model(demo, directory, QuantizationConfig(s3gen="bnb-8bit"))
+def quantized(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The babbling model with S3Gen in INT8."""
+    directory = tmp_path_factory.mktemp("quantized") / "babble-int8"
+    quantize_model(babbler, directory, QuantizationConfig(s3gen="bnb-8bit"))
     return directory
 
 
@@ -282,13 +282,13 @@ def test_a_file_that_is_none(hub: type[Hub]) -> None:
         model_headers("someone/finetuned")
 
 
-def test_directories_and_wrong_names(demo: Path, tmp_path: Path) -> None:
+def test_directories_and_wrong_names(babbler: Path, tmp_path: Path) -> None:
     assert resolve_model(tmp_path) == tmp_path
-    assert model_headers(demo).where == demo
+    assert model_headers(babbler).where == babbler
     for name in ("no-such-model", tmp_path / "missing", "a/b/c", ""):
         for call in (resolve_model, model_headers):
             with pytest.raises(ConfigError, match="english"):
                 call(name)
-    for name in ("demo", tmp_path):
+    for name in ("babble", tmp_path):
         with pytest.raises(ConfigError, match="has no revisions: leave revision='v2' out"):
             resolve_model(name, revision="v2")

@@ -11,7 +11,7 @@ from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.hub import Repository
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
-from chatterbox_vllm.families.demo import demo_directory
+from chatterbox_vllm.families.babble import babble_directory
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.registry import DEFAULT_FAMILY, FAMILIES, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS
@@ -104,7 +104,7 @@ def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path 
     if name and (name == DEMO or Path(name).is_dir()):
         if revision is not None:
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
-        return demo_directory() if name == DEMO else Path(name)
+        return babble_directory() if name == DEMO else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         # Taken for one of the published family's, as a directory without config.json is.
         return _repository(name, revision, DEFAULT_FAMILY)
