@@ -377,7 +377,11 @@ def test_refused_before_the_model_loads(tmp_path: Path) -> None:
         ((source, "--device", "tpu"), "tpu"),
     ):
         done = subprocess.run(
-            command(*arguments, "-d", out, "--model", "babble"), capture_output=True, text=True, timeout=120, check=False
+            command(*arguments, "-d", out, "--model", "babble"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stdout == "" and not out.exists()

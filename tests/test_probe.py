@@ -105,7 +105,9 @@ def test_on_a_cpu_no_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe.usage.peak_device_bytes is None and probe.usage.peak_host_bytes > 10 * MIB
 
 
-def test_what_a_result_says_of_where_it_comes_from(babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_result_says_of_where_it_comes_from(
+    babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("vllm")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     facts = provenance(torch.device("cpu"), "babble", babbler)

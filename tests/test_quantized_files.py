@@ -164,7 +164,9 @@ def test_a_stored_method_needs_its_library(nf4: Path, no_bitsandbytes: None) -> 
         ChatterboxTTS.from_local(nf4, "cpu")
 
 
-def test_estimates_count_what_is_stored(babbler: Path, nf4: Path, int8: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimates_count_what_is_stored(
+    babbler: Path, nf4: Path, int8: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for directory, config in ((nf4, AGGRESSIVE), (int8, QuantizationConfig.from_strategy("conservative"))):
         estimate = QuantizationMemoryEstimator(directory).estimate(Plan())
         assert estimate == QuantizationMemoryEstimator(babbler).estimate(Plan(config))

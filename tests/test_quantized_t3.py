@@ -1,4 +1,4 @@
-"""T3 quantized inside vLLM's own CPU engine, at the babbling model's size: storage, products, logits, tokens, memory."""
+"""T3 quantized inside vLLM's own CPU engine, at the babbler's size: storage, products, logits, tokens, memory."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ import os, sys
 from pathlib import Path
 from chatterbox_vllm import ChatterboxTTS
 before = set(os.environ)
-babbler = Path(sys.argv[1])
-with ChatterboxTTS.from_local(babbler, "cpu", watermark=False), ChatterboxTTS.from_local(babbler, "cpu", watermark=False):
+model = Path(sys.argv[1])
+with ChatterboxTTS.from_local(model, "cpu", watermark=False), ChatterboxTTS.from_local(model, "cpu", watermark=False):
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 ours = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_LOGGING_LEVEL", "TRITON_F32_DEFAULT")
 left = [name for name in ours if name in os.environ and name not in before]

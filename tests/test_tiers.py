@@ -113,7 +113,12 @@ def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: b
     dtype = torch.float16 if half else torch.float32
     scheme = None if config.s3gen is None else scheme_of(config.s3gen, config.double_quant)
     model = S3Gen.from_weights(
-        ModelConfig.from_directory(babbler).s3gen, Weights(babbler / ENGLISH.s3gen), "cpu", dtype, dtype, quantization=scheme
+        ModelConfig.from_directory(babbler).s3gen,
+        Weights(babbler / ENGLISH.s3gen),
+        "cpu",
+        dtype,
+        dtype,
+        quantization=scheme,
     )
     live = component_info(model).total_bytes
     counted = estimate["S3Gen flow, quantizable layers"] + estimate["S3Gen, the rest"]

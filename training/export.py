@@ -21,14 +21,15 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
+from chatterbox_vllm.checkpoint import packed
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.checkpoint import packed
 from chatterbox_vllm.checkpoint.packed import pack, read_packed
 from chatterbox_vllm.errors import CheckpointError
 from chatterbox_vllm.families.babble import build_babble
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import check_parts
+from chatterbox_vllm.families.voices import VOICES
 from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
@@ -42,7 +43,6 @@ from training.t3 import published_t3
 from training.weights import load_weights
 
 FILES = {"t3": ENGLISH.t3, "s3gen": ENGLISH.s3gen, "voice_encoder": ENGLISH.voice_encoder}
-VOICES = "voices"
 PACKED = "packed"
 _PART_BYTES = 15_000_000
 _PAUSE_SECONDS = 0.25

@@ -74,8 +74,8 @@ def babble_directory() -> Path:
         built_once(directory, build_babble)
     except OSError as error:
         raise OutputError(
-            f"the babbling model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a writable "
-            "directory"
+            f"the babbling model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a "
+            "writable directory"
         ) from error
     return directory
 

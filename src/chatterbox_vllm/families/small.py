@@ -51,7 +51,9 @@ def _digest(packed: Path) -> str:
         for part in parts:
             digest.update(part.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}); install this package anew") from error
+        raise CheckpointError(
+            f"{error.filename}: cannot be read ({error.strerror}); install this package anew"
+        ) from error
     if not parts:
         raise CheckpointError(f"{packed}: the packed small model is missing; install this package anew")
     return digest.hexdigest()
