@@ -94,6 +94,24 @@ def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def small() -> Iterator[Any]:
+    """The small model in an engine that all tests of what is said share. They take it through `speaker`."""
+    pytest.importorskip("vllm")
+    from chatterbox_vllm.tts import ChatterboxTTS
+
+    with ChatterboxTTS.from_pretrained("small", "cpu", max_batch_size=4, max_model_len=512, watermark=False) as tts:
+        yield tts
+
+
+@pytest.fixture
+def speaker(small: Any) -> Iterator[Any]:
+    """The small model, speaking; the voice in use is put back after the test."""
+    before = small.conds
+    yield small
+    small.conds = before
+
+
 @pytest.fixture
 def no_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library cannot be imported."""

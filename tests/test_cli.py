@@ -170,7 +170,7 @@ def test_a_strategy_beside_methods(refused, tmp_path: Path) -> None:
 
 def test_models_and_devices_that_are_not_there(refused, tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
-    refused(*SAY, out, named=("ResembleAI/chatterbox", "directory", "HF_HOME", "babble"))
+    refused(*SAY, out, "--model", "english", named=("ResembleAI/chatterbox", "directory", "HF_HOME", "--model small"))
     refused(*SAY, out, "--model", tmp_path / "nothing", named=("nothing",))
     refused(*SAY, out, "--model", tmp_path, named=("tokenizer.json",))
     refused(*SAY, out, "--model", "babble", "--device", "tpu", named=("--device must", "tpu", "cuda:N"))
@@ -198,14 +198,17 @@ def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subproce
     assert "named 'ada' already" in capsys.readouterr().err
     assert main(["voices", "save", str(clip), "ada", "--model", "babble", "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
-    assert main(["voices", "list", "--json", "-"]) == 0
-    (entry,) = json.loads(capsys.readouterr().out)
+    assert main(["voices", "list", "--model", "babble", "--json", "-"]) == 0
+    entry, own = json.loads(capsys.readouterr().out)
     assert entry["name"] == "ada" and entry["bytes"] == Path(entry["file"]).stat().st_size
-    assert main(["voices", "list"]) == 0 and main(["voices", "show", "ada", "--model", "babble"]) == 0
+    assert own["name"] == "builtin" and own["from"] == "babble" and Path(own["file"]).name == "conds.pt"
+    assert main(["voices", "list", "--model", "babble"]) == 0
+    assert main(["voices", "show", "ada", "--model", "babble"]) == 0
     shown = capsys.readouterr().out
-    assert "ada" in shown and entry["file"] in shown and "mel frames" in shown
+    assert "ada" in shown and "babble: builtin" in shown and entry["file"] in shown and "mel frames" in shown
     given = {"model": "babble"}
     assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])
+    assert check_voice("builtin", given) == Path(own["file"])
     assert main(["voices", "delete", "ada"]) == 0 and main(["voices", "delete", "ada"]) == 2
     assert main(["download", "babble"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(babble_directory())

@@ -55,7 +55,7 @@ class Repository:
             commit = self._check_remote()
             bar = _progress(shown=True)
             return Path(snapshot_download(self.name, revision=commit, allow_patterns=list(self.files), tqdm_class=bar))
-        except hub_errors() as error:
+        except _hub_errors() as error:
             return self.newest_cached(error)
 
     def cached(self) -> Path | None:
@@ -90,7 +90,7 @@ class Repository:
             }
         except SafetensorsParsingError as error:
             raise CheckpointError(f"{self.name}: {first_line(error)}; is it a Chatterbox model?") from error
-        except hub_errors() as error:
+        except _hub_errors() as error:
             raise self._unavailable(error) from error
         return {
             file: Header(
@@ -114,7 +114,7 @@ class Repository:
             return Path(hf_hub_download(self.name, file, revision=self.revision))
         except RemoteEntryNotFoundError:
             return None
-        except hub_errors() as error:
+        except _hub_errors() as error:
             raise self._unavailable(error) from error
 
     def commit(self) -> str:
@@ -130,7 +130,7 @@ class Repository:
         try:
             require_hub()
             return str(HfApi().model_info(self.name, revision=self.revision).sha)
-        except hub_errors() as error:
+        except _hub_errors() as error:
             raise self._unavailable(error) from error
 
     def _check_remote(self) -> str:
@@ -258,7 +258,7 @@ class Repository:
         )
 
 
-def hub_errors() -> tuple[type[Exception], ...]:
+def _hub_errors() -> tuple[type[Exception], ...]:
     """What the library and the network raise."""
     from huggingface_hub import errors
 

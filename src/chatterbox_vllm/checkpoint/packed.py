@@ -80,9 +80,9 @@ def _files(archive: bytes) -> dict[PurePosixPath, bytes]:
     """The files of an archive, unpacked; raises what the libraries raise for one that is damaged."""
     files: dict[PurePosixPath, bytes] = {}
     # All at once, since that compares the checksum at the archive's end.
-    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive)), mode="r:") as tar:
         for entry in tar:
-            name, content = PurePosixPath(entry.name), tar.extractfile(entry)
+            name, content = PurePosixPath(entry.name), tar.extractfile(entry) if entry.isfile() else None
             if content is None or name.is_absolute() or ".." in name.parts:
                 raise ValueError(f"{entry.name!r} is no file of a model")
             data = content.read()

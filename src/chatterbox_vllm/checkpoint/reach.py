@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from chatterbox_vllm.checkpoint.hub import first_line, hub_errors, require_hub
+from chatterbox_vllm.checkpoint.hub import first_line, require_hub
 
 PATIENCE = 3.0  # seconds
 
@@ -33,6 +33,6 @@ def _ask(seconds: float) -> str | None:
     try:
         require_hub()
         status = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
-    except hub_errors() as error:
+    except Exception as error:  # an address that is none has errors of its own, beside those of the network
         return first_line(error)
     return f"{constants.ENDPOINT} answers with status {status}" if status >= 500 else None
