@@ -151,7 +151,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
         (("say", "Привет, как дела?", "-o", out, "--model", "babble"), ("Cyrillic",)),
         (("say", "Hi [pause:3] there.", "-o", out, "--model", "babble"), ("[pause:0.5s]",)),
         (("voices", "save", "clip.wav", "a/b"), ("a/b",)),
-        (("voices", "show", "nobody"), ("nobody",)),
+        (("voices", "show", "nobody", "--model", "babble"), ("nobody", "builtin")),
         (("download", "babble", "--revision", "x"), ("babble", "no revisions")),
         (("estimate", "--json", tmp_path / "missing" / "out.json"), ("missing",)),
         (("info", "--model", tmp_path / "nothing"), ("nothing",)),
@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_gone() -> None:
-    command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--json", "-"]
+    command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--model", "babble", "--json", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
