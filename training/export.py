@@ -38,6 +38,7 @@ from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from training.data import RATE, Corpus
 from training.flow import load_flow
+from training.reference import reference_utterances
 from training.small import SMALL
 from training.t3 import published_t3
 from training.weights import load_weights
@@ -168,18 +169,11 @@ def enrol_voices(corpus: Corpus, names: list[str], out: Path, config: ModelConfi
 
 
 def reference_clip(corpus: Corpus, speaker: int, seconds: float) -> np.ndarray:
-    """Whole utterances of a speaker, `seconds` or a little more, float32 at 24 kHz.
-
-    Those that were trained on come first, and of these those of middling length.
-    """
-    own = [i for i, utterance in enumerate(corpus.utterances) if utterance.speaker == speaker]
-    own.sort(key=lambda i: (corpus.utterances[i].held_out, abs(corpus.utterances[i].seconds - 4.0)))
+    """Whole utterances of a speaker, `seconds` or a little more, float32 at 24 kHz, with pauses between them."""
     pause = np.zeros(int(_PAUSE_SECONDS * RATE), np.float32)
     clip: list[np.ndarray] = []
-    for i in own:
+    for i in reference_utterances(corpus, speaker, seconds):
         clip += [corpus.audio(i).astype(np.float32) / 32_768, pause]
-        if sum(map(len, clip)) >= seconds * RATE:
-            break
     return np.concatenate(clip[:-1])
 
 
