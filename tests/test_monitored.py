@@ -90,7 +90,9 @@ class Engine:
         self.tts.events.append(f"{request.text} under {self.tts.config}")
         return result
 
-    async def generate(self, request: SimpleNamespace, request_id: str | None = None) -> AsyncGenerator[Any, None]:
+    async def generate(
+        self, request: SimpleNamespace, request_id: str | None = None, *, stream: bool = False
+    ) -> AsyncGenerator[Any, None]:
         if request.text == "chunks":
             yield AudioChunk(0, "r", torch.zeros(10))
         yield (await self.speak(request)).audio
