@@ -13,6 +13,7 @@ from chatterbox_vllm import AbortedError, AudioChunk, ConfigError, SpeechParamet
 from chatterbox_vllm.engine.chunks import ChunkPlan
 from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.shares import TimeShares
+from chatterbox_vllm.engine.synthesis import ThreadedSynthesis
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, TokensToSpeak
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.t3.conditioning import PromptBuilder
@@ -189,3 +190,20 @@ def test_the_nearest_to_running_dry_go_first(voice: Voice) -> None:
         ChunkToSpeak((1, 2), 1, False, voice, 10, 0, priority=p, due=d) for p, d in ((0, 9), (0, 5), (1, 1), (0, 7))
     ]
     assert engine.voicing.stage.choose(chunks) == [1, 3]
+
+
+def test_streams_beside_t3_in_a_thread(voice: Voice) -> None:
+    """As on a GPU, where S3Gen has a thread of its own."""
+    engine = make(counting(40))
+    threaded = ThreadedSynthesis(engine.voicing.stage, None, torch.device("cpu"))
+    engine.scheduler.voicing = threaded
+    try:
+        requests = {f"r{n}": a_request(voice, LONG, seed=n) for n in range(3)}
+        events = listen(engine, requests)
+        assert not threaded.busy
+    finally:
+        threaded.close()
+    for result in (event for event in events if isinstance(event, SpeechResult)):
+        chunks = [event for event in events if isinstance(event, AudioChunk) and event.serial == result.serial]
+        assert result.error is None and sum(len(chunk.audio) for chunk in chunks) == result.samples
+        assert result.speech_tokens == tuple(range(100, 140)) * result.segments
