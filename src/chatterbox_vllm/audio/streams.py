@@ -137,13 +137,14 @@ class _Encoder:
         self._sink = _Sink()
         self._samples = 0
         try:
-            self._file: Any = av.open(self._sink, "w", format=form.container, options=dict(form.options))
-            self._file.flags |= av.container.Flags.flush_packets.value
-            self._stream: Any = self._file.add_stream(form.codec, rate=rate, layout="mono")
+            container: Any = av.open(self._sink, "w", format=form.container, options=dict(form.options))
+            container.flags |= av.container.Flags.flush_packets.value
+            stream: Any = container.add_stream(form.codec, rate=rate, layout="mono")
         except (av.FFmpegError, ValueError) as error:
             raise OutputError(f"cannot encode {form.container}/{form.codec} ({error}); use wav or pcm") from error
         if form.bit_rate is not None:
-            self._stream.bit_rate = form.bit_rate
+            stream.bit_rate = form.bit_rate
+        self._file, self._stream = container, stream
         self._frame: Callable[..., Any] = av.AudioFrame.from_ndarray
 
     def feed(self, wave: np.ndarray) -> bytes:
