@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say, voices
+from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say, serve, voices
 from chatterbox_vllm.cli.arguments import Command
 from chatterbox_vllm.cli.run import PROGRAM, Commands
 
@@ -30,6 +30,7 @@ for command in (
     info.info,
     methods.methods,
     quantize.quantize,
+    serve.serve,
 ):
     app.command(cls=Command, context_settings=_HELP)(command)
 
