@@ -22,7 +22,7 @@ from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.limits import Limits
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.options import ServerOptions
-from chatterbox_vllm.server.routes import health, models, sillytavern, speech, voices
+from chatterbox_vllm.server.routes import health, live, models, realtime, sillytavern, speech, voices
 from chatterbox_vllm.server.service import Service
 from chatterbox_vllm.server.speaking import Speaker
 from chatterbox_vllm.server.voices import VoiceBook
@@ -79,7 +79,7 @@ def make_app(
         title="chatterbox-vllm", version=__version__, lifespan=lifespan, redirect_slashes=False, redoc_url=None
     )
     app.state.service = service
-    for router in (speech.router, voices.router, models.router, health.router):
+    for router in (speech.router, voices.router, models.router, health.router, realtime.router, live.router):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)  # for base URLs without /v1
     for router in (health.root, sillytavern.router, _greeting(model)):
