@@ -147,6 +147,6 @@ class _Session:
             await self.fail(api_error(error))
         except asyncio.CancelledError:
             failed = True
-        await self.socket.send_json(
-            {"type": "audio.done", "sentence_index": index, "total_bytes": sent, "error": failed}
-        )
+        done = {"type": "audio.done", "sentence_index": index, "total_bytes": sent, "error": failed}
+        with contextlib.suppress(WebSocketDisconnect, ConnectionError, RuntimeError):
+            await self.socket.send_json(done)
