@@ -115,6 +115,8 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     """What FastAPI itself refuses: unknown addresses and methods, bodies that cannot be read."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ApiError):  # met while the body was read
+        return await _failed(request, error.__cause__)
     codes = {404: "not_found", 405: "method_not_allowed"}
     messages = {
         404: f"there is no {request.url.path}",

@@ -41,13 +41,13 @@ def fetch_public(url: str, most: int, seconds: float) -> bytes:
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"accept": "audio/*, */*;q=0.5", "user-agent": "chatterbox-vllm"})
-            response = connection.getresponse()
-            if response.status in (301, 302, 303, 307, 308):
-                url = urljoin(url, response.getheader("location", ""))
-                continue
-            if response.status != 200:
-                raise _refused(f"the address answered with status {response.status}")
-            return _read(response, most, ends)
+            with connection.getresponse() as response:
+                if response.status in (301, 302, 303, 307, 308):
+                    url = urljoin(url, response.getheader("location", ""))
+                    continue
+                if response.status != 200:
+                    raise _refused(f"the address answered with status {response.status}")
+                return _read(response, most, ends)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _refused(f"the address could not be read ({type(error).__name__})") from None
         finally:
