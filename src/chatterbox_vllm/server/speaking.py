@@ -294,5 +294,5 @@ def _ignored(body: Speaking) -> tuple[str, ...]:
     names = [*(body.model_extra or {}), *(["instructions"] if body.instructions else [])]
     if body.ref_audio is not None and body.voice is not None:
         names.append("voice")
-    plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] for name in names)
+    plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] or "?" for name in names)
     return tuple(plain)[:16]

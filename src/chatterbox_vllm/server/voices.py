@@ -129,8 +129,10 @@ class VoiceBook:
         if name == DEFAULT:
             return None
         if name in OPENAI_VOICES:
+            # A model's voices may be called after them, such as af_alloy; else each stands for another of its voices.
+            alike = [own for own in self._own if own.endswith(f"_{name}")]
             others = [own for own in self._own if own != "builtin"]
-            return others[OPENAI_VOICES.index(name) % len(others)] if others else None
+            return alike[0] if alike else others[OPENAI_VOICES.index(name) % len(others)] if others else None
         raise self.unknown(name)
 
     def unknown(self, name: str) -> ApiError:
