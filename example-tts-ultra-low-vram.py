@@ -1,7 +1,7 @@
 """Chatterbox on a card of 4 GB: load tier 4, speak one sentence with a cloned voice, and say what it took.
 
     python example-tts-ultra-low-vram.py --clip clip.wav -o out.wav "Any sentence."
-    python example-tts-ultra-low-vram.py --model demo --device cpu     # to try it without a download: it babbles
+    python example-tts-ultra-low-vram.py --model small --device cpu     # to try it without a download
 
 Needs the extra `bnb` beside the device's: `pip install ".[cuda,bnb]"`; start.sh installs both.
 ULTRA_LOW_VRAM.md has the background.
@@ -16,7 +16,7 @@ from chatterbox_vllm import ChatterboxError, ChatterboxTTS, QuantizationMemoryEs
 from chatterbox_vllm.audio.encode import check_output, write_audio
 from chatterbox_vllm.quantization.live import render
 from chatterbox_vllm.setup.device import resolve_device
-from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.models import default_model, resolve_model
 from chatterbox_vllm.setup.probe import Probe
 from chatterbox_vllm.setup.tiers import tier_named
 
@@ -27,14 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", default="A small card is enough for a good voice.")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.wav"))
-    parser.add_argument("--model", default="english", help="english, demo, a directory, or a hub id")
+    parser.add_argument("--model", help="english (the default where it can be had), small, a directory, or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--clip", type=Path, help="whose voice to take; the model's own without one")
     parser.add_argument("--seed", type=int, help="the same seed gives the same audio")
     options = parser.parse_args()
     check_output(options.output)
 
-    directory, device = resolve_model(options.model), resolve_device(options.device)
+    directory, device = resolve_model(options.model or default_model()), resolve_device(options.device)
     tier = tier_named(4)
     on_card = device.type == "cuda"
 

@@ -1,6 +1,6 @@
 """Every way to ask for a quantized model, and what each one holds in memory.
 
-    python example_tts_quantized.py --model demo --device cpu     # or --model english on a card
+    python example_tts_quantized.py --model small --device cpu     # or --model english on a card
     python example_tts_quantized.py --only strategies directory
 
 Needs the extra `bnb` beside the device's: `pip install ".[cuda,bnb]"`; start.sh installs both.
@@ -18,7 +18,7 @@ from pathlib import Path
 from chatterbox_vllm import ChatterboxError, ChatterboxTTS, QuantizationConfig, check_quantization_support
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.families.english import ENGLISH
-from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.models import default_model, resolve_model
 from chatterbox_vllm.setup.quantize import quantize_model
 
 TEXT = "The same sentence, in fewer bits."
@@ -94,7 +94,7 @@ DOORS = {door.__name__: door for door in (keywords, strategies, environment, fal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="english", help="english, demo, a directory, or a hub id")
+    parser.add_argument("--model", help="english (the default where it can be had), small, a directory, or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--only", nargs="+", choices=tuple(DOORS), default=tuple(DOORS), metavar="DOOR")
     parser.add_argument("-d", "--directory", type=Path, help="write what each model says there")
@@ -104,7 +104,7 @@ def main() -> None:
             options.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             parser.error(f"{options.directory} cannot be a directory to write to: {error.strerror}")
-    model = resolve_model(options.model)
+    model = resolve_model(options.model or default_model())
     show_support(options.device)
     rows = []
     for door in options.only:

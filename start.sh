@@ -2,6 +2,7 @@
 # Chatterbox on vLLM in one command: makes .venv beside this file, installs what this machine needs, runs.
 #
 #   ./start.sh say "Hello from Chatterbox." -o hello.wav      any command of chatterbox-vllm: say, batch, download, info …
+#   ./start.sh say "Hello." -o hello.wav --model small        with the small model of the package: no download
 #   ./start.sh say --help                                     its options (installs first, as every command does)
 #   ./start.sh serve                                          a speech server on http://127.0.0.1:8000
 #   ./start.sh test [PYTEST ARGUMENTS]                        the tests, with what they need

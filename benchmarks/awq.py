@@ -1,6 +1,6 @@
 """What AWQ's calibration gains over round-to-nearest, on texts that it was not calibrated on.
 
-    python benchmarks/awq.py english -o english-awq      (a directory, a hub id or "demo" will do as well)
+    python benchmarks/awq.py english -o english-awq      (a directory, a hub id or "small" will do as well)
 
 Writes the calibrated model, and prints for it and for plain rounding to the same layout: the error of the hidden states
 after the last layer, and the divergence of the next-token distributions of both guidance streams, from the model as it

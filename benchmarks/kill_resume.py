@@ -1,6 +1,6 @@
 """Whether a batch that is killed again and again ends as one that was left alone, file by file.
 
-    python benchmarks/kill_resume.py [--rows 2000] [--kills 5] [--model demo] [--random 1] [--directory DIR]
+    python benchmarks/kill_resume.py [--rows 2000] [--kills 5] [--model babble] [--random 1] [--directory DIR]
         [--tolerance 0] [OPTIONS…]
 
 Runs `chatterbox-vllm batch` twice over the same rows with the same seed: undisturbed, and killed (SIGKILL) at random
@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default="babble")
     parser.add_argument("--random", type=int, default=1, help="seed of the texts and of the moments of death")
     parser.add_argument(
         "--tolerance",

@@ -85,13 +85,31 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint, built anew."""
-    from chatterbox_vllm.families.demo import build_demo
+def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The babbling checkpoint, built anew."""
+    from chatterbox_vllm.families.babble import build_babble
 
-    directory = tmp_path_factory.mktemp("demo")
-    build_demo(directory)
+    directory = tmp_path_factory.mktemp("babble")
+    build_babble(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def small() -> Iterator[Any]:
+    """The small model in an engine that all tests of what is said share. They take it through `speaker`."""
+    pytest.importorskip("vllm")
+    from chatterbox_vllm.tts import ChatterboxTTS
+
+    with ChatterboxTTS.from_pretrained("small", "cpu", max_batch_size=4, max_model_len=512, watermark=False) as tts:
+        yield tts
+
+
+@pytest.fixture
+def speaker(small: Any) -> Iterator[Any]:
+    """The small model, speaking; the voice in use is put back after the test."""
+    before = small.conds
+    yield small
+    small.conds = before
 
 
 @pytest.fixture

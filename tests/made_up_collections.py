@@ -23,7 +23,7 @@ class Ears:
         return SimpleNamespace(conditioning=speaker, prompt=prompt)
 
 
-def made_up(directory: Path, plan: EvaluationPlan, name: str = "demo") -> Collection:
+def made_up(directory: Path, plan: EvaluationPlan, name: str = "babble") -> Collection:
     """The collection of a model that did everything; two of one plan hold the same."""
     collection = Collection.create(directory)
     rng = np.random.default_rng(0)

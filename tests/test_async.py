@@ -1,4 +1,4 @@
-"""`AsyncChatterbox` on the demo model: many tasks, chunks, aborts, and nothing left behind."""
+"""`AsyncChatterbox` on the babbling model: many tasks, chunks, aborts, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ LONG = " ".join(f"This is sentence number {n}, and it says very little." for n i
 
 
 @pytest.fixture(scope="module")
-def tts(demo: Path) -> Iterator[ChatterboxTTS]:
-    with ChatterboxTTS.from_local(demo, "cpu", max_batch_size=4, watermark=False) as model:
+def tts(babbler: Path) -> Iterator[ChatterboxTTS]:
+    with ChatterboxTTS.from_local(babbler, "cpu", max_batch_size=4, watermark=False) as model:
         yield model
 
 

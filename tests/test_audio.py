@@ -453,7 +453,7 @@ def test_silence_stays_silent(watermarker: Watermarker):
 
 
 def test_missing_perth_names_the_switch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "perth.perth_net.perth_net_implicit.perth_watermarker", None)
+    monkeypatch.setitem(sys.modules, "perth.perth_net.perth_net_implicit.model.perth_net", None)
     with pytest.raises(ConfigError, match=r"cannot be loaded .*watermark=False"):
         Watermarker().load()
     with pytest.raises(ConfigError, match=r"cannot be loaded .*watermark=False"):

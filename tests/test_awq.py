@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from chatterbox_vllm.checkpoint.config import QuantizedPart, T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.families.demo import DEMO_CONFIG
+from chatterbox_vllm.families.babble import BABBLE_CONFIG
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.plain import LINEARS, Layer, PlainT3
 from chatterbox_vllm.t3.quantization.awq import Utterance, gather, quantize_t3_awq
@@ -21,17 +21,17 @@ from chatterbox_vllm.t3.quantization.awq_search import search_layer
 from chatterbox_vllm.t3.quantization.file import QuantizedT3
 
 FILE = "t3_cfg.safetensors"
-CONFIG = DEMO_CONFIG.t3
+CONFIG = BABBLE_CONFIG.t3
 
 
 @pytest.fixture(scope="module")
-def model(demo: Path) -> PlainT3:
-    return PlainT3(CONFIG, Weights(demo / FILE))
+def model(babbler: Path) -> PlainT3:
+    return PlainT3(CONFIG, Weights(babbler / FILE))
 
 
 @pytest.fixture(scope="module")
-def builder(demo: Path) -> PromptBuilder:
-    return PromptBuilder.from_weights(CONFIG, Weights(demo / FILE))
+def builder(babbler: Path) -> PromptBuilder:
+    return PromptBuilder.from_weights(CONFIG, Weights(babbler / FILE))
 
 
 def utterances(builder: PromptBuilder, seed: int, count: int) -> list[Utterance]:
@@ -111,10 +111,10 @@ def test_calibration_beats_rounding_on_unseen_inputs(model: PlainT3, builder: Pr
     assert loss(calibrated) < (0.9 if change is dict else 0.5) * loss(nearest)
 
 
-def test_whole_model(demo: Path, model: PlainT3, builder: PromptBuilder, tmp_path: Path) -> None:
+def test_whole_model(babbler: Path, model: PlainT3, builder: PromptBuilder, tmp_path: Path) -> None:
     done = []
     tensors = quantize_t3_awq(
-        CONFIG, Weights(demo / FILE), utterances(builder, 1, 4), progress=lambda n, total: done.append((n, total))
+        CONFIG, Weights(babbler / FILE), utterances(builder, 1, 4), progress=lambda n, total: done.append((n, total))
     )
     assert done == [(i + 1, CONFIG.num_layers) for i in range(CONFIG.num_layers)]
     assert not any(key.endswith("_proj.weight") for key in tensors)
@@ -135,9 +135,9 @@ def test_whole_model(demo: Path, model: PlainT3, builder: PromptBuilder, tmp_pat
             for a, b in pairs
         )
 
-    assert divergence(candidate) < 0.85 * divergence(Nearest(CONFIG, Weights(demo / FILE)))
+    assert divergence(candidate) < 0.85 * divergence(Nearest(CONFIG, Weights(babbler / FILE)))
 
 
-def test_sizes_that_do_not_fit(tmp_path: Path, demo: Path) -> None:
+def test_sizes_that_do_not_fit(tmp_path: Path, babbler: Path) -> None:
     with pytest.raises(CheckpointError, match=r"t3_cfg.*shape"):
-        quantize_t3_awq(T3Config(num_layers=1), Weights(demo / FILE), [])
+        quantize_t3_awq(T3Config(num_layers=1), Weights(babbler / FILE), [])

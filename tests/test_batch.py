@@ -254,22 +254,22 @@ def test_a_run_goes_on_with_the_engine_that_began_it(tmp_path: Path) -> None:
     assert json.loads((out / "run.json").read_text())["engine"]["T3 dtype"] == "bfloat16"
 
 
-def test_what_files_depend_on(demo: Path, tmp_path: Path) -> None:
+def test_what_files_depend_on(babbler: Path, tmp_path: Path) -> None:
     def identity(directory: Path, **parameters: Any) -> dict[str, Any]:
         device = torch.device("cpu")
         return what_files_depend_on("1", directory, None, SpeechParameters(**parameters), "wav", device)
 
-    moved = shutil.copytree(demo, tmp_path / "moved")
-    assert identity(moved) == identity(demo) and differences(identity(moved), identity(demo)) == []
-    assert differences(identity(demo), identity(demo, temperature=0.5)) == ["temperature None, now 0.5"]
+    moved = shutil.copytree(babbler, tmp_path / "moved")
+    assert identity(moved) == identity(babbler) and differences(identity(moved), identity(babbler)) == []
+    assert differences(identity(babbler), identity(babbler, temperature=0.5)) == ["temperature None, now 0.5"]
     file = moved / "s3gen.safetensors"
     content = bytearray(file.read_bytes())
     for i in range(len(content) // 2, len(content)):  # as training would: other weights under the same header
         content[i] ^= 1
     file.write_bytes(content)
-    assert differences(identity(demo), identity(moved)) == ["another model"]
-    newer = identity(demo) | {"versions": identity(demo)["versions"] | {"torch": "9.9"}}
-    (told,) = differences(identity(demo), newer)
+    assert differences(identity(babbler), identity(moved)) == ["another model"]
+    newer = identity(babbler) | {"versions": identity(babbler)["versions"] | {"torch": "9.9"}}
+    (told,) = differences(identity(babbler), newer)
     assert told == f"torch '{torch.__version__}', now '9.9'"
 
 
@@ -377,7 +377,11 @@ def test_refused_before_the_model_loads(tmp_path: Path) -> None:
         ((source, "--device", "tpu"), "tpu"),
     ):
         done = subprocess.run(
-            command(*arguments, "-d", out, "--model", "demo"), capture_output=True, text=True, timeout=120, check=False
+            command(*arguments, "-d", out, "--model", "babble"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stdout == "" and not out.exists()
@@ -407,17 +411,17 @@ def test_nothing_to_speak_needs_no_model(tmp_path: Path, monkeypatch: pytest.Mon
     pytest.importorskip("vllm")
     source = write(tmp_path / "in.jsonl", {"text": "..."}, {"text": "\u200b"}, {"text": "* * *"})
     monkeypatch.setattr("chatterbox_vllm.cli.batch.load", None)
-    assert main(["batch", str(source), "-d", str(tmp_path / "out"), "--model", "demo"]) == 1
+    assert main(["batch", str(source), "-d", str(tmp_path / "out"), "--model", "babble"]) == 1
     assert ["no text to speak" in entry["error"] for entry in manifest(tmp_path / "out")] == [True] * 3
 
 
-def test_killed_twice(tmp_path: Path, demo: Path) -> None:
-    """20 rows on the demo model; the result equals an undisturbed run, file by file."""
+def test_killed_twice(tmp_path: Path, babbler: Path) -> None:
+    """20 rows on the babbling model; the result equals an undisturbed run, file by file."""
     pytest.importorskip("vllm")
     texts: list[Any] = [{"text": f"This is row {i}. " * (1 + i % 3), "id": f"r{i}"} for i in range(20)]
     texts[3] = {"text": "Nobody has this voice.", "voice": "none.wav"}
     source = write(tmp_path / "in.jsonl", *texts)
-    options = ("--model", demo, "--max-tokens", 80, "--seed", 11, "--max-batch-size", 4, "--audio-format", "flac")
+    options = ("--model", babbler, "--max-tokens", 80, "--seed", 11, "--max-batch-size", 4, "--audio-format", "flac")
 
     def run(out: Path) -> subprocess.CompletedProcess[str]:
         arguments = command(source, "-d", out, *options)

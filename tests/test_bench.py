@@ -1,4 +1,4 @@
-"""`chatterbox-vllm bench` on the demo model: every part runs, and the results are written."""
+"""`chatterbox-vllm bench` on the babbling model: every part runs, and the results are written."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from chatterbox_vllm.text.split import split_text
 TEXT = "This is the first sentence of a short text. And this is the second one, which is the last."
 
 
-def test_every_part(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_every_part(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    command = ["bench", "--model", demo, "--text", tmp_path / "text.txt", "--json", tmp_path / "out.json"]
+    command = ["bench", "--model", babbler, "--text", tmp_path / "text.txt", "--json", tmp_path / "out.json"]
     settings = ["--lengths", 1, "--tokens", 30, "--repeats", 1, "--steps", 2, "--no-watermark", "--tier", 12]
     assert main([str(a) for a in command + settings]) == 0
     results = json.loads((tmp_path / "out.json").read_text())
@@ -52,6 +52,6 @@ def test_a_text_of_ours_fills_several_batches_of_a_gpu() -> None:
 
 
 def test_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["bench", "--model", "demo", "--text", str(tmp_path / "none")]) == 2
-    assert main(["bench", "--model", "demo", "--only", "t3", "--batch", "0"]) == 2
+    assert main(["bench", "--model", "babble", "--text", str(tmp_path / "none")]) == 2
+    assert main(["bench", "--model", "babble", "--only", "t3", "--batch", "0"]) == 2
     assert capsys.readouterr().err.count("error:") == 2

@@ -76,10 +76,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_both_sides(
-    demo: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    babbler: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("chatterbox_vllm.bench.upstream.TEXTS", TEXTS)
-    command = ["bench", "--model", demo, "--only", "upstream", "--synthetic"]
+    command = ["bench", "--model", babbler, "--only", "upstream", "--synthetic"]
     settings = ["--steps", 2, "--repeats", 2, "--batch", 4, "--no-watermark", "--json", tmp_path / "out.json"]
     assert main([str(a) for a in command + settings]) == 0
     results = json.loads((tmp_path / "out.json").read_text())

@@ -26,7 +26,7 @@ from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.options import check_voice
-from chatterbox_vllm.families.demo import demo_directory
+from chatterbox_vllm.families.babble import babble_directory
 
 SAY = ("say", "Good morning.", "--seed", "3", "-o")
 
@@ -57,7 +57,7 @@ def assert_one_error(errors: str, *named: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory):
-    """A cache of our own, so that the demo model is built by the command."""
+    """A cache of our own, so that the babbling model is built by the command."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
@@ -68,7 +68,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory, cache) -> tuple[Path, subprocess.CompletedProcess]:
     path = tmp_path_factory.mktemp("out") / "morning.wav"
-    return path, run(*SAY, path, "--model", "demo")
+    return path, run(*SAY, path, "--model", "babble")
 
 
 def test_say(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
@@ -84,7 +84,7 @@ def test_say(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
 
 def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
     """Audio alone goes there, a byte order mark is not spoken, and the voice is the clip's."""
-    options = ("--seed", 3, "--audio-format", "flac", "--model", "demo", "--voice", spoken[0])
+    options = ("--seed", 3, "--audio-format", "flac", "--model", "babble", "--voice", spoken[0])
     done = run("say", "-", "-o", "-", *options, input="\ufeffGood morning.".encode(), text=False)
     assert done.returncode == 0, done.stderr
     with soundfile.SoundFile(io.BytesIO(done.stdout)) as file:
@@ -98,7 +98,7 @@ def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subproce
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHATTERBOX_MAX_BATCH_SIZE", "7")
-    assert main(["info", "--model", "demo", "--json", str(tmp_path / "info.json")]) == 0
+    assert main(["info", "--model", "babble", "--json", str(tmp_path / "info.json")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     facts = json.loads((tmp_path / "info.json").read_text())
     assert facts["chatterbox-vllm"] == __version__ and facts["device"]["stages"]["T3"].startswith("cpu")
@@ -148,11 +148,11 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
         ((), ("command", "--help")),
         (("batch", "in.txt", "-d", out, "--overwrite", "--retry-failed"), ("--overwrite", "--retry-failed")),
         (("say", "Hi.", "-o", out, "--pause", "scene=long"), ("--pause", "paragraph", "scene=long")),
-        (("say", "Привет, как дела?", "-o", out, "--model", "demo"), ("Cyrillic",)),
-        (("say", "Hi [pause:3] there.", "-o", out, "--model", "demo"), ("[pause:0.5s]",)),
+        (("say", "Привет, как дела?", "-o", out, "--model", "babble"), ("Cyrillic",)),
+        (("say", "Hi [pause:3] there.", "-o", out, "--model", "babble"), ("[pause:0.5s]",)),
         (("voices", "save", "clip.wav", "a/b"), ("a/b",)),
-        (("voices", "show", "nobody"), ("nobody",)),
-        (("download", "demo", "--revision", "x"), ("demo", "no revisions")),
+        (("voices", "show", "nobody", "--model", "babble"), ("nobody", "builtin")),
+        (("download", "babble", "--revision", "x"), ("babble", "no revisions")),
         (("estimate", "--json", tmp_path / "missing" / "out.json"), ("missing",)),
         (("info", "--model", tmp_path / "nothing"), ("nothing",)),
     ):
@@ -163,19 +163,19 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
 def test_a_strategy_beside_methods(refused, tmp_path: Path) -> None:
     options = ("--quantization-strategy", "mixed", "--quantize-s3gen", "bnb-8bit", "--no-use-quantization")
     refused(
-        *SAY, tmp_path / "o.wav", "--model", "demo", *options,
+        *SAY, tmp_path / "o.wav", "--model", "babble", *options,
         named=("--quantization-strategy says", "leave --use-quantization, --quantize-s3gen out"),
     )  # fmt: skip
 
 
 def test_models_and_devices_that_are_not_there(refused, tmp_path: Path) -> None:
     out = tmp_path / "out.wav"
-    refused(*SAY, out, named=("ResembleAI/chatterbox", "directory", "HF_HOME", "demo"))
+    refused(*SAY, out, "--model", "english", named=("ResembleAI/chatterbox", "directory", "HF_HOME", "--model small"))
     refused(*SAY, out, "--model", tmp_path / "nothing", named=("nothing",))
     refused(*SAY, out, "--model", tmp_path, named=("tokenizer.json",))
-    refused(*SAY, out, "--model", "demo", "--device", "tpu", named=("--device must", "tpu", "cuda:N"))
-    refused(*SAY, out, "--model", "demo", "--max-model-len", "0", named=("--max-model-len must", "0"))
-    refused(*SAY, out, "--model", "demo", "--cuda-graphs", named=("--cuda-graphs needs a CUDA device",))
+    refused(*SAY, out, "--model", "babble", "--device", "tpu", named=("--device must", "tpu", "cuda:N"))
+    refused(*SAY, out, "--model", "babble", "--max-model-len", "0", named=("--max-model-len must", "0"))
+    refused(*SAY, out, "--model", "babble", "--cuda-graphs", named=("--cuda-graphs needs a CUDA device",))
 
 
 def test_bad_reference_clips(refused, tmp_path: Path) -> None:
@@ -187,28 +187,31 @@ def test_bad_reference_clips(refused, tmp_path: Path) -> None:
     (tmp_path / "saved.pt").write_bytes(b"PK\x03\x04 and no more")
     named |= {"text.wav": "text.wav", "none.wav": "none.wav", "saved.pt": "saved.pt"}
     for name, fault in named.items():
-        refused(*SAY, tmp_path / "o.wav", "--model", "demo", "--voice", tmp_path / name, named=(fault,))
+        refused(*SAY, tmp_path / "o.wav", "--model", "babble", "--voice", tmp_path / name, named=(fault,))
     assert not (tmp_path / "o.wav").exists()
 
 
 def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
     clip = spoken[0]
-    assert main(["voices", "save", str(clip), "ada", "--model", "demo"]) == 0
-    assert main(["voices", "save", str(clip), "ada", "--model", "demo"]) == 2  # taken
+    assert main(["voices", "save", str(clip), "ada", "--model", "babble"]) == 0
+    assert main(["voices", "save", str(clip), "ada", "--model", "babble"]) == 2  # taken
     assert "named 'ada' already" in capsys.readouterr().err
-    assert main(["voices", "save", str(clip), "ada", "--model", "demo", "--overwrite", "--quiet"]) == 0
+    assert main(["voices", "save", str(clip), "ada", "--model", "babble", "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
-    assert main(["voices", "list", "--json", "-"]) == 0
-    (entry,) = json.loads(capsys.readouterr().out)
+    assert main(["voices", "list", "--model", "babble", "--json", "-"]) == 0
+    entry, own = json.loads(capsys.readouterr().out)
     assert entry["name"] == "ada" and entry["bytes"] == Path(entry["file"]).stat().st_size
-    assert main(["voices", "list"]) == 0 and main(["voices", "show", "ada", "--model", "demo"]) == 0
+    assert own["name"] == "builtin" and own["from"] == "babble" and Path(own["file"]).name == "conds.pt"
+    assert main(["voices", "list", "--model", "babble"]) == 0
+    assert main(["voices", "show", "ada", "--model", "babble"]) == 0
     shown = capsys.readouterr().out
-    assert "ada" in shown and entry["file"] in shown and "mel frames" in shown
-    given = {"model": "demo"}
+    assert "ada" in shown and "babble: builtin" in shown and entry["file"] in shown and "mel frames" in shown
+    given = {"model": "babble"}
     assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])
+    assert check_voice("builtin", given) == Path(own["file"])
     assert main(["voices", "delete", "ada"]) == 0 and main(["voices", "delete", "ada"]) == 2
-    assert main(["download", "demo"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(demo_directory())
+    assert main(["download", "babble"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(babble_directory())
 
 
 def test_help_and_completion_need_no_nets() -> None:
@@ -230,7 +233,7 @@ assert not {"torch", "vllm", "numpy", "huggingface_hub"} & set(sys.modules)
 
 def test_a_text_in_another_encoding() -> None:
     """As a terminal or a script in Latin-1 gives it."""
-    done = run("say", "Un caf\udce9, please.", "-o", "out.wav", "--model", "demo", timeout=60)
+    done = run("say", "Un caf\udce9, please.", "-o", "out.wav", "--model", "babble", timeout=60)
     assert done.returncode == 2 and done.stdout == ""
     assert_one_error(done.stderr, "UTF-8")
 
@@ -242,14 +245,14 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
     out = tmp_path / "out.wav"
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = run(*SAY, out, "--model", "demo", preexec_fn=limit, env=environment)
+    done = run(*SAY, out, "--model", "babble", preexec_fn=limit, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert_one_error(done.stderr, "out.wav")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_has_gone() -> None:
-    command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--json", "-"]
+    command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--model", "babble", "--json", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
@@ -268,7 +271,7 @@ def interruptible() -> None:
 )
 def test_interrupted(sent: signal.Signals, status: int, said: str, tmp_path: Path) -> None:
     text = "This takes a while to say. " * 300  # minutes, on any machine
-    command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "-o", tmp_path / "o.wav", "--model", "demo"]
+    command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "-o", tmp_path / "o.wav", "--model", "babble"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible) as process:
         time.sleep(8)
         process.send_signal(sent)

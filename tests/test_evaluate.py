@@ -1,4 +1,4 @@
-"""`chatterbox-vllm evaluate` on the demo model: the baseline passes against itself, damaged candidates do not."""
+"""`chatterbox-vllm evaluate` on the babbling model: the baseline passes against itself, damaged candidates do not."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def thresholds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def baseline(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def baseline(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("evaluation") / "baseline"
-    collect(CollectionJob(str(demo), PLAN, directory, device="cpu"))
+    collect(CollectionJob(str(babbler), PLAN, directory, device="cpu"))
     return directory
 
 
 @pytest.fixture(scope="module")
-def ears(demo: Path) -> VoiceJudge:
-    return VoiceJudge(demo)
+def ears(babbler: Path) -> VoiceJudge:
+    return VoiceJudge(babbler)
 
 
-def damaged(demo: Path, directory: Path, file: str, damage: Damage) -> Path:
-    shutil.copytree(demo, directory)
+def damaged(babbler: Path, directory: Path, file: str, damage: Damage) -> Path:
+    shutil.copytree(babbler, directory)
     tensors = load_file(directory / file)
     damage(tensors)
     save_file(tensors, directory / file)
@@ -108,9 +108,9 @@ def failed(comparison: Comparison, thresholds: Path) -> set[str]:
 
 
 def test_a_damaged_t3_layer_fails_the_gates_of_t3_and_no_other(
-    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path
+    babbler: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path
 ) -> None:
-    model = damaged(demo, tmp_path / "model", "t3_cfg.safetensors", shuffle("tfmr.layers.2."))
+    model = damaged(babbler, tmp_path / "model", "t3_cfg.safetensors", shuffle("tfmr.layers.2."))
     assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) - {"failures"} == T3_GATES
 
 
@@ -118,16 +118,16 @@ def test_a_damaged_t3_layer_fails_the_gates_of_t3_and_no_other(
     "damage", [shuffle("flow.decoder.estimator.mid_blocks.0."), flow_to_two_bits], ids=["shuffled layer", "two bits"]
 )
 def test_a_damaged_flow_fails_the_gates_of_s3gen_and_no_other(
-    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, damage: Damage
+    babbler: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, damage: Damage
 ) -> None:
-    model = damaged(demo, tmp_path / "model", "s3gen.safetensors", damage)
+    model = damaged(babbler, tmp_path / "model", "s3gen.safetensors", damage)
     assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) == S3GEN_GATES
 
 
 def test_a_damaged_voice_encoder_fails_enrolment(
-    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path
+    babbler: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path
 ) -> None:
-    model = damaged(demo, tmp_path / "model", "ve.safetensors", shuffle("proj."))
+    model = damaged(babbler, tmp_path / "model", "ve.safetensors", shuffle("proj."))
     assert failed(against(baseline, model, tmp_path / "out", ears), thresholds) == {"enrolment_speaker"}
 
 
@@ -137,21 +137,21 @@ def white(wave: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_candidate_whose_vocoder_makes_noise_fails(
-    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, monkeypatch: pytest.MonkeyPatch
+    babbler: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = HiFT.decode
     monkeypatch.setattr(HiFT, "decode", lambda *given: white(decode(*given)))
-    found = failed(against(baseline, demo, tmp_path / "out", ears), thresholds)
+    found = failed(against(baseline, babbler, tmp_path / "out", ears), thresholds)
     assert {"speech_sanity", "spectral_distortion", "stoi"} <= found and not found & (T3_GATES | {"mel_distance"})
 
 
 def test_a_candidate_whose_stage_makes_noise_fails_s3gens_gates_too(
-    demo: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, monkeypatch: pytest.MonkeyPatch
+    babbler: Path, baseline: Path, tmp_path: Path, ears: VoiceJudge, thresholds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They go through the stage that serves: a model that would do right beside it does not help."""
     run = S3GenStage.run
     monkeypatch.setattr(S3GenStage, "run", lambda *given: [white(wave) for wave in run(*given)])
-    found = failed(against(baseline, demo, tmp_path / "out", ears), thresholds)
+    found = failed(against(baseline, babbler, tmp_path / "out", ears), thresholds)
     assert {"speech_sanity", "spectral_distortion", "stoi"} <= found and not found & T3_GATES
 
 
@@ -181,7 +181,7 @@ def test_own_speech(
     comparison = compare(PLAN, Collection(baseline), candidate, ears)
     verdict = judge(comparison.measurements, load_thresholds())
     found = {j.name for j in verdict.judgements if j.status is Status.FAILED}
-    # Which voice is in a sound that is none is a matter of the demo's random nets.
+    # Which voice is in a sound that is none is a matter of the babbling random nets.
     assert found - {"speech_speaker"} == gates - {"speech_speaker"} and gates <= found
     assert all(
         (case.speech is not None and case.speech.candidate_fault is not None) == bool(gates)
@@ -195,12 +195,12 @@ def in_one_new_process(job: CollectionJob) -> RunFacts:
 
 
 def test_the_command_passes_a_model_against_itself_and_reports(
-    demo: Path, tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    babbler: Path, tmp_path: Path, thresholds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("chatterbox_vllm.evaluation.collect.collect_in_process", in_one_new_process)
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
-    command: list[Any] = ["evaluate", "--baseline", demo, "--candidate", demo, "--device", "cpu", "--text", texts]
+    command: list[Any] = ["evaluate", "--baseline", babbler, "--candidate", babbler, "--device", "cpu", "--text", texts]
     command += ["--repeats", 1, "--steps", 4, "--thresholds", thresholds, "--keep", tmp_path / "kept"]
     command += ["--candidate-options", "max_model_len=1536", "--asr", "tests.test_evaluate:parrot"]
     command += ["--json", tmp_path / "out.json", "--report", tmp_path / "out.html", "--listen", 1]
@@ -333,11 +333,11 @@ def test_outputs_are_refused_before_a_model_is_collected(
     assert Collection(tmp_path / "new" / "candidate").facts().name == "small"
 
 
-def test_a_process_that_fails_says_why(demo: Path, tmp_path: Path) -> None:
+def test_a_process_that_fails_says_why(babbler: Path, tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match=r"status 2 .*'tpu'"):
-        collect_in_process(CollectionJob(str(demo), PLAN, tmp_path / "a", None, "tpu"))
+        collect_in_process(CollectionJob(str(babbler), PLAN, tmp_path / "a", None, "tpu"))
     with pytest.raises(ConfigError, match="'bits'"):
-        collect(CollectionJob(str(demo), PLAN, tmp_path / "b", None, "cpu", {"bits": 3}))
+        collect(CollectionJob(str(babbler), PLAN, tmp_path / "b", None, "cpu", {"bits": 3}))
 
 
 def test_a_candidate_that_makes_nothing_gets_the_worst_of_every_figure(

@@ -19,8 +19,8 @@ from chatterbox_vllm.evaluation.preflight import check_models
 
 
 @pytest.fixture
-def copy(demo: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo, tmp_path / "model"))
+def copy(babbler: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(babbler, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def refused(baseline: Path, candidate: Path, capsys: pytest.CaptureFixture, *wor
         (["--asr", "tests.test_evaluate:TEXTS"], "not a function"),
         (["--report", "none/out.html"], "none"),
         (["--candidate-options", "device=cpu"], "--device"),
-        (["--candidate-options", "model=demo"], "--candidate"),
+        (["--candidate-options", "model=babble"], "--candidate"),
         (["--candidate-options", "self=x"], "'self'"),
         (["--candidate-options", "dtyp=float16"], "'dtyp'"),
         (["--candidate-options", "dtype=5"], "float16"),
@@ -69,17 +69,17 @@ def refused(baseline: Path, candidate: Path, capsys: pytest.CaptureFixture, *wor
     ],
 )
 def test_what_can_be_refused_is_refused_before_a_model_loads(
-    demo: Path, never: None, words: list[str], named: str, capsys: pytest.CaptureFixture
+    babbler: Path, never: None, words: list[str], named: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert named in refused(demo, demo, capsys, *words)
+    assert named in refused(babbler, babbler, capsys, *words)
 
 
 @pytest.mark.parametrize("file", ["t3_cfg.safetensors", "s3gen.safetensors", "ve.safetensors", "tokenizer.json"])
 def test_a_directory_without_a_file_is_refused(
-    demo: Path, copy: Path, never: None, file: str, capsys: pytest.CaptureFixture
+    babbler: Path, copy: Path, never: None, file: str, capsys: pytest.CaptureFixture
 ) -> None:
     (copy / file).unlink()
-    assert file in refused(demo, copy, capsys)
+    assert file in refused(babbler, copy, capsys)
 
 
 def change(directory: Path, **values: object) -> None:
@@ -87,28 +87,28 @@ def change(directory: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_models_that_cannot_have_the_same_tokens_are_refused(demo: Path, copy: Path) -> None:
-    check_models((demo, copy), ({}, {"fallback": True, "max_model_len": 512, "tier": 4}))
+def test_models_that_cannot_have_the_same_tokens_are_refused(babbler: Path, copy: Path) -> None:
+    check_models((babbler, copy), ({}, {"fallback": True, "max_model_len": 512, "tier": 4}))
     sizes = json.loads((copy / "config.json").read_text())["t3"]
     (copy / "conds.pt").unlink()
     change(copy, t3={**sizes, "speech_prompt_tokens": 7})
     with pytest.raises(ConfigError, match="speech prompt is 7"):
-        check_models((demo, copy), ({}, {}))
+        check_models((babbler, copy), ({}, {}))
 
 
 def test_a_model_of_another_family_or_layout_is_refused(
-    demo: Path, copy: Path, never: None, capsys: pytest.CaptureFixture
+    babbler: Path, copy: Path, never: None, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copy(demo / "s3gen.safetensors", copy / "ve.safetensors")
-    assert "ve.safetensors" in refused(demo, copy, capsys)
+    shutil.copy(babbler / "s3gen.safetensors", copy / "ve.safetensors")
+    assert "ve.safetensors" in refused(babbler, copy, capsys)
     change(copy, family="klingon")
-    assert "'klingon'" in refused(demo, copy, capsys)
+    assert "'klingon'" in refused(babbler, copy, capsys)
 
 
 def test_a_judge_hears_with_nets_that_are_not_quantized(
-    demo: Path, copy: Path, never: None, capsys: pytest.CaptureFixture
+    babbler: Path, copy: Path, never: None, capsys: pytest.CaptureFixture
 ) -> None:
     change(copy, quantized={"voice_encoder": {"method": "bnb-8bit"}})
     with pytest.raises(ConfigError, match="--judge MODEL"):
         VoiceJudge(copy)
-    assert "--judge MODEL" in refused(demo, demo, capsys, "--judge", str(copy))
+    assert "--judge MODEL" in refused(babbler, babbler, capsys, "--judge", str(copy))

@@ -33,7 +33,7 @@ def test_a_process_that_dies_unheard_says_why(tmp_path: Path, monkeypatch: pytes
     stand_in(tmp_path, monkeypatch, "echo no library >&2; exit 3")
     plan = EvaluationPlan(texts=("word " * 50_000,))  # more than a pipe takes
     with pytest.raises(GenerationError, match=r"status 3 \(no library\)"):
-        collect_in_process(CollectionJob("demo", plan, tmp_path / "out"))
+        collect_in_process(CollectionJob("babble", plan, tmp_path / "out"))
 
 
 def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.M
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            collect_in_process(CollectionJob("demo", PLAN, tmp_path / "out"))
+            collect_in_process(CollectionJob("babble", PLAN, tmp_path / "out"))
     finally:
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ProcessLookupError):

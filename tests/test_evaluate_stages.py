@@ -76,7 +76,7 @@ def test_the_fastest_repeat_without_failures_is_timed_and_all_failures_count(
     plan = EvaluationPlan(texts=("Good morning.",), repeats=len(repeats))
     tts: Any = Flaky(repeats, monkeypatch)
     cases, found = speak(tts, plan, [VOICE], into)
-    facts = RunFacts("demo", "demo", {}, {}, speaking_seconds=found, cases=cases, repeats=plan.repeats)
+    facts = RunFacts("babble", "babble", {}, {}, speaking_seconds=found, cases=cases, repeats=plan.repeats)
     assert found == seconds and facts.failure_rate == pytest.approx(failure_rate)
     # Time and audio are of one repeat; here each takes as long as it speaks.
     assert facts.real_time_factor == (None if seconds is None else 1)

@@ -1,4 +1,4 @@
-"""The examples as their user runs them: in processes of their own, on the demo model."""
+"""The examples as their user runs them: in processes of their own, on the babbling model."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def run(example: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
-def test_ultra_low_vram(demo: Path, clip: Path, tmp_path: Path) -> None:
+def test_ultra_low_vram(babbler: Path, clip: Path, tmp_path: Path) -> None:
     output = tmp_path / "said.wav"
-    done = run("example-tts-ultra-low-vram.py", "--model", demo, "--clip", clip, "--seed", 1, "-o", output, "Hello.")
+    done = run("example-tts-ultra-low-vram.py", "--model", babbler, "--clip", clip, "--seed", 1, "-o", output, "Hello.")
     assert done.returncode == 0, done.stderr
     # The voice encoder is in memory because a clip was enrolled.
     for component, method in (("t3", "bnb-4bit"), ("s3gen", "bnb-4bit"), ("voice_encoder", "-")):
@@ -52,15 +52,15 @@ def test_ultra_low_vram(demo: Path, clip: Path, tmp_path: Path) -> None:
     assert estimate > 100 and measured > 300  # Python, PyTorch and vLLM alone take that
 
 
-def test_ultra_low_vram_refuses_in_one_line(demo: Path, tmp_path: Path) -> None:
-    done = run("example-tts-ultra-low-vram.py", "--model", demo, "-o", tmp_path / "said.xyz")
+def test_ultra_low_vram_refuses_in_one_line(babbler: Path, tmp_path: Path) -> None:
+    done = run("example-tts-ultra-low-vram.py", "--model", babbler, "-o", tmp_path / "said.xyz")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "said.xyz" in done.stderr
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
 
 
-def test_quantized(demo: Path, tmp_path: Path) -> None:
-    done = run("example_tts_quantized.py", "--model", demo, "-d", tmp_path / "said")
+def test_quantized(babbler: Path, tmp_path: Path) -> None:
+    done = run("example_tts_quantized.py", "--model", babbler, "-d", tmp_path / "said")
     assert done.returncode == 0, done.stderr
     assert "bnb-4bit for t3: yes" in done.stdout
     assert "fp8 for s3gen: fp8 is made for T3 only" in done.stdout

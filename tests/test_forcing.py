@@ -74,7 +74,7 @@ FORCING: dict[str, Any] = {"teacher_forcing": True}
 
 
 class Talk:
-    """A T3 stage on the demo checkpoint with its built-in voice; on CUDA under CUDA graphs."""
+    """A T3 stage on the babbling checkpoint with its built-in voice; on CUDA under CUDA graphs."""
 
     def __init__(self, directory: Path, device: str, **options: Any):
         self.config = ModelConfig.from_directory(directory)
@@ -100,8 +100,8 @@ class Talk:
         return said
 
 
-def test_an_engine_that_serves_forces_nothing(demo: Path) -> None:
-    served = Talk(demo, "cpu", teacher_forcing=False)
+def test_an_engine_that_serves_forces_nothing(babbler: Path) -> None:
+    served = Talk(babbler, "cpu", teacher_forcing=False)
     try:
         processors = served.stage._engine.vllm_config.model_config.logits_processors
         assert [str(name) for name in processors] == ["chatterbox_vllm.t3.vllm.sampler:SpeechSampler"]
@@ -112,8 +112,8 @@ def test_an_engine_that_serves_forces_nothing(demo: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def talk(request: pytest.FixtureRequest, demo: Path) -> Iterator[Talk]:
-    talk = Talk(demo, request.param)
+def talk(request: pytest.FixtureRequest, babbler: Path) -> Iterator[Talk]:
+    talk = Talk(babbler, request.param)
     yield talk
     talk.stage.close()
 
@@ -159,13 +159,13 @@ def test_any_tokens_can_be_forced_beside_a_request_that_is_free(talk: Talk) -> N
         )
 
 
-def test_prompts_taken_in_piece_by_piece_give_the_same_logits(talk: Talk, demo: Path) -> None:
+def test_prompts_taken_in_piece_by_piece_give_the_same_logits(talk: Talk, babbler: Path) -> None:
     tokens = list(range(100, 112))
     whole = talk.forced(tokens)
     talk.say(whole=(SpeechParameters(max_tokens=12), whole))
     # On a GPU the last piece is small enough for a graph, the others and the whole are not.
     assert 0 < len(talk.prompt) % 16 <= 4
-    chunked = Talk(demo, talk.stage.device.type, max_batched_tokens=16)
+    chunked = Talk(babbler, talk.stage.device.type, max_batched_tokens=16)
     try:
         pieces = chunked.forced(tokens)
         chunked.say(pieces=(SpeechParameters(max_tokens=12), pieces))

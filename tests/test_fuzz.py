@@ -1,6 +1,6 @@
 """Whatever callers send, in whatever order: every request is answered once, nobody else is hurt, nothing is left over.
 
-CHATTERBOX_FUZZ_EXAMPLES raises the number of examples: 100 of them put over 2,000 requests through the demo model.
+CHATTERBOX_FUZZ_EXAMPLES raises the number of examples: 100 of them put over 2,000 requests through the babbling model.
 """
 
 from __future__ import annotations
@@ -190,13 +190,13 @@ def test_the_scheduler_answers_every_request_once_and_keeps_nothing(wishes: list
 
 
 @pytest.fixture(scope="module")
-def tts(demo: Path):
+def tts(babbler: Path):
     pytest.importorskip("vllm")
-    with ChatterboxTTS.from_local(demo, "cpu", max_batch_size=3, watermark=False) as model:
+    with ChatterboxTTS.from_local(babbler, "cpu", max_batch_size=3, watermark=False) as model:
         yield model
 
 
-class TestOnTheDemoModel:
+class TestOnTheBabblingModel:
     """The same through the whole engine, beside a request that must come out as it does alone."""
 
     grown: list[int] = []

@@ -1,4 +1,4 @@
-"""T3 quantized on a CUDA GPU, under torch.compile and CUDA graphs, at the demo's size. Run with `-m gpu`."""
+"""T3 quantized on a CUDA GPU, under torch.compile and CUDA graphs, at the babbling model's size. Run with `-m gpu`."""
 
 from __future__ import annotations
 
@@ -64,23 +64,23 @@ def test_logits_under_cuda_graphs(
 
 
 def test_fp8(
-    demo: Path,
+    babbler: Path,
     config: T3Config,  # noqa: F811
     prompt: torch.Tensor,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with talker(demo, torch.bfloat16, "fp8", CUDA) as stage:
+    with talker(babbler, torch.bfloat16, "fp8", CUDA) as stage:
         dtypes = {layer.weight.dtype for layer in quantized_layers(stage).values()}
         tokens, logits = speak(stage, prompt, monkeypatch)
     assert dtypes == {torch.float8_e4m3fn}
-    weights = Weights(demo / FILE)
+    weights = Weights(babbler / FILE)
     builder = PromptBuilder.from_weights(config, weights)
     assert error(logits, forced(PlainT3(config, weights), builder, prompt, tokens)) < 0.15
 
 
 @pytest.mark.parametrize("method", ["bnb-4bit", "bnb-8bit"])
 def test_never_more_than_a_layer_in_full(
-    demo: Path,
+    babbler: Path,
     config: T3Config,  # noqa: F811
     method: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,7 +97,7 @@ def test_never_more_than_a_layer_in_full(
         return model
 
     monkeypatch.setattr(BaseModelLoader, "load_model", watched)
-    with talker(demo, torch.bfloat16, method, CUDA):
+    with talker(babbler, torch.bfloat16, method, CUDA):
         pass
     largest_layer = 4 * 2 * config.intermediate_size * config.hidden_size
     assert 0 < excess[0] < 5 * largest_layer

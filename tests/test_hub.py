@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,12 +18,13 @@ import pytest
 from huggingface_hub import constants
 
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
+from chatterbox_vllm.checkpoint.reach import why_unreachable
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
-from chatterbox_vllm.setup.models import download_model, model_headers, resolve_model
+from chatterbox_vllm.setup.models import default_model, download_model, local_directory, model_headers, resolve_model
 from chatterbox_vllm.setup.quantize import quantize_model
 
 FIRST, SECOND = "c" * 40, "d" * 40
@@ -171,7 +173,7 @@ def test_a_repository_of_something_else(hub: type[Hub]) -> None:
         ((403, "GatedRepo"), "agree on its page at http.*HF_TOKEN"),
         ((401, "RepoNotFound"), "no repository someone/private.*HF_TOKEN"),
         ((404, "RevisionNotFound"), "someone/private has no revision 'v9'"),
-        ((418, ""), r"someone/private cannot be downloaded \(.*418.*'demo'"),
+        ((418, ""), r"someone/private cannot be downloaded \(.*418.*'small'"),
     ],
 )
 def test_what_the_hub_refuses_is_told(refusal: tuple[int, str], said: str, hub: type[Hub]) -> None:
@@ -185,7 +187,7 @@ def test_what_the_hub_refuses_is_told(refusal: tuple[int, str], said: str, hub: 
 def test_offline_names_three_ways_out(hub: type[Hub], offline: SimpleNamespace) -> None:
     offline.now()
     for call in (resolve_model, model_headers):
-        with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE is set.*directory.*HF_HOME.*'demo'"):
+        with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE is set.*directory.*HF_HOME.*'small'"):
             call("someone/finetuned")
     with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE is set.*not in the cache"):
         resolve_model("english")
@@ -242,10 +244,10 @@ def test_a_full_disk_is_told_before_the_download(hub: type[Hub], monkeypatch: py
 
 
 @pytest.fixture(scope="module")
-def quantized(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with S3Gen in INT8."""
-    directory = tmp_path_factory.mktemp("quantized") / "demo-int8"
-    quantize_model(demo, directory, QuantizationConfig(s3gen="bnb-8bit"))
+def quantized(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The babbling model with S3Gen in INT8."""
+    directory = tmp_path_factory.mktemp("quantized") / "babble-int8"
+    quantize_model(babbler, directory, QuantizationConfig(s3gen="bnb-8bit"))
     return directory
 
 
@@ -282,13 +284,75 @@ def test_a_file_that_is_none(hub: type[Hub]) -> None:
         model_headers("someone/finetuned")
 
 
-def test_directories_and_wrong_names(demo: Path, tmp_path: Path) -> None:
+class TestTheModelOfCommands:
+    """What `say` and others speak with where no model is named."""
+
+    def test_is_the_published_one_where_the_hub_answers(self, hub: type[Hub], caplog: pytest.LogCaptureFixture) -> None:
+        assert default_model() == "english" and not caplog.records
+        assert not any("/resolve/" in line for line in hub.asked)  # nothing is downloaded to find out
+        hub.refusal = (404, "RepoNotFound")  # that is an answer: what it means is for the download to say
+        assert default_model() == "english"
+
+    def test_is_the_published_one_where_it_is_in_the_cache(
+        self, hub: type[Hub], offline: SimpleNamespace, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert local_directory("english") is None
+        directory = resolve_model("english")
+        offline.now()
+        assert default_model() == "english" and not caplog.records
+        assert local_directory("english") == directory
+        (directory / ENGLISH.t3).unlink()
+        assert default_model() == "small" and local_directory("english") is None
+
+    @pytest.mark.parametrize("why", ["HF_HUB_OFFLINE is set", "status 503", "did not answer within 0.2 s", "refused"])
+    def test_is_the_small_one_else_and_that_is_said(
+        self, why: str, hub: type[Hub], offline: SimpleNamespace, monkeypatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        if "OFFLINE" in why:
+            offline.now()
+        elif "503" in why:
+            hub.refusal = (503, "")
+        elif "refused" in why:
+            monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        else:  # a name server that keeps silent, which nothing can hurry
+            released = threading.Event()
+
+            def silent(*_: object) -> None:
+                released.wait(20)
+                raise OSError("released")
+
+            monkeypatch.setattr("chatterbox_vllm.checkpoint.hub.socket.getaddrinfo", silent)
+            monkeypatch.setattr("chatterbox_vllm.setup.models.why_unreachable", lambda: why_unreachable(0.2))
+        begun = time.monotonic()
+        assert default_model() == "small"
+        assert time.monotonic() - begun < 3
+        (record,) = caplog.records
+        for said in (why, "ResembleAI/chatterbox", "small", "chatterbox-vllm download english"):
+            assert said in record.getMessage()
+        if "did not" in why:
+            released.set()
+
+    def test_can_be_named_in_the_environment(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("CHATTERBOX_MODEL", str(tmp_path))
+        assert default_model() == str(tmp_path)
+        assert resolve_model() == resolve_model(None) == tmp_path
+        monkeypatch.setenv("CHATTERBOX_MODEL", "")
+        assert default_model() == "small"
+
+
+def test_python_never_takes_another_model_than_it_was_asked_for(hub: type[Hub], offline: SimpleNamespace) -> None:
+    offline.now()
+    with pytest.raises(ModelUnavailableError, match="HF_HUB_OFFLINE.*model='small'"):
+        resolve_model(None)
+
+
+def test_directories_and_wrong_names(babbler: Path, tmp_path: Path) -> None:
     assert resolve_model(tmp_path) == tmp_path
-    assert model_headers(demo).where == demo
+    assert model_headers(babbler).where == babbler
     for name in ("no-such-model", tmp_path / "missing", "a/b/c", ""):
         for call in (resolve_model, model_headers):
-            with pytest.raises(ConfigError, match="english"):
+            with pytest.raises(ConfigError, match="english.*small"):
                 call(name)
-    for name in ("demo", tmp_path):
+    for name in ("babble", tmp_path):
         with pytest.raises(ConfigError, match="has no revisions: leave revision='v2' out"):
             resolve_model(name, revision="v2")

@@ -46,16 +46,16 @@ print(json.dumps(said))
 """
 
 
-def test_avx2_alone(demo: Path, tmp_path: Path) -> None:
+def test_avx2_alone(babbler: Path, tmp_path: Path) -> None:
     """In a process of its own, since kernels are chosen once: the same speech, and AWQ, which vLLM cannot do there."""
-    quantize_model(demo, tmp_path / "awq", QuantizationConfig("awq"), texts=("The parcel left on Thursday.",))
+    quantize_model(babbler, tmp_path / "awq", QuantizationConfig("awq"), texts=("The parcel left on Thursday.",))
     waves = [tmp_path / "plain.npy", tmp_path / "awq.npy"]
-    command = [sys.executable, "-c", SCRIPT, str(demo), str(waves[0]), str(tmp_path / "awq"), str(waves[1])]
+    command = [sys.executable, "-c", SCRIPT, str(babbler), str(waves[0]), str(tmp_path / "awq"), str(waves[1])]
     run = subprocess.run(command, env=os.environ | AVX2, capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr
     plain, awq = json.loads(run.stdout.splitlines()[-1])
 
-    with ChatterboxTTS.from_local(demo, "cpu", **OPTIONS) as tts:
+    with ChatterboxTTS.from_local(babbler, "cpu", **OPTIONS) as tts:
         (here,) = tts.run([SpeechRequest(TEXT, tts.conds, SpeechParameters(seed=SEED, max_tokens=TOKENS))])
     assert tuple(plain["tokens"]) == here.speech_tokens and plain["t3"]["method"] is None
     wave, there = here.audio.numpy(), np.load(waves[0])

@@ -1,4 +1,4 @@
-"""`chatterbox-vllm methods` on the demo model: bytes as in theory, errors as the methods make them."""
+"""`chatterbox-vllm methods` on the babbling model: bytes as in theory, errors as the methods make them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytest.importorskip("vllm")
 from chatterbox_vllm.cli import main
 
 
-def test_every_component(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    command = ["methods", "--model", demo, "--methods", "bnb-8bit", "fp8", "--json", tmp_path / "out.json"]
+def test_every_component(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["methods", "--model", babbler, "--methods", "bnb-8bit", "fp8", "--json", tmp_path / "out.json"]
     settings = ["--seconds", 0.4, "--repeats", 1, "--batch", 2]
     assert main([str(a) for a in command + settings]) == 0
     results = json.loads((tmp_path / "out.json").read_text())["results"]
@@ -33,12 +33,12 @@ def test_every_component(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not here: fp8: fp8 needs a CUDA device" in printed and "bytes/weight" in printed
 
 
-def test_refused(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["quantize", str(demo), "--voice-encoder", "bnb-8bit", "-o", str(tmp_path / "int8")]) == 0
+def test_refused(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["quantize", str(babbler), "--voice-encoder", "bnb-8bit", "-o", str(tmp_path / "int8")]) == 0
     assert main(["methods", "--model", str(tmp_path / "int8")]) == 2
-    assert main(["methods", "--model", "demo", "--repeats", "0"]) == 2
-    assert main(["methods", "--model", "demo", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
-    assert main(["methods", "--model", str(demo), "--awq", str(tmp_path / "int8")]) == 2
+    assert main(["methods", "--model", "babble", "--repeats", "0"]) == 2
+    assert main(["methods", "--model", "babble", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
+    assert main(["methods", "--model", str(babbler), "--awq", str(tmp_path / "int8")]) == 2
     errors = capsys.readouterr().err
     assert "is quantized already" in errors and "must be positive" in errors
     assert "there is no directory" in errors and "holds no T3 in AWQ" in errors

@@ -467,12 +467,12 @@ def test_a_load_that_ends_the_process_is_one_that_fails(
     assert f"load ended with {end!r}" in caplog.text
 
 
-def test_the_demo_model_steps_back(demo: Path) -> None:
+def test_the_babbling_model_steps_back(babbler: Path) -> None:
     """A limit of speed that nothing reaches makes S3Gen step back to full precision."""
 
     def load(config: QuantizationConfig) -> ChatterboxTTS:
         return ChatterboxTTS.from_local(
-            demo, "cpu", quantization=config, max_batch_size=1, max_model_len=384, watermark=False
+            babbler, "cpu", quantization=config, max_batch_size=1, max_model_len=384, watermark=False
         )
 
     async def main() -> None:

@@ -23,8 +23,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def here(demo: Path) -> planning.Settings:
-    return planning.Settings(demo, CPU, torch.float32, torch.float32, False, False, True)
+def here(babbler: Path) -> planning.Settings:
+    return planning.Settings(babbler, CPU, torch.float32, torch.float32, False, False, True)
 
 
 @pytest.fixture

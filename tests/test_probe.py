@@ -105,15 +105,17 @@ def test_on_a_cpu_no_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe.usage.peak_device_bytes is None and probe.usage.peak_host_bytes > 10 * MIB
 
 
-def test_what_a_result_says_of_where_it_comes_from(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_result_says_of_where_it_comes_from(
+    babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("vllm")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    facts = provenance(torch.device("cpu"), "demo", demo)
+    facts = provenance(torch.device("cpu"), "babble", babbler)
     assert facts["torch"] == torch.__version__ and facts["vllm"] and facts["python"].startswith("3.")
-    assert facts["weights"] == "synthetic" and facts["family"] == "english" and facts["model"] == "demo"
+    assert facts["weights"] == "synthetic" and facts["family"] == "english" and facts["model"] == "babble"
     assert facts["ONEDNN_MAX_CPU_ISA"] == "AVX2" and facts["cores"] >= 1 and facts["threads"] >= 1
     assert isinstance(facts["instruction sets"], list) and facts["cpu"]
-    (tmp_path / "config.json").write_text((demo / "config.json").read_text().replace('"synthetic": true,', ""))
+    (tmp_path / "config.json").write_text((babbler / "config.json").read_text().replace('"synthetic": true,', ""))
     assert model_identity(tmp_path)["weights"] == "unknown"
 
 

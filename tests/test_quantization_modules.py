@@ -238,8 +238,8 @@ def test_a_quantized_file_reloads_bit_for_bit(scheme: Scheme, published: Path, t
         S3Gen.from_weights(tiny.CONFIG, Weights(path), "cpu")
 
 
-def test_the_voice_encoder(demo: Path, tmp_path: Path) -> None:
-    config, weights = VoiceEncoderConfig(), Weights(demo / "ve.safetensors")
+def test_the_voice_encoder(babbler: Path, tmp_path: Path) -> None:
+    config, weights = VoiceEncoderConfig(), Weights(babbler / "ve.safetensors")
 
     def loaded(source: Weights, scheme: Scheme | None) -> VoiceEncoder:
         with torch.device("meta"):

@@ -41,18 +41,18 @@ AGGRESSIVE = QuantizationConfig.from_strategy("aggressive")
 
 
 @pytest.fixture(scope="module")
-def nf4(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nf4(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three parts in NF4."""
     directory = tmp_path_factory.mktemp("made") / "nf4"
-    quantize_model(demo, directory, AGGRESSIVE)
+    quantize_model(babbler, directory, AGGRESSIVE)
     return directory
 
 
 @pytest.fixture(scope="module")
-def int8(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three parts in INT8."""
     directory = tmp_path_factory.mktemp("made") / "int8"
-    quantize_model(demo, directory, QuantizationConfig.from_strategy("conservative"))
+    quantize_model(babbler, directory, QuantizationConfig.from_strategy("conservative"))
     return directory
 
 
@@ -60,9 +60,9 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(file))
 
 
-def test_what_is_written(demo: Path, nf4: Path, int8: Path) -> None:
-    assert {f.name for f in nf4.iterdir()} == {f.name for f in demo.iterdir()}
-    assert (nf4 / ENGLISH.tokenizer).samefile(demo / ENGLISH.tokenizer)
+def test_what_is_written(babbler: Path, nf4: Path, int8: Path) -> None:
+    assert {f.name for f in nf4.iterdir()} == {f.name for f in babbler.iterdir()}
+    assert (nf4 / ENGLISH.tokenizer).samefile(babbler / ENGLISH.tokenizer)
     kept = {
         "t3": ("speech_head.weight", "text_emb.weight", "tfmr.layers.1.input_layernorm.weight"),
         "s3gen": ("flow.input_embedding.weight", "mel2wav.conv_pre.bias", "tokenizer.encoder.conv1.weight"),
@@ -70,21 +70,21 @@ def test_what_is_written(demo: Path, nf4: Path, int8: Path) -> None:
     }
     for directory, method, double in ((nf4, "bnb-4bit", True), (int8, "bnb-8bit", False)):
         config = ModelConfig.from_directory(directory)
-        assert config.t3 == ModelConfig.from_directory(demo).t3
+        assert config.t3 == ModelConfig.from_directory(babbler).t3
         for part, file in FILES.items():
-            tensors, plain = read(directory / file), read(demo / file)
+            tensors, plain = read(directory / file), read(babbler / file)
             stored = QuantizedPart(method, double, fingerprint(tensors))
             assert getattr(config.quantized, part) == stored_quantization(Weights(directory / file)) == stored
-            assert (directory / file).stat().st_size < 0.9 * (demo / file).stat().st_size
+            assert (directory / file).stat().st_size < 0.9 * (babbler / file).stat().st_size
             assert (directory / file).stat().st_mode & 0o777 == 0o644
             # What is not quantized is as published.
             assert all(torch.equal(tensors[key], plain[key]) for key in kept[part])
             assert all(torch.equal(tensors[key], plain[key]) for key in tensors.keys() & plain.keys())
 
 
-def test_made_again_it_is_the_same(demo: Path, nf4: Path, tmp_path: Path) -> None:
-    assert quantize_model(demo, tmp_path / "again", AGGRESSIVE) == ModelConfig.from_directory(nf4)
-    flat = quantize_model(demo, tmp_path / "flat", dataclasses.replace(AGGRESSIVE, double_quant=False)).quantized
+def test_made_again_it_is_the_same(babbler: Path, nf4: Path, tmp_path: Path) -> None:
+    assert quantize_model(babbler, tmp_path / "again", AGGRESSIVE) == ModelConfig.from_directory(nf4)
+    flat = quantize_model(babbler, tmp_path / "flat", dataclasses.replace(AGGRESSIVE, double_quant=False)).quantized
     for part, file in FILES.items():
         assert not getattr(flat, part).double_quant
         scales = {tensor.dtype for key, tensor in read(tmp_path / "flat" / file).items() if key.endswith(".scales")}
@@ -92,19 +92,19 @@ def test_made_again_it_is_the_same(demo: Path, nf4: Path, tmp_path: Path) -> Non
         assert (tmp_path / "flat" / file).stat().st_size > (tmp_path / "again" / file).stat().st_size
 
 
-def test_one_part_alone(demo: Path, tmp_path: Path) -> None:
+def test_one_part_alone(babbler: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     config = quantize_model(
-        demo, tmp_path / "out", QuantizationConfig(s3gen="bnb-8bit"), progress=lambda *at: told.append(at)
+        babbler, tmp_path / "out", QuantizationConfig(s3gen="bnb-8bit"), progress=lambda *at: told.append(at)
     )
     assert config.quantized == QuantizedParts(s3gen=config.quantized.s3gen)
     for part in ("t3", "voice_encoder"):
-        assert (tmp_path / "out" / FILES[part]).samefile(demo / FILES[part])
+        assert (tmp_path / "out" / FILES[part]).samefile(babbler / FILES[part])
     assert told == [("s3gen", i, 31) for i in range(1, 32)]
 
 
-def test_part_after_part(demo: Path, nf4: Path, tmp_path: Path) -> None:
-    quantize_model(demo, tmp_path / "one", QuantizationConfig(voice_encoder="bnb-4bit"))
+def test_part_after_part(babbler: Path, nf4: Path, tmp_path: Path) -> None:
+    quantize_model(babbler, tmp_path / "one", QuantizationConfig(voice_encoder="bnb-4bit"))
     # AWQ's calibration can still take its voices from clips.
     write_audio(tmp_path / "clip.wav", babble(1), 24_000)
     one = ModelConfig.from_directory(tmp_path / "one")
@@ -116,7 +116,7 @@ def test_part_after_part(demo: Path, nf4: Path, tmp_path: Path) -> None:
         quantize_model(tmp_path / "one", tmp_path / "three", AGGRESSIVE)
 
 
-def test_speaks_from_the_directory(demo: Path, nf4: Path, tmp_path: Path) -> None:
+def test_speaks_from_the_directory(babbler: Path, nf4: Path, tmp_path: Path) -> None:
     """What is loaded is, to the bit, what quantizing while loading gives; and every part is seen to be quantized."""
 
     def speak(directory: Path, **options: Any) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
@@ -134,7 +134,7 @@ def test_speaks_from_the_directory(demo: Path, nf4: Path, tmp_path: Path) -> Non
     for part in FILES:
         assert info[part]["method"] == "bnb-4bit" and info[part]["quantized_layers"] > 0
         assert info[part]["bytes_per_weight"] <= 0.53
-    again, same_wave, same_speaker = speak(demo, quantization=AGGRESSIVE)
+    again, same_wave, same_speaker = speak(babbler, quantization=AGGRESSIVE)
     assert torch.equal(wave, same_wave) and torch.equal(speaker, same_speaker)
     assert {part: info[part] for part in FILES} == {part: again[part] for part in FILES}
 
@@ -164,11 +164,13 @@ def test_a_stored_method_needs_its_library(nf4: Path, no_bitsandbytes: None) -> 
         ChatterboxTTS.from_local(nf4, "cpu")
 
 
-def test_estimates_count_what_is_stored(demo: Path, nf4: Path, int8: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimates_count_what_is_stored(
+    babbler: Path, nf4: Path, int8: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for directory, config in ((nf4, AGGRESSIVE), (int8, QuantizationConfig.from_strategy("conservative"))):
         estimate = QuantizationMemoryEstimator(directory).estimate(Plan())
-        assert estimate == QuantizationMemoryEstimator(demo).estimate(Plan(config))
-        assert estimate != QuantizationMemoryEstimator(demo).estimate(Plan())
+        assert estimate == QuantizationMemoryEstimator(babbler).estimate(Plan(config))
+        assert estimate != QuantizationMemoryEstimator(babbler).estimate(Plan())
     # The other tiers' methods are not what this directory would be loaded with.
     assert main(["estimate", str(int8), "--json"]) == 0
     names = list(json.loads(capsys.readouterr().out))
@@ -193,7 +195,7 @@ def refused(directory: Path, file: str) -> str:
 
 
 @pytest.mark.parametrize("part", FILES)
-def test_damaged_files_are_refused_by_name(part: str, demo: Path, nf4: Path, int8: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_refused_by_name(part: str, babbler: Path, nf4: Path, int8: Path, tmp_path: Path) -> None:
     copy, file = damage(nf4, tmp_path), FILES[part]
     path = copy / file
     whole = path.read_bytes()
@@ -202,7 +204,7 @@ def test_damaged_files_are_refused_by_name(part: str, demo: Path, nf4: Path, int
     shutil.copyfile(int8 / file, path)
     message = refused(copy, file)
     assert "bnb-8bit" in message and "bnb-4bit" in message and "chatterbox-vllm quantize" in message
-    shutil.copyfile(demo / file, path)
+    shutil.copyfile(babbler / file, path)
     assert "not quantized" in refused(copy, file)
     # The right header over other tensors.
     header, tensors = Weights(nf4 / file).metadata, load_file(nf4 / file)
@@ -265,12 +267,12 @@ def test_a_fingerprint_is_the_same_in_memory_and_on_disk(tmp_path: Path, monkeyp
         file_fingerprint(path)
 
 
-def test_a_quantized_file_in_a_plain_directory_is_refused(demo: Path, nf4: Path, tmp_path: Path) -> None:
-    copy = damage(demo, tmp_path)
+def test_a_quantized_file_in_a_plain_directory_is_refused(babbler: Path, nf4: Path, tmp_path: Path) -> None:
+    copy = damage(babbler, tmp_path)
     for file in FILES.values():
         shutil.copyfile(nf4 / file, copy / file)
         assert "says not quantized" in refused(copy, file)
-        shutil.copyfile(demo / file, copy / file)
+        shutil.copyfile(babbler / file, copy / file)
 
 
 def test_config_faults_are_named(nf4: Path, tmp_path: Path) -> None:
@@ -287,33 +289,33 @@ def test_config_faults_are_named(nf4: Path, tmp_path: Path) -> None:
             ModelConfig.from_directory(copy)
 
 
-def test_appears_whole_or_not_at_all(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_appears_whole_or_not_at_all(babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         Path(args[1]).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(quantized_directory, "save_file", full)
     with pytest.raises(OutputError, match="No space left"):
-        quantize_model(demo, tmp_path / "out", T3_INT8)
+        quantize_model(babbler, tmp_path / "out", T3_INT8)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_refused_first(demo: Path, nf4: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_refused_first(babbler: Path, nf4: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there already"):
-        quantize_model(demo, tmp_path, T3_INT8)
+        quantize_model(babbler, tmp_path, T3_INT8)
     with pytest.raises(OutputError, match="nowhere"):
-        quantize_model(demo, tmp_path / "nowhere" / "out", T3_INT8)
+        quantize_model(babbler, tmp_path / "nowhere" / "out", T3_INT8)
     with pytest.raises(ConfigError, match="quantized already"):
         quantize_model(nf4, tmp_path / "out", T3_INT8)
     with pytest.raises(ConfigError, match="'fp8'"):
-        quantize_model(demo, tmp_path / "out", QuantizationConfig("fp8"))
+        quantize_model(babbler, tmp_path / "out", QuantizationConfig("fp8"))
     with pytest.raises(ConfigError, match="nothing to quantize"):
-        quantize_model(demo, tmp_path / "out", QuantizationConfig())
+        quantize_model(babbler, tmp_path / "out", QuantizationConfig())
     with pytest.raises(ConfigError, match="no texts"):
-        quantize_model(demo, tmp_path / "out", QuantizationConfig("awq"), texts=())
-    config = ModelConfig.from_directory(demo)
+        quantize_model(babbler, tmp_path / "out", QuantizationConfig("awq"), texts=())
+    config = ModelConfig.from_directory(babbler)
     odd = dataclasses.replace(config, t3=dataclasses.replace(config.t3, intermediate_size=480))
-    copy = damage(demo, tmp_path)
+    copy = damage(babbler, tmp_path)
     (copy / "config.json").write_text(odd.to_json())
     with pytest.raises(CheckpointError, match="shape"):
         quantize_model(copy, tmp_path / "out", QuantizationConfig("awq"))
@@ -321,35 +323,35 @@ def test_what_cannot_be_written_is_refused_first(demo: Path, nf4: Path, tmp_path
     for part in ("s3gen", "voice_encoder"):
         # Also where it is only taken along.
         (copy / FILES[part]).unlink()
-        shutil.copyfile(demo / FILE, copy / FILES[part])
+        shutil.copyfile(babbler / FILE, copy / FILES[part])
         for quantization in (QuantizationConfig(**{part: "bnb-8bit"}), QuantizationConfig("bnb-8bit")):
             with pytest.raises(CheckpointError, match=FILES[part]):
                 quantize_model(copy, tmp_path / "out", quantization)
-        shutil.copyfile(demo / FILES[part], copy / FILES[part])
+        shutil.copyfile(babbler / FILES[part], copy / FILES[part])
 
 
-def test_a_full_disk_leaves_nothing(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"the beginning")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("chatterbox_vllm.setup.quantized_directory.save_file", full)
     with pytest.raises(OutputError, match="cannot be written .*No space left.*nothing was left"):
-        quantize_model(demo, tmp_path / "out", QuantizationConfig(voice_encoder="bnb-8bit"))
+        quantize_model(babbler, tmp_path / "out", QuantizationConfig(voice_encoder="bnb-8bit"))
     assert not list(tmp_path.iterdir())
     with pytest.raises(OutputError, match="too long"):
-        quantize_model(demo, tmp_path / ("x" * 300), QuantizationConfig(voice_encoder="bnb-8bit"))
+        quantize_model(babbler, tmp_path / ("x" * 300), QuantizationConfig(voice_encoder="bnb-8bit"))
 
 
-def test_the_command(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "int8"
-    assert main(["quantize", str(demo), "--method", "bnb-8bit", "--voice-encoder", "bnb-4bit", "-o", str(out)]) == 0
+    assert main(["quantize", str(babbler), "--method", "bnb-8bit", "--voice-encoder", "bnb-4bit", "-o", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"{out}: t3 in bnb-8bit, {FILE}" in said and f"{out}: voice_encoder in bnb-4bit" in said
     found = ModelConfig.from_directory(out).quantized
     assert (found.t3.method, found.s3gen, found.voice_encoder.method) == ("bnb-8bit", None, "bnb-4bit")
     mixed = tmp_path / "mixed"
-    assert main(["quantize", str(demo), "--strategy", "mixed", "--no-double-quant", "-o", str(mixed)]) == 0
+    assert main(["quantize", str(babbler), "--strategy", "mixed", "--no-double-quant", "-o", str(mixed)]) == 0
     found = ModelConfig.from_directory(mixed).quantized
     assert [found.t3.method, found.s3gen.method, found.voice_encoder.method] == ["bnb-4bit", "bnb-8bit", "bnb-4bit"]
     assert not found.t3.double_quant and not found.voice_encoder.double_quant
@@ -365,6 +367,6 @@ def test_the_command(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("--method", "awq", "--texts", str(tmp_path / "empty.txt"), "-o", str(tmp_path / "y")), "empty.txt"),
         (("--method", "awq", "--texts", str(tmp_path / "none.txt"), "-o", str(tmp_path / "y")), "none.txt"),
     ):
-        assert main(["quantize", str(demo), *arguments]) == 2
+        assert main(["quantize", str(babbler), *arguments]) == 2
         assert named in capsys.readouterr().err
     assert not (tmp_path / "y").exists()

@@ -1,4 +1,4 @@
-"""T3 quantized inside vLLM's own CPU engine, at the demo's size: storage, products, logits, tokens, memory."""
+"""T3 quantized inside vLLM's own CPU engine, at the babbler's size: storage, products, logits, tokens, memory."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 @pytest.fixture(scope="module")
 def config() -> T3Config:
-    from chatterbox_vllm.families.demo import DEMO_CONFIG
+    from chatterbox_vllm.families.babble import BABBLE_CONFIG
 
-    return DEMO_CONFIG.t3
+    return BABBLE_CONFIG.t3
 
 
 @pytest.fixture(scope="module")
-def prompt(demo: Path, config: T3Config) -> torch.Tensor:
-    builder = PromptBuilder.from_weights(config, Weights(demo / FILE))
+def prompt(babbler: Path, config: T3Config) -> torch.Tensor:
+    builder = PromptBuilder.from_weights(config, Weights(babbler / FILE))
     generator = torch.Generator().manual_seed(1)
     speaker = torch.nn.functional.normalize(torch.randn(1, config.speaker_embedding_size, generator=generator))
     speech = torch.randint(0, 6561, (config.speech_prompt_tokens,), generator=generator)
@@ -62,12 +62,12 @@ def prompt(demo: Path, config: T3Config) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def made(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The demo quantized to disk by every method."""
+def made(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The babbler quantized to disk by every method."""
     root = tmp_path_factory.mktemp("quantized")
     texts = ("The parcel left the warehouse on Thursday.", "Why would anybody paint a lighthouse green?")
     for method in METHODS:
-        quantize_model(demo, root / method, QuantizationConfig(method), texts=texts)
+        quantize_model(babbler, root / method, QuantizationConfig(method), texts=texts)
     return {method: root / method for method in METHODS}
 
 
@@ -114,7 +114,7 @@ def forced(model: PlainT3, builder: PromptBuilder, prompt: torch.Tensor, tokens:
 
 
 def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative, without the ids whose logits the demo sets to about -100 by hand."""
+    """Relative, without the ids whose logits the babbler sets to about -100 by hand."""
     got, wanted = got[..., :6561].float(), wanted[..., :6561].float()
     return float((got - wanted).norm() / wanted.norm())
 
@@ -129,11 +129,11 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def test_plain_torch_is_what_vllm_computes(
-    demo: Path, config: T3Config, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    babbler: Path, config: T3Config, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = Weights(demo / FILE)
+    weights = Weights(babbler / FILE)
     builder = PromptBuilder.from_weights(config, weights)
-    with talker(demo, torch.float32) as stage:
+    with talker(babbler, torch.float32) as stage:
         info, seen = stage.quantization, [bytes_of(layer) for layer in quantized_layers(stage).values()]
         tokens, logits = speak(stage, prompt, monkeypatch)
     assert (info.method, info.quantized_layers, info.linear_layers) == (None, 0, 4 * config.num_layers)
@@ -161,14 +161,14 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(made: dict[str, Path], demo: Path, prompt: torch.Tensor) -> Callable[[str, bool], Run]:
+def run(made: dict[str, Path], babbler: Path, prompt: torch.Tensor) -> Callable[[str, bool], Run]:
     """A run of a method, quantized while loading or from disk; each is made once."""
 
     @functools.cache
     def start(method: str, from_disk: bool) -> Run:
         with (
             pytest.MonkeyPatch.context() as patch,
-            talker(made[method] if from_disk else demo, torch.bfloat16, None if from_disk else method) as stage,
+            talker(made[method] if from_disk else babbler, torch.bfloat16, None if from_disk else method) as stage,
         ):
             assert stage.options.quantization == method
             layers = {name: bytes_of(layer) for name, layer in quantized_layers(stage).items()}
@@ -208,7 +208,7 @@ def test_bytes_on_the_live_modules(run: Callable[[str, bool], Run], config: T3Co
 def test_logits_are_those_of_the_dequantized_weights(
     run: Callable[[str, bool], Run],
     made: dict[str, Path],
-    demo: Path,
+    babbler: Path,
     config: T3Config,
     prompt: torch.Tensor,
     method: str,
@@ -220,7 +220,7 @@ def test_logits_are_those_of_the_dequantized_weights(
     assert part is not None
     builder = PromptBuilder.from_weights(config, stored)
     near = error(found.logits, forced(QuantizedT3(config, stored, part), builder, prompt, found.tokens))
-    far = error(found.logits, forced(PlainT3(config, Weights(demo / FILE)), builder, prompt, found.tokens))
+    far = error(found.logits, forced(PlainT3(config, Weights(babbler / FILE)), builder, prompt, found.tokens))
     # Half precision's noise, while the unquantized weights are further off.
     assert near < noise
     assert far > (near if method == "bnb-8bit" else 5 * near)
@@ -234,9 +234,9 @@ def test_from_disk_is_what_quantizing_while_loading_gives(run: Callable[[str, bo
     assert loading.tokens == disk.tokens and torch.equal(loading.logits, disk.logits)
 
 
-def test_a_second_start_finds_what_the_first_compiled(run: Callable[[str, bool], Run], demo: Path) -> None:
+def test_a_second_start_finds_what_the_first_compiled(run: Callable[[str, bool], Run], babbler: Path) -> None:
     first, other = run("bnb-4bit", False), run("bnb-8bit", False)
-    with talker(demo, torch.bfloat16, "bnb-4bit") as stage:
+    with talker(babbler, torch.bfloat16, "bnb-4bit") as stage:
         assert first.key == compilation_key(stage) != other.key
 
 
@@ -254,7 +254,7 @@ def test_other_contents_are_refused(made: dict[str, Path], tmp_path: Path) -> No
 
 
 def test_never_more_than_a_layer_in_full(
-    demo: Path, made: dict[str, Path], config: T3Config, monkeypatch: pytest.MonkeyPatch
+    babbler: Path, made: dict[str, Path], config: T3Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -269,12 +269,12 @@ def test_never_more_than_a_layer_in_full(
         return model
 
     monkeypatch.setattr(BaseModelLoader, "load_model", watched)
-    with talker(demo, torch.float32, "bnb-4bit") as stage:
+    with talker(babbler, torch.float32, "bnb-4bit") as stage:
         # The stored weights do not depend on what the engine computes in: these are the file's, the others' bfloat16.
         for name, parameter in stage.model.model.layers[2].mlp.down_proj.named_parameters():
             assert torch.equal(parameter, Weights(made["bnb-4bit"] / FILE).get(f"tfmr.layers.2.mlp.down_proj.{name}"))
     # The mapped file counts as memory here, and is none.
-    mapped = (demo / FILE).stat().st_size
+    mapped = (babbler / FILE).stat().st_size
     held = list(itertools.accumulate(n for _, n in sorted(changes) if not 0.99 < abs(n) / mapped < 1.01))
     largest_layer = 4 * 2 * config.intermediate_size * config.hidden_size
     all_layers = 4 * config.num_layers * (4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size)
@@ -356,8 +356,8 @@ def test_layers_compile_without_a_break(how: NF4 | Int8) -> None:
             assert error(out, x.float() @ weight.t()) < 0.12
 
 
-def test_what_cannot_be_is_refused(demo: Path, made: dict[str, Path], config: T3Config) -> None:
-    weights = Weights(demo / FILE)
+def test_what_cannot_be_is_refused(babbler: Path, made: dict[str, Path], config: T3Config) -> None:
+    weights = Weights(babbler / FILE)
 
     def start(quantization: str, source: Weights = weights, dtype: torch.dtype = torch.bfloat16) -> None:
         T3Stage(config, source, T3Options(dtype, max_model_len=256, quantization=quantization), CPU)
@@ -382,6 +382,6 @@ def test_what_cannot_be_is_refused(demo: Path, made: dict[str, Path], config: T3
         quantized_t3_layout(dataclasses.replace(config, intermediate_size=96), QuantizedPart("bnb-4bit"))
 
 
-def test_without_the_library(demo: Path, config: T3Config, no_bitsandbytes: None) -> None:
+def test_without_the_library(babbler: Path, config: T3Config, no_bitsandbytes: None) -> None:
     with pytest.raises(ConfigError, match="pip install .bitsandbytes>="):
-        T3Stage(config, Weights(demo / FILE), T3Options(torch.float32, quantization="bnb-8bit"), CPU)
+        T3Stage(config, Weights(babbler / FILE), T3Options(torch.float32, quantization="bnb-8bit"), CPU)

@@ -18,20 +18,20 @@ from chatterbox_vllm import AsyncChatterbox, ChatterboxTTS, ConfigError, SpeechP
 
 TEXT = "Three of us live in one house."
 KINDS: dict[str, Callable[[Path], ChatterboxTTS]] = {
-    "one": lambda demo: ChatterboxTTS.from_local(demo, "cpu", max_batch_size=2, watermark=False),
-    "two": lambda demo: ChatterboxTTS.from_local(demo, "cpu", max_batch_size=1, watermark=False),
-    "quantized": lambda demo: ChatterboxTTS.from_local(
-        demo, "cpu", max_batch_size=2, watermark=False, use_quantization=True, quantization_method="bnb-8bit"
+    "one": lambda babbler: ChatterboxTTS.from_local(babbler, "cpu", max_batch_size=2, watermark=False),
+    "two": lambda babbler: ChatterboxTTS.from_local(babbler, "cpu", max_batch_size=1, watermark=False),
+    "quantized": lambda babbler: ChatterboxTTS.from_local(
+        babbler, "cpu", max_batch_size=2, watermark=False, use_quantization=True, quantization_method="bnb-8bit"
     ),
 }
 
 
 @pytest.fixture(scope="module")
-def alone(demo: Path) -> dict[str, torch.Tensor]:
+def alone(babbler: Path) -> dict[str, torch.Tensor]:
     """What each model says where it has the process for itself."""
     said = {}
     for name, load in KINDS.items():
-        with load(demo) as tts:
+        with load(babbler) as tts:
             said[name] = tts.generate(TEXT, seed=1)
     return said
 
@@ -39,10 +39,10 @@ def alone(demo: Path) -> dict[str, torch.Tensor]:
 # Each is the first once, and the last once; all six orders hold.
 @pytest.mark.parametrize("order", list(itertools.permutations(KINDS))[::2], ids="-".join)
 def test_closing_any_leaves_the_others_speaking(
-    demo: Path, alone: dict[str, torch.Tensor], order: tuple[str, ...]
+    babbler: Path, alone: dict[str, torch.Tensor], order: tuple[str, ...]
 ) -> None:
     pytest.importorskip("bitsandbytes")
-    open_models = {name: KINDS[name](demo) for name in KINDS}
+    open_models = {name: KINDS[name](babbler) for name in KINDS}
     try:
         for name in order:
             for other, tts in open_models.items():
@@ -53,7 +53,7 @@ def test_closing_any_leaves_the_others_speaking(
             tts.shutdown()
 
 
-def test_at_once(demo: Path, alone: dict[str, torch.Tensor]) -> None:
+def test_at_once(babbler: Path, alone: dict[str, torch.Tensor]) -> None:
     async def speak(tts: ChatterboxTTS, times: int) -> list[torch.Tensor]:
         async with AsyncChatterbox(tts) as engine:
             request = SpeechRequest(TEXT, tts.voice, SpeechParameters(seed=1))
@@ -63,7 +63,7 @@ def test_at_once(demo: Path, alone: dict[str, torch.Tensor]) -> None:
     async def both() -> list[list[torch.Tensor]]:
         return await asyncio.gather(*(speak(tts, 4) for tts in models))
 
-    with KINDS["one"](demo) as first, KINDS["two"](demo) as second:
+    with KINDS["one"](babbler) as first, KINDS["two"](babbler) as second:
         models = [first, second]
         said = asyncio.run(both())
     for name, waves in zip(("one", "two"), said, strict=True):
@@ -75,8 +75,8 @@ import os, sys
 from pathlib import Path
 from chatterbox_vllm import ChatterboxTTS
 before = set(os.environ)
-demo = Path(sys.argv[1])
-with ChatterboxTTS.from_local(demo, "cpu", watermark=False), ChatterboxTTS.from_local(demo, "cpu", watermark=False):
+model = Path(sys.argv[1])
+with ChatterboxTTS.from_local(model, "cpu", watermark=False), ChatterboxTTS.from_local(model, "cpu", watermark=False):
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 ours = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_LOGGING_LEVEL", "TRITON_F32_DEFAULT")
 left = [name for name in ours if name in os.environ and name not in before]
@@ -84,14 +84,14 @@ assert not left, left
 """
 
 
-def test_what_the_models_of_a_process_change_of_its_environment_is_put_back(demo: Path) -> None:
-    ran = subprocess.run([sys.executable, "-c", _OPEN_AND_CLOSE_TWO, str(demo)], capture_output=True, text=True)
+def test_what_the_models_of_a_process_change_of_its_environment_is_put_back(babbler: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", _OPEN_AND_CLOSE_TWO, str(babbler)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
 
-def test_shutting_down_under_an_open_engine_closes_it(demo: Path) -> None:
+def test_shutting_down_under_an_open_engine_closes_it(babbler: Path) -> None:
     async def main() -> None:
-        tts = KINDS["one"](demo)
+        tts = KINDS["one"](babbler)
         engine = AsyncChatterbox(tts)
         task = asyncio.create_task(engine.speak(SpeechRequest(TEXT * 30, tts.voice, SpeechParameters(seed=1))))
         await asyncio.sleep(0.2)
@@ -102,8 +102,8 @@ def test_shutting_down_under_an_open_engine_closes_it(demo: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_iterator_of_a_model_that_was_shut_down_says_so(demo: Path) -> None:
-    tts = KINDS["one"](demo)
+def test_an_iterator_of_a_model_that_was_shut_down_says_so(babbler: Path) -> None:
+    tts = KINDS["one"](babbler)
     results = tts.generate_iter([TEXT, TEXT, TEXT], seed=1)
     next(results)
     tts.shutdown()

@@ -108,12 +108,17 @@ def test_strategies_compare(full_size: Path) -> None:
 @pytest.mark.parametrize("config", [QuantizationConfig(), QuantizationConfig(s3gen="bnb-8bit"),
                                     QuantizationConfig(s3gen="bnb-4bit", double_quant=False)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("half", [False, True])
-def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: bool, demo: Path) -> None:
-    estimate = QuantizationMemoryEstimator(demo, half, cuda=False).estimate(Plan(config)).device
+def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: bool, babbler: Path) -> None:
+    estimate = QuantizationMemoryEstimator(babbler, half, cuda=False).estimate(Plan(config)).device
     dtype = torch.float16 if half else torch.float32
     scheme = None if config.s3gen is None else scheme_of(config.s3gen, config.double_quant)
     model = S3Gen.from_weights(
-        ModelConfig.from_directory(demo).s3gen, Weights(demo / ENGLISH.s3gen), "cpu", dtype, dtype, quantization=scheme
+        ModelConfig.from_directory(babbler).s3gen,
+        Weights(babbler / ENGLISH.s3gen),
+        "cpu",
+        dtype,
+        dtype,
+        quantization=scheme,
     )
     live = component_info(model).total_bytes
     counted = estimate["S3Gen flow, quantizable layers"] + estimate["S3Gen, the rest"]
@@ -122,9 +127,9 @@ def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: b
         assert component_info(model).quantized_bytes == estimate["S3Gen flow, quantizable layers"]
 
 
-def test_a_quantized_file_is_counted_as_stored(demo: Path, tmp_path: Path) -> None:
+def test_a_quantized_file_is_counted_as_stored(babbler: Path, tmp_path: Path) -> None:
     for file in (ENGLISH.s3gen, ENGLISH.voice_encoder, CONFIG_FILE):
-        shutil.copy(demo / file, tmp_path)
+        shutil.copy(babbler / file, tmp_path)
     layer = "tfmr.layers.0.self_attn."
     tensors = {
         "tfmr.norm.weight": torch.zeros(4),
@@ -145,8 +150,8 @@ def settings(directory: Path, device: str = "cpu") -> planning.Settings:
     return planning.Settings(directory, torch.device(device), dtype, dtype, half, False, False)
 
 
-def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make, here = planning.make_plan, settings(demo)
+def test_precedence_of_keyword_environment_tier_default(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, here = planning.make_plan, settings(babbler)
     assert make(here) == CPU_PLAN
     four = make(here, tier=4)
     assert (four.max_model_len, four.max_batch_size) == (1280, 1) and four.quantization.t3 == "bnb-4bit"
@@ -163,8 +168,8 @@ def test_precedence_of_keyword_environment_tier_default(demo: Path, monkeypatch:
         make(here, max_model_len=300, max_batch_size=0)
 
 
-def test_what_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = settings(demo)
+def test_what_needs_a_gpu(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = settings(babbler)
     with pytest.raises(ConfigError, match="tier='auto' goes by the free memory of a GPU"):
         planning.make_plan(here, tier="auto")
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.5 needs a CUDA device"):

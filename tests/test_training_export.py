@@ -21,7 +21,7 @@ from training.weights import keep_weights
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
 from chatterbox_vllm.checkpoint.packed import SCALE, pack, unpack
-from chatterbox_vllm.families.demo import DEMO_CONFIG
+from chatterbox_vllm.families.babble import BABBLE_CONFIG
 from chatterbox_vllm.families.layout import check_parts, checkpoint_shapes
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
@@ -31,7 +31,7 @@ from tests.test_training_frames import spoken, write_corpus
 from tests.test_training_hift import TINY as TINY_HIFT
 
 CONFIG: ModelConfig = replace(
-    DEMO_CONFIG, synthetic=False, s3gen=replace(DEMO_CONFIG.s3gen, flow=TINY.flow, hift=TINY_HIFT)
+    BABBLE_CONFIG, synthetic=False, s3gen=replace(BABBLE_CONFIG.s3gen, flow=TINY.flow, hift=TINY_HIFT)
 )
 
 

@@ -1,4 +1,4 @@
-"""`ChatterboxTTS` on the demo model: the real engine, the real stages, at a small size."""
+"""`ChatterboxTTS` on the babbling model: the real engine, the real stages, at a small size."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ TEXTS = ["Hello there.", "A good deal longer than that, I should say.", "No."]
 
 
 @pytest.fixture(scope="module")
-def tts(demo: Path) -> Iterator[ChatterboxTTS]:
-    with ChatterboxTTS.from_local(demo, "cpu", max_batch_size=4) as model:
+def tts(babbler: Path) -> Iterator[ChatterboxTTS]:
+    with ChatterboxTTS.from_local(babbler, "cpu", max_batch_size=4) as model:
         yield model
 
 
@@ -185,8 +185,8 @@ def test_an_abandoned_run_does_not_disturb_the_next(tts: ChatterboxTTS) -> None:
     assert not tts.t3_stage.unfinished
 
 
-def test_shut_down(demo: Path) -> None:
-    model = ChatterboxTTS.from_local(demo, "cpu", max_model_len=256, max_batch_size=1, watermark=False)
+def test_shut_down(babbler: Path) -> None:
+    model = ChatterboxTTS.from_local(babbler, "cpu", max_model_len=256, max_batch_size=1, watermark=False)
     s3gen = weakref.ref(model.s3gen_stage.model)
     model.shutdown()
     model.shutdown()
@@ -195,21 +195,21 @@ def test_shut_down(demo: Path) -> None:
         model.generate("Hello.")
 
 
-def test_devices(demo: Path) -> None:
+def test_devices(babbler: Path) -> None:
     for device, error in (("cuda", DeviceError), ("mps", ConfigError), ("cpu:1", ConfigError), ("gpu", ConfigError)):
         with pytest.raises(error):
-            ChatterboxTTS.from_local(demo, device)
+            ChatterboxTTS.from_local(babbler, device)
     for option in ("cuda_graphs", "deterministic"):
         with pytest.raises(ConfigError, match=option):
-            ChatterboxTTS.from_local(demo, "cpu", **{option: True})
+            ChatterboxTTS.from_local(babbler, "cpu", **{option: True})
 
 
-def test_damaged_checkpoints(demo: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints(babbler: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     def damaged(file: str, change) -> Path:
         directory = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(demo, directory)
+        shutil.copytree(babbler, directory)
         change(directory / file)
         return directory
 
@@ -236,11 +236,11 @@ def test_damaged_checkpoints(demo: Path, tmp_path: Path) -> None:
         assert named in str(caught.value)
 
 
-def test_published_calling_order(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_calling_order(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", lambda model, revision: calls.append(model) or demo)
+    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", lambda model, revision: calls.append(model) or babbler)
     monkeypatch.setattr(ChatterboxTTS, "from_local", classmethod(lambda cls, path, device, **o: calls.append(device)))
     ChatterboxTTS.from_pretrained("cpu")
     ChatterboxTTS.from_pretrained(device="cpu")
-    ChatterboxTTS.from_pretrained("demo", "cpu")
-    assert calls == [None, "cpu", None, "cpu", "demo", "cpu"]
+    ChatterboxTTS.from_pretrained("babble", "cpu")
+    assert calls == [None, "cpu", None, "cpu", "babble", "cpu"]

@@ -1,4 +1,4 @@
-"""`ChatterboxTTS` with quantized components on the demo model: what is asked for is in memory, and it speaks."""
+"""`ChatterboxTTS` with quantized components on the babbling model: what is asked for is in memory, and it speaks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SMALL: dict[str, Any] = {"max_model_len": 384, "max_batch_size": 1, "watermark":
 TEXT = "Hello there."
 
 
-def test_flow_and_voice_encoder(demo: Path, tmp_path: Path) -> None:
+def test_flow_and_voice_encoder(babbler: Path, tmp_path: Path) -> None:
     config = QuantizationConfig(s3gen="bnb-4bit", voice_encoder="bnb-8bit")
-    with ChatterboxTTS.from_local(demo, "cpu", quantization=config, **SMALL) as tts:
+    with ChatterboxTTS.from_local(babbler, "cpu", quantization=config, **SMALL) as tts:
         info = tts.get_quantization_info()
         assert info["asked"] == "s3gen bnb-4bit, voice_encoder bnb-8bit" and info["steps_down"] == []
         assert info["t3"]["method"] is None and info["t3"]["quantized_layers"] == 0
@@ -52,7 +52,7 @@ def test_flow_and_voice_encoder(demo: Path, tmp_path: Path) -> None:
         assert encoder["bytes_per_weight"] <= 1.01
 
 
-def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doors_lead_to_one_plan(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way of asking reaches the loader as the same configuration."""
     asked: list[QuantizationConfig] = []
 
@@ -64,12 +64,12 @@ def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     nf4 = QuantizationConfig("bnb-4bit", "bnb-4bit", "bnb-4bit")
     everything = {"quantize_s3gen": True, "quantize_voice_encoder": True}
     doors: list[Any] = [
-        lambda: ChatterboxTTS.from_local(demo, "cpu", use_quantization=True, **everything),
-        lambda: ChatterboxTTS.from_pretrained(demo, "cpu", use_bnb_quantization=True, **everything),
-        lambda: ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy="aggressive"),
-        lambda: ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy="nf4"),
-        lambda: ChatterboxTTS.from_local(demo, "cpu", quantization=nf4),
-        lambda: ChatterboxTTS.from_local(demo, "cpu", tier=4),
+        lambda: ChatterboxTTS.from_local(babbler, "cpu", use_quantization=True, **everything),
+        lambda: ChatterboxTTS.from_pretrained(babbler, "cpu", use_bnb_quantization=True, **everything),
+        lambda: ChatterboxTTS.from_pretrained_quantized(babbler, "cpu", quantization_strategy="aggressive"),
+        lambda: ChatterboxTTS.from_pretrained_quantized(babbler, "cpu", quantization_strategy="nf4"),
+        lambda: ChatterboxTTS.from_local(babbler, "cpu", quantization=nf4),
+        lambda: ChatterboxTTS.from_local(babbler, "cpu", tier=4),
     ]
     for door in doors:
         with pytest.raises(ConfigError, match="far enough"):
@@ -78,13 +78,13 @@ def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in variables:
         monkeypatch.setenv(f"CHATTERBOX_{name}", "1")
     with pytest.raises(ConfigError, match="far enough"):
-        ChatterboxTTS.from_local(demo, "cpu")
+        ChatterboxTTS.from_local(babbler, "cpu")
     assert asked.pop(len(doors) - 1) == tier_named(4).plan.quantization
     assert asked == [nf4] * len(doors)
     for name in variables:
         monkeypatch.delenv(f"CHATTERBOX_{name}")
     with pytest.raises(ConfigError, match="far enough"):
-        ChatterboxTTS.from_pretrained_quantized(demo, "cpu")
+        ChatterboxTTS.from_pretrained_quantized(babbler, "cpu")
     assert asked[-1] == QuantizationConfig.from_strategy("conservative")
     for options, named in (
         ({"quantization": nf4, "use_quantization": True}, "either quantization or use_quantization"),
@@ -93,18 +93,18 @@ def test_doors_lead_to_one_plan(demo: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"use_bnb_quantization": True, "fallback": "no"}, "fallback must be True or False"),
     ):
         with pytest.raises(ConfigError, match=named):
-            ChatterboxTTS.from_local(demo, "cpu", **options)
+            ChatterboxTTS.from_local(babbler, "cpu", **options)
     with pytest.raises(ConfigError, match="either quantization or quantize_s3gen"):
-        ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy="mixed", quantize_s3gen=False)
+        ChatterboxTTS.from_pretrained_quantized(babbler, "cpu", quantization_strategy="mixed", quantize_s3gen=False)
     with pytest.raises(ConfigError, match="quantization_strategy must be one of"):
-        ChatterboxTTS.from_pretrained_quantized(demo, "cpu", quantization_strategy=["mixed"])
+        ChatterboxTTS.from_pretrained_quantized(babbler, "cpu", quantization_strategy=["mixed"])
 
 
-def test_doors_to_a_quantized_directory(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doors_to_a_quantized_directory(babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(settings: Any, plan: Any) -> Any:
         raise ConfigError(str(in_force(plan.quantization, settings.directory, config)))
 
-    config = quantize_model(demo, tmp_path / "nf4", QuantizationConfig("bnb-4bit"))
+    config = quantize_model(babbler, tmp_path / "nf4", QuantizationConfig("bnb-4bit"))
     monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", note)
     for options, found in (
         ({}, "t3 bnb-4bit"),
@@ -121,19 +121,19 @@ def test_doors_to_a_quantized_directory(demo: Path, tmp_path: Path, monkeypatch:
             ChatterboxTTS.from_local(tmp_path / "nf4", "cpu", **options)
     with pytest.raises(ConfigError, match="^t3 bnb-4bit, s3gen bnb-8bit, voice_encoder bnb-8bit$"):
         ChatterboxTTS.from_pretrained_quantized(tmp_path / "nf4", "cpu")
-    single = quantize_model(demo, tmp_path / "single", QuantizationConfig("bnb-4bit", double_quant=False))
+    single = quantize_model(babbler, tmp_path / "single", QuantizationConfig("bnb-4bit", double_quant=False))
     assert not in_force(QuantizationConfig(), tmp_path / "single", single).double_quant
 
 
 def test_the_impossible_raises_and_fallback_steps_down(
-    demo: Path, no_bitsandbytes: None, caplog: pytest.LogCaptureFixture
+    babbler: Path, no_bitsandbytes: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-4bit")
     with pytest.raises(ConfigError, match="voice_encoder cannot be quantized by bnb-4bit here.*pip install"):
-        ChatterboxTTS.from_local(demo, "cpu", quantization=config, **SMALL)
+        ChatterboxTTS.from_local(babbler, "cpu", quantization=config, **SMALL)
     with (
         caplog.at_level(logging.WARNING, "chatterbox_vllm"),
-        ChatterboxTTS.from_local(demo, "cpu", quantization=config, fallback=True, **SMALL) as tts,
+        ChatterboxTTS.from_local(babbler, "cpu", quantization=config, fallback=True, **SMALL) as tts,
     ):
         info = tts.get_quantization_info()
         assert tts.quantization == QuantizationConfig(s3gen="bnb-8bit", voice_encoder="bnb-8bit")
@@ -143,7 +143,7 @@ def test_the_impossible_raises_and_fallback_steps_down(
     assert said.startswith(f"stepping down from {config} to voice encoder in bnb-8bit: ") and "pip install" in said
 
 
-def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(settings: Any, plan: Any) -> Any:
         asked.append(plan.quantization)
         in_force(plan.quantization, settings.directory, ModelConfig.from_directory(settings.directory))
@@ -152,16 +152,16 @@ def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(demo: Path, monk
     asked: list[QuantizationConfig] = []
     monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", note)
     config = QuantizationConfig("awq", "bnb-8bit", "bnb-8bit")
-    settings = Settings(demo, torch.device("cpu"), None, torch.float32, False, False, False)
+    settings = Settings(babbler, torch.device("cpu"), None, torch.float32, False, False, False)
     parts, steps = load(settings, Plan(quantization=config), fallback=True)
     assert asked == [parts.plan.quantization] == [QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-8bit")]
     assert steps == ("T3 in bnb-4bit",)
     assert (settings.t3_dtype("awq"), settings.t3_dtype("bnb-4bit")) == (torch.bfloat16, torch.float32)
 
 
-def test_fallback_takes_from_each_component_only_what_it_cannot_have(demo: Path, no_bitsandbytes: None) -> None:
+def test_fallback_takes_from_each_component_only_what_it_cannot_have(babbler: Path, no_bitsandbytes: None) -> None:
     config = QuantizationConfig("bnb-4bit", "bnb-8bit", "bnb-4bit")
-    with ChatterboxTTS.from_local(demo, "cpu", quantization=config, fallback=True, **SMALL) as tts:
+    with ChatterboxTTS.from_local(babbler, "cpu", quantization=config, fallback=True, **SMALL) as tts:
         assert tts.quantization == QuantizationConfig(None, "bnb-8bit", "bnb-8bit")
         assert tts.get_quantization_info()["steps_down"] == [
             "T3 in bnb-8bit",
@@ -170,7 +170,7 @@ def test_fallback_takes_from_each_component_only_what_it_cannot_have(demo: Path,
         ]
 
 
-def test_fallback_where_the_card_has_no_room_goes_down_in_order(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_where_the_card_has_no_room_goes_down_in_order(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(settings: Any, plan: Any) -> Any:
         tried.append(plan.quantization)
         if plan.quantization.double_quant:
@@ -179,7 +179,7 @@ def test_fallback_where_the_card_has_no_room_goes_down_in_order(demo: Path, monk
 
     tried: list[QuantizationConfig] = []
     monkeypatch.setattr("chatterbox_vllm.setup.loading.assemble", full)
-    settings = Settings(demo, torch.device("cpu"), None, torch.float32, False, False, False)
+    settings = Settings(babbler, torch.device("cpu"), None, torch.float32, False, False, False)
     config = QuantizationConfig("bnb-4bit")
     assert load(settings, Plan(quantization=config), fallback=True)[1] == ("double quantization off",)
     assert tried == [config, QuantizationConfig("bnb-4bit", double_quant=False)]

@@ -78,11 +78,11 @@ def test_names_are_ones_that_there_are() -> None:
         compile(block, "ULTRA_LOW_VRAM.md", "exec")
 
 
-def test_the_monitored_example_runs(demo: Path) -> None:
+def test_the_monitored_example_runs(babbler: Path) -> None:
     pytest.importorskip("bitsandbytes")
     (example,) = (block for block in blocks("python") if "MonitoredChatterbox" in block)
     assert example.count('"english"') == 1
-    program = example.replace('"english"', f'{str(demo)!r}, "cpu"')
+    program = example.replace('"english"', f'{str(babbler)!r}, "cpu"')
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False, env={**os.environ}
     )

@@ -74,6 +74,15 @@ def test_a_user_means_a_file_or_a_name(library: VoiceLibrary, tmp_path: Path, mo
         library.find("bert")
 
 
+def test_a_saved_voice_goes_before_a_model_s_own(library: VoiceLibrary) -> None:
+    saved = library.save("anna", made_up_voice())
+    own = {"anna": Path("own/anna.pt"), "af_bella": Path("own/af_bella.pt"), "am_adam": Path("own/am_adam.pt")}
+    assert library.find("anna", own) == saved
+    assert library.find("am_adam", own) == own["am_adam"]
+    with pytest.raises(ConfigError, match=r"nor a voice of that name .* or with the model; .* such as af_bella$"):
+        library.find("Bella", own)
+
+
 def test_where_the_library_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     monkeypatch.delenv("CHATTERBOX_VOICES", raising=False)

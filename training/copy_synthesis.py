@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,10 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.prompt import MOST_PROMPT_TOKENS, FlowPrompt
 from chatterbox_vllm.s3gen.request import S3GenRequest
 from training.codes import Codes
-from training.data import RATE, Corpus
+from training.data import Corpus
 from training.flow import load_flow
 from training.frames import HOP_24K, Features
+from training.lists import write_list
 from training.small import SMALL
 from training.weights import load_weights
 
@@ -69,21 +69,6 @@ def prompt_of(features: Features, codes: Codes, utterance: int) -> FlowPrompt:
     return FlowPrompt(torch.from_numpy(tokens), mel, torch.from_numpy(codes.xvectors[utterance]))
 
 
-def write(out: Path, kind: str, spoken: dict[int, np.ndarray], corpus: Corpus) -> None:
-    """Write waves, int16 by index, and the list of them."""
-    (out / kind).mkdir(parents=True, exist_ok=True)
-    lines = ["file\ttext\tvoice\tseconds\n"]
-    for i, samples in spoken.items():
-        utterance = corpus.utterances[i]
-        name = f"{kind}/{utterance.id:06}-{utterance.speaker:04}.wav"
-        with wave.open(str(out / name), "wb") as file:
-            file.setparams((1, 2, RATE, 0, "NONE", ""))
-            file.writeframes(samples.astype("<i2").tobytes())
-        voice = corpus.speakers[utterance.speaker].name
-        lines.append(f"{name}\t{utterance.text}\t{voice}\t{utterance.seconds:.2f}\n")
-    (out / f"{kind}.tsv").write_text("".join(lines), encoding="utf-8")
-
-
 def main(config: S3GenConfig = SMALL.s3gen, argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
     device = torch.device(given.device)
@@ -115,7 +100,7 @@ def main(config: S3GenConfig = SMALL.s3gen, argv: list[str] | None = None) -> No
             spoken[kind].update((i, (w.cpu().numpy() * 32_767).round()) for i, w in zip(some, made, strict=True))
         seconds += sum(corpus.utterances[i].seconds for i in some)
     for kind in KINDS:
-        write(given.out, kind, spoken[kind], corpus)
+        write_list(given.out, kind, spoken[kind], corpus)
     print(f"{len(utterances)} utterances, {seconds:.0f} s of speech, in {time.monotonic() - begun:.0f} s")
 
 

@@ -21,13 +21,15 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
 
+from chatterbox_vllm.checkpoint import packed
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.checkpoint.packed import pack, unpack
+from chatterbox_vllm.checkpoint.packed import pack, read_packed
 from chatterbox_vllm.errors import CheckpointError
-from chatterbox_vllm.families.demo import build_demo
+from chatterbox_vllm.families.babble import build_babble
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import check_parts
+from chatterbox_vllm.families.voices import VOICES
 from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
@@ -36,12 +38,12 @@ from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from training.data import RATE, Corpus
 from training.flow import load_flow
+from training.reference import reference_utterances
 from training.small import SMALL
 from training.t3 import published_t3
 from training.weights import load_weights
 
 FILES = {"t3": ENGLISH.t3, "s3gen": ENGLISH.s3gen, "voice_encoder": ENGLISH.voice_encoder}
-VOICES = "voices"
 PACKED = "packed"
 _PART_BYTES = 15_000_000
 _PAUSE_SECONDS = 0.25
@@ -127,13 +129,13 @@ def export(parts: Path, out: Path, config: ModelConfig, untrained: list[str]) ->
     """Write the three files, configuration and text tokenizer to `out`.
 
     Args:
-        untrained: parts (see `PARTS`, and "text") whose weights are the babbling demo's.
+        untrained: parts (see `PARTS`, and "text") whose weights are the babbling model's.
 
     Raises:
         FileNotFoundError: a part was not trained and is not among `untrained`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    build_demo(out, config)
+    build_babble(out, config)
     for file, name in FILES.items():
         tensors = load_file(out / name)
         for part, (home, read) in PARTS.items():
@@ -167,18 +169,11 @@ def enrol_voices(corpus: Corpus, names: list[str], out: Path, config: ModelConfi
 
 
 def reference_clip(corpus: Corpus, speaker: int, seconds: float) -> np.ndarray:
-    """Whole utterances of a speaker, `seconds` or a little more, float32 at 24 kHz.
-
-    Those that were trained on come first, and of these those of middling length.
-    """
-    own = [i for i, utterance in enumerate(corpus.utterances) if utterance.speaker == speaker]
-    own.sort(key=lambda i: (corpus.utterances[i].held_out, abs(corpus.utterances[i].seconds - 4.0)))
+    """Whole utterances of a speaker, `seconds` or a little more, float32 at 24 kHz, with pauses between them."""
     pause = np.zeros(int(_PAUSE_SECONDS * RATE), np.float32)
     clip: list[np.ndarray] = []
-    for i in own:
+    for i in reference_utterances(corpus, speaker, seconds):
         clip += [corpus.audio(i).astype(np.float32) / 32_768, pause]
-        if sum(map(len, clip)) >= seconds * RATE:
-            break
     return np.concatenate(clip[:-1])
 
 
@@ -195,26 +190,12 @@ def write_packed(model: Path) -> None:
             tar.addfile(entry, io.BytesIO(data))
     directory = model / PACKED
     directory.mkdir(exist_ok=True)
-    for old in directory.glob("part.*"):
+    for old in directory.glob(packed.PARTS):
         old.unlink()
     data = archive.getvalue()
     for number, begin in enumerate(range(0, len(data), _PART_BYTES)):
         (directory / f"part.{number:03}").write_bytes(data[begin : begin + _PART_BYTES])
     print(f"{directory}: {len(data) / 1e6:.2f} MB", flush=True)
-
-
-def read_packed(packed: Path, out: Path) -> None:
-    """Make the files of a model of what `write_packed` wrote."""
-    data = b"".join(part.read_bytes() for part in sorted(packed.glob("part.*")))
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for entry in tar:
-            path, content = out / entry.name, tar.extractfile(entry)
-            if content is None or not path.resolve().is_relative_to(out.resolve()):
-                raise CheckpointError(f"{packed}: {entry.name!r} is no file of a packed model; pack it again")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.read())
-    for name in FILES.values():
-        save_file(unpack(load_file(out / name)), out / name)
 
 
 def main() -> None:

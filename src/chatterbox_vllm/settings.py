@@ -168,14 +168,18 @@ QUANTIZE_VOICE_ENCODER = Setting(
     variable="CHATTERBOX_QUANTIZE_VOICE_ENCODER",
 )
 
+MODEL_NAME = Setting(
+    "model",
+    'a family by name ("english", the published model, a download of 3 GB), "small" (or "demo"; speaks English, comes '
+    "with this package), a directory, or a hub id",
+    unset="english; on the command line small where english is neither downloaded nor reachable",
+    option="--model",
+    variable="CHATTERBOX_MODEL",
+)
+
 # Keywords of `ChatterboxTTS.from_pretrained` and `from_pretrained_quantized`, and of `from_local` from `dtype` on.
 MODEL = (
-    Setting(
-        "model",
-        'a family by name, "demo" (synthetic weights, needs no download, babbles), a directory, or a hub id',
-        unset="the default family",
-        option="--model",
-    ),
+    MODEL_NAME,
     Setting("device", "auto, cpu, cuda or cuda:N", default="auto", option="--device"),
     Setting(
         "revision",
@@ -414,7 +418,7 @@ QUANTIZATION_BITS = Setting(
 
 CACHE_DIRECTORY = Setting(
     "",
-    "directory for what this package builds: the demo model, T3's directories for vLLM",
+    "directory for what this package builds: the small model's files, T3's directories for vLLM",
     unset="chatterbox-vllm in XDG_CACHE_HOME, else in ~/.cache",
     variable="CHATTERBOX_VLLM_CACHE",
 )

@@ -21,6 +21,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechReq
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
+from chatterbox_vllm.families.voices import voice_of_model, voices_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
@@ -88,8 +89,9 @@ class ChatterboxTTS:
         """Load a model by name, downloading it where it is not in the cache.
 
         Args:
-            model: a family by name, "demo" (synthetic weights: it babbles), a directory, or a hub id; None is the
-                default family. A device name in this place is taken for `device`, as the published class has it first.
+            model: a family by name, "small" (comes with this package), a directory, or a hub id; None is what
+                CHATTERBOX_MODEL names, or else the default family. A device name in this place is taken for
+                `device`, as the published class has it first.
             device: "auto", "cpu", "cuda" or "cuda:N".
             revision: of a hub id.
             options: as for `from_local`.
@@ -272,6 +274,20 @@ class ChatterboxTTS:
     def count_text_tokens(self, text: str) -> int:
         """How many text tokens a text has as it stands, for accounts."""
         return len(self._engine.scheduler.preparation.prompts.tokenizer.encode(text))
+
+    @property
+    def voices(self) -> list[str]:
+        """The names of the voices that come with the model: "builtin", which `conds` is at first, and others."""
+        return list(voices_of(self.directory))
+
+    def builtin_voice(self, name: str) -> Voice:
+        """One of `voices`. To speak with it: `tts.conds = tts.builtin_voice(name)`.
+
+        Raises:
+            ConfigError: the model has none of that name.
+            CheckpointError: its file is damaged.
+        """
+        return self.enrol(voice_of_model(self.directory, name))
 
     @overload
     def generate(self, text: str, *args: Any, **parameters: Any) -> torch.Tensor: ...

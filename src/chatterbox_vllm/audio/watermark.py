@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.errors import ConfigError
 
@@ -65,7 +66,7 @@ class Watermarker:
             return wave
         length = max(math.ceil(len(wave) / HOP_SAMPLES) * HOP_SAMPLES, SHORTEST_SAMPLES)
         padded = np.pad(wave, (0, length - len(wave)))
-        marked = self._net.apply_watermark(padded, sample_rate=SAMPLE_RATE)
+        marked = self._net.apply_watermark(padded, SAMPLE_RATE)
         return np.ascontiguousarray(marked[: len(wave)], dtype=np.float32)
 
     @torch.inference_mode()
@@ -79,34 +80,70 @@ class Watermarker:
         wave = np.asarray(wave, dtype=np.float32)
         shortest = math.ceil(SHORTEST_SAMPLES * rate / SAMPLE_RATE)
         wave = np.pad(wave, (0, max(0, shortest - len(wave))))
-        confidence = float(self._net.get_watermark(wave, sample_rate=rate, round=False))
+        confidence = self._net.get_watermark(wave, rate)
         return 0.0 if math.isnan(confidence) else confidence
 
 
 def _load(device: torch.device) -> Any:
     """The published watermarker; perth announces itself on standard output, where our results may go."""
-    _provide_audio_processor()
+    _stand_in("audio_processor", AudioProcessor=AudioProcessor)
+    _stand_in("perth_watermarker", PerthImplicitWatermarker=PerthWatermarker)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pkg_resources, which perth imports, calls itself deprecated
-            from perth.perth_net.perth_net_implicit.perth_watermarker import PerthImplicitWatermarker
+            from perth.perth_net import PREPACKAGED_MODELS_DIR
+            from perth.perth_net.perth_net_implicit.model.perth_net import PerthNet
 
-            return PerthImplicitWatermarker(device=device)
+            return PerthWatermarker(PerthNet.load("implicit", PREPACKAGED_MODELS_DIR).to(device))
     except Exception as error:
         raise ConfigError(f"the PerTh watermark cannot be loaded ({error}); {REMEDY}") from error
 
 
-def _provide_audio_processor() -> None:
-    """Give perth its STFT without torchaudio.
+def _stand_in(name: str, **contents: Any) -> None:
+    """Put a module of ours in the place of one of perth's before it is imported.
 
-    perth's `audio_processor` module imports torchaudio, which no longer loads beside a CPU-only torch, for an STFT
-    and its inverse. A module of that name with the same two functions takes its place, on every device.
+    `audio_processor` imports torchaudio, which no longer loads beside a CPU-only torch, for an STFT and its inverse;
+    `perth_watermarker` imports librosa, which takes 2 s, for a resampler.
     """
-    name = "perth.perth_net.perth_net_implicit.audio_processor"
+    name = f"perth.perth_net.perth_net_implicit.{name}"
     if name not in sys.modules:
         module = types.ModuleType(name)
-        module.AudioProcessor = AudioProcessor  # type: ignore[attr-defined]
+        vars(module).update(contents)
         sys.modules[name] = module
+
+
+class PerthWatermarker:
+    """What perth does with its net: to 32 kHz, levels and phases, the net, and back.
+
+    Args:
+        net: perth's `PerthNet`, whose `encoder` marks levels and whose `decoder` finds marks in them.
+    """
+
+    def __init__(self, net: Any):
+        self.net = net
+
+    def apply_watermark(self, wave: np.ndarray, sample_rate: int) -> np.ndarray:
+        """Floats (samples,) at `sample_rate` Hz, marked; of nearly the same length."""
+        rate = self.net.hp.sample_rate
+        level, phase = self._levels(resample(wave, sample_rate, rate))
+        marked, _ = self.net.encoder(level[None])
+        return resample(self.net.ap.magphase_to_signal(marked[0], phase).cpu().numpy(), rate, sample_rate)
+
+    def get_watermark(self, wave: np.ndarray, sample_rate: int) -> float:
+        """The decoder's answer, 0 to 1 where the wave holds sound."""
+        from scipy.signal import resample_poly
+
+        rate = self.net.hp.sample_rate
+        if rate != sample_rate:
+            divisor = math.gcd(rate, sample_rate)
+            length = math.ceil(len(wave) * (float(rate) / sample_rate))
+            wave = resample_poly(wave, rate // divisor, sample_rate // divisor)[:length]
+        level, _ = self._levels(wave)
+        return float(self.net.decoder(level[None])[0].clip(0.0, 1.0))
+
+    def _levels(self, wave: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        level, phase = self.net.ap.signal_to_magphase(torch.from_numpy(wave).float().to(self.net.device))
+        return level, phase
 
 
 class _Window(torch.nn.Module):

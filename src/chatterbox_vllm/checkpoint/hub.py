@@ -65,6 +65,14 @@ class Repository:
         folder = self._snapshots / self.revision
         return folder if not self._lacking(folder, certain=True) else None
 
+    def is_cached(self) -> bool:
+        """Whether `download` needs no hub: a complete snapshot is in the cache."""
+        return self.cached() is not None or next(self.complete_snapshots(), None) is not None
+
+    def complete_snapshots(self) -> Iterator[Path]:
+        """Directories in the cache that may stand for the revision and lack nothing, the newest first."""
+        return (folder for folder in self._candidates() if not self._lacking(folder))
+
     def headers(self, files: Sequence[str]) -> dict[str, Header]:
         """The headers of `.safetensors` files on the hub, read by ranged requests; a file's data stays there.
 
@@ -76,12 +84,12 @@ class Repository:
         from huggingface_hub.errors import SafetensorsParsingError
 
         try:
-            _require_hub()
+            require_hub()
             found = {
                 file: HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.revision) for file in files
             }
         except SafetensorsParsingError as error:
-            raise CheckpointError(f"{self.name}: {_first_line(error)}; is it a Chatterbox model?") from error
+            raise CheckpointError(f"{self.name}: {first_line(error)}; is it a Chatterbox model?") from error
         except _hub_errors() as error:
             raise self._unavailable(error) from error
         return {
@@ -102,7 +110,7 @@ class Repository:
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         try:
-            _require_hub()
+            require_hub()
             return Path(hf_hub_download(self.name, file, revision=self.revision))
         except RemoteEntryNotFoundError:
             return None
@@ -120,7 +128,7 @@ class Repository:
         if self.revision is not None and _COMMIT.fullmatch(self.revision):
             return self.revision
         try:
-            _require_hub()
+            require_hub()
             return str(HfApi().model_info(self.name, revision=self.revision).sha)
         except _hub_errors() as error:
             raise self._unavailable(error) from error
@@ -133,7 +141,7 @@ class Repository:
         """
         from huggingface_hub import constants, snapshot_download
 
-        _require_hub()
+        require_hub()
         listed = snapshot_download(
             self.name,
             revision=self.revision,
@@ -215,7 +223,7 @@ class Repository:
                 logger.warning(
                     "%s: the hub gave nothing (%s); taking commit %s from the cache",
                     self.name,
-                    _first_line(_cause(error)),
+                    first_line(_cause(error)),
                     folder.name,
                 )
                 return folder
@@ -244,9 +252,9 @@ class Repository:
                 "HF_TOKEN to a token of an account that may read it"
             )
         return ModelUnavailableError(
-            f"{self.name} cannot be downloaded ({_first_line(cause)}){beside or ' and is not in the cache'}. Three "
+            f"{self.name} cannot be downloaded ({first_line(cause)}){beside or ' and is not in the cache'}. Three "
             f"ways out: give a directory that holds the files ({', '.join(self.files)}); set HF_HOME to a cache that "
-            "holds them; or try the offline demo, model 'demo' (it babbles)"
+            "holds them; or take the small model that this package brings, model='small'"
         )
 
 
@@ -269,7 +277,7 @@ def _progress(shown: bool) -> type[Any]:
     return Bar
 
 
-def _require_hub() -> None:
+def require_hub() -> None:
     """Fail at once where the hub may not be asked or its name does not resolve; the library tries for half a minute.
 
     Raises:
@@ -298,5 +306,5 @@ def _cause(error: Exception) -> BaseException:
     return error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__

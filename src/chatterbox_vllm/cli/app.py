@@ -35,8 +35,10 @@ for command in (
     app.command(cls=Command, context_settings=_HELP)(command)
 
 
-_voices = typer.Typer(help="Voices that are saved by name: save, list, show, delete.", context_settings=_HELP)
-for command in (voices.save, voices.list_, voices.show, voices.delete):
+_voices = typer.Typer(
+    help="Voices by name: list, play, show; save and delete those of your own.", context_settings=_HELP
+)
+for command in (voices.save, voices.list_, voices.play, voices.show, voices.delete):
     _voices.command(command.__name__.rstrip("_"), cls=Command, context_settings=_HELP)(command)
 app.add_typer(_voices, name="voices")
 

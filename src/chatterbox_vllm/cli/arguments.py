@@ -41,9 +41,9 @@ _TYPES: dict[str, Any] = {
 def _models() -> tuple[str, ...]:
     """The names of models, read when a shell asks for them: it takes a second."""
     from chatterbox_vllm.families.registry import FAMILIES
-    from chatterbox_vllm.setup.models import DEMO
+    from chatterbox_vllm.setup.models import SMALL
 
-    return (*FAMILIES, DEMO)
+    return (*FAMILIES, SMALL)
 
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME"}

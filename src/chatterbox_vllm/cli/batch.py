@@ -10,7 +10,8 @@ import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat
-from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters
+from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters, with_model
+from chatterbox_vllm.cli.say import BABBLES
 from chatterbox_vllm.cli.texts import read_pauses
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
@@ -70,6 +71,7 @@ def batch(
     parameters = speech_parameters(given)
     reading = Reading(read_pauses(given.get("pauses", ())), given.get("clean_text", False))
     suffix = check_suffix(f".{audio_format}")
+    given = with_model(given)
     clip = check_voice(voice, given)
     with Input(input, format) as source:
         device, rows = resolve_device(given.get("device", "auto")), source.check()
@@ -93,13 +95,13 @@ def batch(
                         folder.begin(run, engine_identity(tts.settings))
                         summary = Batch(source, folder, tts, *work).run()
     if not quiet:
-        print(f"{output_dir}: {_summary(summary, parameters, given)}")
+        print(f"{output_dir}: {_summary(summary, parameters, model)}")
     return SOME_FAILED if summary.failed else 0
 
 
-def _summary(summary: Summary, parameters: SpeechParameters, given: Keywords) -> str:
+def _summary(summary: Summary, parameters: SpeechParameters, model: Path) -> str:
     """One line for a person."""
-    from chatterbox_vllm.setup.models import DEMO
+    from chatterbox_vllm.checkpoint.config import ModelConfig
 
     spoken = f"{summary.rows - summary.failed} of {summary.rows} rows spoken"
     if summary.earlier:
@@ -113,6 +115,6 @@ def _summary(summary: Summary, parameters: SpeechParameters, given: Keywords) ->
         speed = summary.seconds / summary.wall
         notes.append(f"{summary.seconds:.1f} s of audio in {summary.wall:.1f} s, {speed:.1f}x real time")
     notes.append(f"seed {parameters.seed}")
-    if given.get("model") == DEMO:
-        notes.append("babble: the demo model's weights are synthetic")
+    if ModelConfig.from_directory(model).synthetic:
+        notes.append(BABBLES)
     return ", ".join(notes)

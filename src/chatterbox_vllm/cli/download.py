@@ -12,7 +12,9 @@ from chatterbox_vllm.cli.arguments import from_settings
 @from_settings()
 def download(
     *,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="a family, or a hub id (owner/name)")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a family (english, the published model), or a hub id (owner/name)")
+    ],
     revision: Annotated[
         str | None,
         typer.Option(

@@ -97,7 +97,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="speech recogniser: module:function of a 16 kHz wave, or a command that prints the text of a WAV file",
+            help="speech recogniser: tiny.en or base (Whisper, from the extra judge), module:function of a 16 kHz "
+            "wave, or a command that prints the text of a WAV file",
             show_default="none",
         ),
     ] = None,

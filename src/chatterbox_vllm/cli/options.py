@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechParameters
     from chatterbox_vllm.tts import ChatterboxTTS
 
-_VOICE_HELP = "a clip of the voice, a saved voice's file, or the name of a saved voice"
+VOICE_HELP = "a clip of the voice, a saved voice's file, or the name of a voice that is saved or comes with the model"
 VoiceOption = Annotated[
-    str | None, typer.Option(metavar="VOICE", help=_VOICE_HELP, show_default="the model's own voice")
+    str | None, typer.Option(metavar="VOICE", help=VOICE_HELP, show_default="the model's own voice")
 ]
 VoicesOption = Annotated[
-    list[str] | None, typer.Option("--voice", metavar="VOICE…", help=_VOICE_HELP, show_default="the model's own voice")
+    list[str] | None, typer.Option("--voice", metavar="VOICE…", help=VOICE_HELP, show_default="the model's own voice")
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N")]
 FileOption = Annotated[
@@ -64,6 +64,15 @@ def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
     return ChatterboxTTS.from_pretrained_quantized(**keywords)
 
 
+def with_model(given: Keywords) -> Keywords:
+    """The keywords, with a model where none was named: see `default_model`."""
+    if "model" in given or "revision" in given:  # a revision is one of the default family's
+        return given
+    from chatterbox_vllm.setup.models import default_model
+
+    return given | {"model": default_model()}
+
+
 def model_config(given: Keywords) -> ModelConfig:
     """The configuration of the model that the keywords name, which is downloaded for it.
 
@@ -86,11 +95,18 @@ def check_voice(voice: str | None, given: Keywords) -> Path | None:
     """
     if voice is None:
         return None
+    from chatterbox_vllm.families.voices import voices_of
+    from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.voices.files import check_voice_file
-    from chatterbox_vllm.voices.library import VoiceLibrary
+    from chatterbox_vllm.voices.library import VoiceLibrary, is_voice_name
     from chatterbox_vllm.voices.saved import is_saved_voice
 
-    path = VoiceLibrary().find(voice)
+    library = VoiceLibrary()
+    path = library.look_up(voice)
+    if path is None:
+        named = is_voice_name(voice)
+        own = voices_of(resolve_model(given.get("model"), given.get("revision"))) if named else {}
+        path = library.find(voice, own)
     # A clip can be told to be bad without a model.
     saved = os.access(path, os.R_OK) and is_saved_voice(path)
     check_voice_file(path, model_config(given) if saved else None)

@@ -10,7 +10,7 @@ import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, Destination
-from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, load, speech_parameters
+from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, load, speech_parameters, with_model
 from chatterbox_vllm.cli.outputs import beside
 from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechResult
 
 _TOKENS_PER_SECOND = 25
+BABBLES = "babble: the model's weights are synthetic"
 
 
 @from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
@@ -44,13 +45,20 @@ def say(
     # Whatever can be refused is refused before the model loads.
     words = given_text(text, file)
     destination = Destination.of(output, audio_format)
+    speak_to(destination, words, voice, given, quiet)
+
+
+def speak_to(destination: Destination, words: str, voice: str | None, given: Keywords, quiet: bool) -> None:
+    """Check what was given, load the model, speak one text, and say in a line what came of it."""
     parameters = speech_parameters(given)
     pauses, clean_text = read_pauses(given.get("pauses", ())), given.get("clean_text", False)
+    given = with_model(given)
     clip = check_voice(voice, given)
     check_script(words, pauses, clean_text, given)
+    from chatterbox_vllm.checkpoint.config import ModelConfig
     from chatterbox_vllm.engine.request import SpeechRequest
-    from chatterbox_vllm.setup.models import DEMO
 
+    output = destination.path
     with destination, load(given, max_batch_size=1) as tts:
         if clip is not None:
             tts.prepare_conditionals(clip)
@@ -65,8 +73,8 @@ def say(
     if result.finish_reason == "length":
         limit = "" if parameters.max_tokens is None else f" {parameters.max_tokens}"
         notes.append(f"cut off at --max-tokens{limit}")
-    if given.get("model") == DEMO:
-        notes.append("babble: the demo model's weights are synthetic")
+    if ModelConfig.from_directory(tts.directory).synthetic:
+        notes.append(BABBLES)
     if not quiet:
         print(f"{output}: {', '.join(notes)}", file=beside(output))
 

@@ -1,4 +1,4 @@
-"""`chatterbox-vllm voices`: voices that are saved by name."""
+"""`chatterbox-vllm voices`: voices that are saved by name, and those that come with a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Annotated
 import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
-from chatterbox_vllm.cli.options import JsonOption, model_config
+from chatterbox_vllm.cli.audio import Destination
+from chatterbox_vllm.cli.options import VOICE_HELP, JsonOption, model_config, with_model
 from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, check_writable, write_json
-from chatterbox_vllm.settings import MODEL
+from chatterbox_vllm.cli.players import play as sound
+from chatterbox_vllm.cli.run import PROGRAM
+from chatterbox_vllm.cli.say import speak_to
+from chatterbox_vllm.cli.texts import check_text
+from chatterbox_vllm.settings import MODEL, SPEECH
+
+_SENTENCE = "This is how I sound. Would you like to hear more?"
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="of a saved voice", show_default=False)]
 
@@ -30,44 +37,90 @@ def save(
 
     library = VoiceLibrary()
     library.check_free(name, overwrite)
-    path = library.save(name, voice_of(clip, **given), overwrite)
+    path = library.save(name, voice_of(clip, **with_model(given)), overwrite)
     if not quiet:
         print(f"{name}: saved in {path}")
 
 
-@from_settings()
-def list_(*, json: JsonOption = None) -> None:
-    """List the voices that are saved by name."""
+@from_settings(MODEL)
+def list_(*, json: JsonOption = None, given: Keywords) -> None:
+    """List the voices that are saved by name, and those that come with the model."""
     if json is not None:
         check_writable(json)
     from chatterbox_vllm.cli.tables import Grid, show
     from chatterbox_vllm.voices.library import VoiceLibrary
 
     library = VoiceLibrary()
-    voices = library.voices()
+    voices, (model, own) = library.voices(), _model_voices(given)
     if json is not None:
-        entries = [
-            {"name": v.name, "file": str(v.path), "bytes": v.bytes, "saved": v.saved.isoformat(timespec="seconds")}
+        entries: list[dict[str, str | int]] = [
+            {
+                "name": v.name,
+                "from": "library",
+                "file": str(v.path),
+                "bytes": v.bytes,
+                "saved": v.saved.isoformat(timespec="seconds"),
+            }
             for v in voices
+        ]
+        entries += [
+            {"name": name, "from": model, "file": str(path), "bytes": path.stat().st_size} for name, path in own.items()
         ]
         write_json(json, entries)
     if json == STANDARD_OUTPUT:
         return
-    if not voices:
-        print(f"no voice is saved in {library.directory}; save one with chatterbox-vllm voices save CLIP NAME")
-        return
-    rows = [(v.name, f"{v.bytes / 1024:.0f} KiB", f"{v.saved.astimezone():%Y-%m-%d %H:%M}") for v in voices]
-    show(Grid(f"In {library.directory}", rows, ("voice", "size", "saved"), numbers=True))
+    if voices:
+        rows = [(v.name, f"{v.bytes / 1024:.0f} KiB", f"{v.saved.astimezone():%Y-%m-%d %H:%M}") for v in voices]
+        show(Grid(f"In {library.directory}", rows, ("voice", "size", "saved"), numbers=True))
+    else:
+        print(f"no voice is saved in {library.directory}; save one with {PROGRAM} voices save CLIP NAME")
+    if own:
+        print(f"with the model {model}: {', '.join(own)}")
+    else:
+        print(f"the model {model} is not on this machine yet; {PROGRAM} download {model} fetches it with its voices")
+
+
+def _model_voices(given: Keywords) -> tuple[str, dict[str, Path]]:
+    """The model's name, and the files of its voices by their names; none where it would have to be downloaded."""
+    from chatterbox_vllm.families.registry import DEFAULT_FAMILY
+    from chatterbox_vllm.families.voices import voices_of
+    from chatterbox_vllm.setup.models import local_directory
+
+    given = with_model(given)
+    directory = local_directory(given.get("model"), given.get("revision"))
+    return given.get("model", DEFAULT_FAMILY.name), {} if directory is None else voices_of(directory)
+
+
+@from_settings(MODEL, SPEECH)
+def play(
+    *,
+    voice: Annotated[str, typer.Argument(metavar="VOICE", help=VOICE_HELP, show_default=False)],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="what to say")] = _SENTENCE,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="write there and play nothing", show_default="NAME.wav, and play it"
+        ),
+    ] = None,
+    given: Keywords,
+    quiet: bool,
+) -> None:
+    """Speak a sentence with a voice, and play it."""
+    check_text(text)
+    file = output or Path(f"{Path(voice).stem}.wav")
+    speak_to(Destination.of(file, None), text, voice, given, quiet)
+    if output is None:
+        sound(file)
 
 
 @from_settings(MODEL)
 def show(
     *,
-    voice: Annotated[str, typer.Argument(metavar="NAME|FILE", help="a saved voice's name or file")],
+    voice: Annotated[str, typer.Argument(metavar="NAME|FILE", help="a voice's name, or a saved voice's file")],
     json: JsonOption = None,
     given: Keywords,
 ) -> None:
-    """Show what a saved voice holds, and whether a model can use it."""
+    """Show what a voice holds, and whether a model can use it."""
     if json is not None:
         check_writable(json)
     from chatterbox_vllm.cli import tables
@@ -75,7 +128,11 @@ def show(
     from chatterbox_vllm.voices.library import VoiceLibrary
     from chatterbox_vllm.voices.voice import Voice
 
-    path = VoiceLibrary().find(voice)
+    library = VoiceLibrary()
+    path = library.look_up(voice)
+    if path is None:
+        given = with_model(given)
+        path = library.find(voice, _model_voices(given)[1])
     # Without a model's name, the published sizes are enough and nothing is downloaded.
     found = Voice.load(path, model_config(given) if "model" in given else DEFAULT_FAMILY.config)
     facts = {

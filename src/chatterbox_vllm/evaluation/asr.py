@@ -1,4 +1,6 @@
-"""A speech recogniser at hand, for the word error rate: a Python function or a command.
+"""A speech recogniser at hand, for the word error rate: Whisper, a Python function or a command.
+
+"tiny.en" and "base" are Whisper's (see `whisper`).
 
 A function is named `module:function` and is called with a float32 wave [samples] at 16 kHz; it returns the text.
 A command is anything else: the path of a 16 kHz mono WAV file takes the place of `{}` in it, or is appended; it prints
@@ -24,6 +26,7 @@ import numpy as np
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.evaluation.metrics import RATE
+from chatterbox_vllm.evaluation.whisper import SIZES, Whisper, whisper_folder
 
 Recogniser = Callable[[np.ndarray], str]
 
@@ -35,8 +38,11 @@ def load_recogniser(name: str) -> Recogniser:
     """The recogniser that `name` stands for.
 
     Raises:
-        ConfigError: there is no such function or program, or the command is empty or cannot be parsed.
+        ConfigError: there is no such function or program, Whisper is not installed, or the command is empty or cannot
+            be parsed.
     """
+    if name in SIZES:
+        return Whisper(whisper_folder(name)).hear
     if _FUNCTION.fullmatch(name):
         return _function(name)
     try:

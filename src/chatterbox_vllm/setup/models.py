@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass, replace
@@ -10,13 +11,19 @@ from pathlib import Path
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.hub import Repository
+from chatterbox_vllm.checkpoint.reach import why_unreachable
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
-from chatterbox_vllm.families.demo import demo_directory
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.registry import DEFAULT_FAMILY, FAMILIES, family_of
+from chatterbox_vllm.families.small import small_directory
 from chatterbox_vllm.quantization.config import COMPONENTS
+from chatterbox_vllm.settings import MODEL_NAME
 
-DEMO = "demo"
+logger = logging.getLogger(__name__)
+
+# The model that this package brings, its earlier name, and the model of tests, which babbles.
+SMALL, DEMO, BABBLE = "small", "demo", "babble"
+MADE_HERE = (SMALL, DEMO, BABBLE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -24,7 +31,8 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
     """The directory that holds `model`, downloaded or built where needed.
 
     Args:
-        model: a family's name, "demo", a directory, or a hub id ("owner/name"); None is the default family.
+        model: a family's name, "small" (or "demo"), "babble", a directory, or a hub id ("owner/name"); None is what
+            CHATTERBOX_MODEL names, or else the default family.
         revision: commit, branch or tag of a hub id; a family's own pinned commit otherwise.
 
     Raises:
@@ -38,6 +46,39 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
 def download_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
     """`resolve_model`, to fetch ahead: later starts need no network for a family or a pinned commit."""
     return resolve_model(model, revision)
+
+
+def default_model() -> str:
+    """The name of the model that a command takes where none was given.
+
+    That is what CHATTERBOX_MODEL names, or else the default family. Where the family's files are neither in the cache
+    nor to be had now, it is the small model, and a warning says so.
+    """
+    if named := MODEL_NAME.from_environment():
+        return named
+    family = DEFAULT_FAMILY
+    if _published(family).is_cached() or (why := why_unreachable()) is None:
+        return family.name
+    logger.warning(
+        "no model was named, and the published one (%s) is neither in the cache nor reachable (%s): using the small "
+        "model that this package brings; with a network, `chatterbox-vllm download %s` fetches the published one",
+        family.repository,
+        why,
+        family.name,
+    )
+    return SMALL
+
+
+def local_directory(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path | None:
+    """`resolve_model` without a download: None where the files are not on this machine.
+
+    Raises:
+        ConfigError: no such name or directory, or a revision of what has none.
+    """
+    where = _locate(model, revision)
+    if isinstance(where, Path):
+        return where
+    return where.cached() or next(where.complete_snapshots(), None)
 
 
 @dataclass(frozen=True)
@@ -97,19 +138,30 @@ def model_headers(model: str | os.PathLike[str] | None = None, revision: str | N
 
 def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path | Repository:
     """The directory of a model on this machine, or the hub's repository that holds it."""
-    name = DEFAULT_FAMILY.name if model is None else os.fspath(model)
+    name = (MODEL_NAME.from_environment() or DEFAULT_FAMILY.name) if model is None else os.fspath(model)
     if name in FAMILIES:
-        family = FAMILIES[name]
-        return _repository(family.repository, revision or family.revision, family)
-    if name and (name == DEMO or Path(name).is_dir()):
+        return _published(FAMILIES[name], revision)
+    if name and (name in MADE_HERE or Path(name).is_dir()):
         if revision is not None:
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
-        return demo_directory() if name == DEMO else Path(name)
+        return _made_here(name) if name in MADE_HERE else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         # Taken for one of the published family's, as a directory without config.json is.
         return _repository(name, revision, DEFAULT_FAMILY)
-    known = ", ".join(repr(n) for n in (*FAMILIES, DEMO))
+    known = ", ".join(repr(n) for n in (*FAMILIES, SMALL))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
+
+
+def _made_here(name: str) -> Path:
+    if name != BABBLE:
+        return small_directory()
+    from chatterbox_vllm.families.babble import babble_directory  # brings nets that a command may not need
+
+    return babble_directory()
+
+
+def _published(family: Family, revision: str | None = None) -> Repository:
+    return _repository(family.repository, revision or family.revision, family)
 
 
 def _repository(name: str, revision: str | None, family: Family) -> Repository:

@@ -16,6 +16,7 @@ from chatterbox_vllm.caches.disk import appearing_whole
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig, QuantizedPart
 from chatterbox_vllm.errors import OutputError
 from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.voices import BUILTIN, VOICES, voices_of
 from chatterbox_vllm.quantization.files import HEADER
 from chatterbox_vllm.quantization.fingerprint import fingerprint
 from chatterbox_vllm.quantization.storage import Tensors
@@ -67,6 +68,10 @@ def write_checkpoint(
             for file in set(family.files) - rewritten:
                 if (source / file).exists():  # a built-in voice need not be
                     _link_or_copy(source / file, partial / file)
+            for name, path in voices_of(source).items():
+                if name != BUILTIN:
+                    (partial / VOICES).mkdir(exist_ok=True)
+                    _link_or_copy(path, partial / VOICES / path.name)
             made = dataclasses.replace(config, quantized=dataclasses.replace(config.quantized, **done))
             (partial / CONFIG_FILE).write_text(made.to_json(), encoding="utf-8")
     except OSError as error:

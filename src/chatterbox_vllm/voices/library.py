@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from pathlib import Path
 
 from chatterbox_vllm.checkpoint.config import ModelConfig
@@ -15,6 +17,7 @@ from chatterbox_vllm.voices.voice import Voice
 
 SUFFIX = ".pt"
 _LONGEST_NAME = 64
+_MOST_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -130,21 +133,32 @@ class VoiceLibrary:
         except OSError as error:
             raise OutputError(f"{path}: the voice cannot be deleted ({error.strerror})") from error
 
-    def find(self, name_or_path: str) -> Path:
-        """The file that a user of this machine means: an existing file, or the voice of that name.
-
-        Raises:
-            ConfigError: there is neither.
-        """
+    def look_up(self, name_or_path: str) -> Path | None:
+        """An existing file, or that of the voice of a name; None where there is neither."""
         if _entry(Path(name_or_path)) is not None:
             return Path(name_or_path)
         entry = _entry(self._path(name_or_path)) if is_voice_name(name_or_path) else None
-        if entry is None:
+        return None if entry is None else entry.path
+
+    def find(self, name_or_path: str, own: Mapping[str, Path] | None = None) -> Path:
+        """The file that a user of this machine means: an existing file, or the voice of that name, here or a model's.
+
+        Args:
+            own: files of the voices that come with a model, by name; a saved voice of the same name goes before.
+
+        Raises:
+            ConfigError: there is no such file or voice.
+        """
+        own = own or {}
+        path = self.look_up(name_or_path) or own.get(name_or_path)
+        if path is None:
+            others = " or with the model" if own else ""
+            names = [*(voice.name for voice in self.voices()), *own]
             raise ConfigError(
-                f"there is neither a file {name_or_path!r} nor a voice of that name in {self.directory}; give a clip, "
-                f"a saved voice, or the name of one{self._known()}"
+                f"there is neither a file {name_or_path!r} nor a voice of that name in {self.directory}{others}; give "
+                f"a clip, a saved voice, or the name of one{named_alike(name_or_path, names)}"
             )
-        return entry.path
+        return path
 
     def _path(self, name: str) -> Path:
         if not is_voice_name(name):
@@ -155,11 +169,16 @@ class VoiceLibrary:
         return self.directory / f"{name}{SUFFIX}"
 
     def _unknown(self, name: str) -> ConfigError:
-        return ConfigError(f"there is no voice named {name!r} in {self.directory}; give the name of one{self._known()}")
+        alike = named_alike(name, [voice.name for voice in self.voices()])
+        return ConfigError(f"there is no voice named {name!r} in {self.directory}; give the name of one{alike}")
 
-    def _known(self) -> str:
-        names = [voice.name for voice in self.voices()[:10]]
-        return f", such as {', '.join(names)}" if names else " (there are none yet)"
+
+def named_alike(name: str, names: Iterable[str]) -> str:
+    """For the end of a message: the names that come nearest to one that is unknown, or else the first few."""
+    by_fold = {known.casefold(): known for known in names}
+    near = get_close_matches(name.casefold(), by_fold, n=_MOST_TOLD)
+    told = [by_fold[fold] for fold in near] or list(by_fold.values())[:_MOST_TOLD]
+    return f", such as {', '.join(told)}" if told else " (there are none yet)"
 
 
 def _entry(path: Path) -> NamedVoice | None:

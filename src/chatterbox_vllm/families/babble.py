@@ -1,4 +1,4 @@
-"""The demo model: a small checkpoint of synthetic weights that runs everything offline. It babbles.
+"""The babbling model: a tiny checkpoint of synthetic weights, for tests of everything but what is said.
 
 Its files have the published layout and go through the same loading code. The weights are random but for a few channels
 of T3, set by hand so that speech lasts about as long as reading the text would, and only codebook ids are spoken.
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # Part of the cache directory's name: raise it when anything below changes what is built.
 _VERSION = 2
 
-DEMO_CONFIG = ModelConfig(
+BABBLE_CONFIG = ModelConfig(
     synthetic=True,
     t3=T3Config(hidden_size=256, num_layers=4, num_heads=4, intermediate_size=512),
     s3gen=S3GenConfig(
@@ -61,26 +61,26 @@ DEMO_CONFIG = ModelConfig(
 )
 
 
-def demo_directory() -> Path:
-    """The demo checkpoint, built at the first call; a directory appears whole or not at all.
+def babble_directory() -> Path:
+    """The babbling checkpoint, built at the first call; a directory appears whole or not at all.
 
     Raises:
         OutputError: the cache cannot be written.
     """
     try:
-        directory = cache_directory() / f"demo-v{_VERSION}"
+        directory = cache_directory() / f"babble-v{_VERSION}"
         if not directory.is_dir():
-            logger.info("building the demo model in %s", directory)
-        built_once(directory, build_demo)
+            logger.info("building the babbling model in %s", directory)
+        built_once(directory, build_babble)
     except OSError as error:
         raise OutputError(
-            f"the demo model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a writable "
-            "directory"
+            f"the babbling model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a "
+            "writable directory"
         ) from error
     return directory
 
 
-def build_demo(directory: Path, config: ModelConfig = DEMO_CONFIG) -> None:
+def build_babble(directory: Path, config: ModelConfig = BABBLE_CONFIG) -> None:
     """Write a complete synthetic checkpoint of the dimensions of `config` into an existing directory."""
     shapes = checkpoint_shapes(config)
     for part, file in (("t3", ENGLISH.t3), ("s3gen", ENGLISH.s3gen), ("voice_encoder", ENGLISH.voice_encoder)):
@@ -129,6 +129,7 @@ def _random_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros(shape)
     if len(shape) < 2 and not key.endswith("original1"):
         return torch.ones(shape)
+    # The model's earlier name: another word would draw other weights.
     seed = int.from_bytes(hashlib.sha256(f"demo/{key}".encode()).digest()[:8], "big")
     values = torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32))
     if "emb" in key.rsplit(".", 2)[-2] and len(shape) == 2:
