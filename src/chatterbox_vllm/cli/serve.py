@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings, setting_type
-from chatterbox_vllm.cli.options import load
+from chatterbox_vllm.cli.options import load, with_model
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.settings import (
     ENGINE,
@@ -36,7 +36,7 @@ def serve(*, given: Keywords, quiet: bool) -> None:
     """Serve speech over HTTP, to clients of OpenAI's API and others, until Ctrl-C or SIGTERM."""
     options = server_options(given)
     keywords = {name: value for name, value in given.items() if name not in _OF_SERVER}
-    keywords |= common_quantization(keywords)
+    keywords = with_model(keywords | common_quantization(keywords))
     from chatterbox_vllm.server.logs import start_logging
     from chatterbox_vllm.server.run import bind
 
