@@ -87,11 +87,11 @@ def test_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(model: Path, voices: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(voices: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, running and ready, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", "--model", str(model), "--device", "cpu", "--port", str(port), "--no-watermark"]
+    words = ["serve", "--model", "babble", "--device", "cpu", "--port", str(port), "--no-watermark"]
     environment = os.environ | {"CHATTERBOX_VOICES": str(voices)}
     process = subprocess.Popen(
         [sys.executable, "-m", "chatterbox_vllm", *words], stderr=subprocess.PIPE, text=True, env=environment
@@ -113,9 +113,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_the_command_serves_ends_in_order_and_starts_again(babble: Path, tmp_path: Path) -> None:
+def test_the_command_serves_ends_in_order_and_starts_again(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    with served(babble, tmp_path) as (process, url):
+    with served(tmp_path) as (process, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120)
         body = {"model": "tts-1", "voice": "alloy", "input": TEXT, "extra_body": {"seed": 1}}
         whole = client.audio.speech.create(**body, response_format="wav")
@@ -140,10 +140,10 @@ def test_the_command_serves_ends_in_order_and_starts_again(babble: Path, tmp_pat
         assert got > 2 * len(wave)
         assert process.wait(60) == 0
         client.close()
-    with served(babble, tmp_path) as (process, url):
+    with served(tmp_path) as (process, url):
         process.kill()  # and nothing of it is in the way of the next
         process.wait()
-    with served(babble, tmp_path) as (process, url):
+    with served(tmp_path) as (process, url):
         assert httpx.post(f"{url}/v1/warmup", timeout=120).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0

@@ -12,6 +12,7 @@ import pytest
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.server.names import OPENAI_VOICES
+from chatterbox_vllm.voices.library import VoiceLibrary
 from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, running
 from tests.test_server_sdk import a_clip
 
@@ -158,6 +159,14 @@ def test_sillytavern(http: httpx.Client, server: Running) -> None:
 def test_sillytavern_through_its_own_server(http: httpx.Client) -> None:
     body = {"input": TEXT, "response_format": "mp3", "voice": "narrator", "speed": 1, "model": "tts-1"}
     assert http.post("/v1/audio/speech", json=body).headers["content-type"] == "audio/mpeg"
+
+
+def test_aliases_of_the_library_are_the_servers_too(http: httpx.Client, server: Running) -> None:
+    VoiceLibrary(server.voices).set_alias("the host", "anna")
+    assert http.post("/v1/audio/speech", json={"input": TEXT, "voice": "the host"}).status_code == 200
+    assert server.engine.requests[-1].voice is server.engine.tts.named["anna"]
+    listed = {voice["id"]: voice for voice in http.get("/v1/audio/voices").json()["voices"]}
+    assert listed["the host"]["speaks_as"] == "anna" and listed["narrator"]["speaks_as"] == "bert"
 
 
 def test_batch(http: httpx.Client) -> None:

@@ -36,10 +36,12 @@ for command in (
 
 
 _voices = typer.Typer(
-    help="Voices by name: list, play, show; save and delete those of your own.", context_settings=_HELP
+    help="Voices by name: list, play, show; add, remove and alias those of your own.", context_settings=_HELP
 )
-for command in (voices.save, voices.list_, voices.play, voices.show, voices.delete):
+for command in (voices.save, voices.list_, voices.play, voices.show, voices.delete, voices.alias):
     _voices.command(command.__name__.rstrip("_"), cls=Command, context_settings=_HELP)(command)
+for name, command in (("add", voices.save), ("remove", voices.delete)):  # other words for the same
+    _voices.command(name, cls=Command, context_settings=_HELP, hidden=True)(command)
 app.add_typer(_voices, name="voices")
 
 

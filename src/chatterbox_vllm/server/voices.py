@@ -15,8 +15,8 @@ from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.remote import fetch_public
 from chatterbox_vllm.server.schemas import ListedVoice
-from chatterbox_vllm.voices.library import VoiceLibrary, is_voice_name
-from chatterbox_vllm.voices.records import Records, VoiceRecord, check_label, draw_id
+from chatterbox_vllm.voices.library import VoiceLibrary
+from chatterbox_vllm.voices.records import VoiceRecord, check_label, draw_id
 
 if TYPE_CHECKING:
     from chatterbox_vllm.tts import ChatterboxTTS
@@ -46,7 +46,6 @@ class VoiceBook:
 
     def __init__(self, options: ServerOptions):
         self.library = VoiceLibrary(options.voices_directory)
-        self.records = Records(self.library.directory, "voice", VoiceRecord)
         self._options = options
         self._enrolling = asyncio.Semaphore(_ENROLLING)
         self._own: tuple[str, ...] = ()
@@ -96,27 +95,18 @@ class VoiceBook:
 
     def _named(self, tts: ChatterboxTTS, name: str | None) -> Voice:
         target = name
-        if name is not None and self._saved(name) is None and name not in self._own:
+        if name is not None and self.library.saved_as(name) is None and name not in self._own:
             target = self._stands_for(name)
         if target is None or target == DEFAULT:
             if tts.conds is None:
                 raise ApiError(400, "the model has no voice of its own: name one", "voice", "voice_needed")
             return tts.conds
-        saved = self._saved(target)
+        saved = self.library.saved_as(target)
         if saved is not None:
             return tts.enrol(self.library.get(saved).path)
         if target in self._own:
             return tts.builtin_voice(target)
         raise self.unknown(str(name))
-
-    def _saved(self, name: str) -> str | None:
-        """The file's name of a voice of the library, which is named by id, by file or by what its owner calls it."""
-        if is_voice_name(name):
-            try:
-                return self.library.get(name).name
-            except ConfigError:
-                pass
-        return next((record.id for record in self.records.all() if record.name == name), None)
 
     def _stands_for(self, name: str) -> str | None:
         """What an alias means; None is the default voice.
@@ -124,8 +114,8 @@ class VoiceBook:
         Raises:
             ApiError: the name is no alias.
         """
-        if name in self._options.voice_aliases:
-            return self._options.voice_aliases[name]
+        if (voice := self._aliases().get(name)) is not None:
+            return voice
         if name == DEFAULT:
             return None
         if name in OPENAI_VOICES:
@@ -134,6 +124,10 @@ class VoiceBook:
             others = [own for own in self._own if own != "builtin"]
             return alike[0] if alike else others[OPENAI_VOICES.index(name) % len(others)] if others else None
         raise self.unknown(name)
+
+    def _aliases(self) -> dict[str, str]:
+        """The library's aliases, and before them the server's own."""
+        return self.library.aliases() | self._options.voice_aliases
 
     def unknown(self, name: str) -> ApiError:
         """The answer for a name that means nothing."""
@@ -145,7 +139,7 @@ class VoiceBook:
 
     def listed(self) -> list[ListedVoice]:
         """All voices: those of the library, the model's own, and aliases."""
-        records = {record.id: record for record in self.records.all()}
+        records = {record.id: record for record in self.library.records.all()}
         entries = []
         for saved in self.library.voices():
             known = records.get(saved.name)
@@ -153,7 +147,7 @@ class VoiceBook:
         entries.append(ListedVoice(id=DEFAULT, name=DEFAULT, kind="model"))
         entries += [ListedVoice(id=name, name=name, kind="model") for name in self._own]
         taken = {entry.id for entry in entries}
-        for alias in (*self._options.voice_aliases, *OPENAI_VOICES):
+        for alias in (*self._aliases(), *OPENAI_VOICES):
             if alias not in taken:
                 taken.add(alias)
                 stands = self._stands_for(alias) or DEFAULT
@@ -168,21 +162,20 @@ class VoiceBook:
             ConfigError, OutputError: the name is none, or it cannot be written.
         """
         label = check_label(name)
-        if self._saved(label) is not None:
+        if self.library.saved_as(label) is not None:
             raise ApiError(409, f"there is a voice {label!r} already; choose another name", "name", "name_taken")
         record = VoiceRecord(draw_id("voice"), label, created_at, consent)
         self.library.save(record.id, voice)
-        self.records.put(record)
+        self.library.records.put(record)
         return record
 
     def delete(self, voice: str) -> str | None:
         """Remove a voice of the library by its id or name; None where there is none."""
-        saved = self._saved(voice)
+        saved = self.library.saved_as(voice)
         if saved is None:
             return None
         try:
             self.library.delete(saved)
         except ConfigError:  # somebody else was faster
             return None
-        self.records.delete(saved)
         return saved

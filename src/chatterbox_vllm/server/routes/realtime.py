@@ -100,7 +100,7 @@ class _Session:
         if output.get("format") not in (None, "pcm16") and _kind(output["format"]) != "audio/pcm":
             raise ApiError(400, "audio goes out as audio/pcm of 24000 Hz only", "session.audio.output.format")
         own = {name: session[name] for name in Speaking.model_fields if name in session and name != "instructions"}
-        wishes = {**self.wishes, **own, **{name: output[name] for name in ("voice", "speed") if name in output}}
+        wishes = self.wishes | own | _voice_and_speed(output)
         wishes.pop("model", None)
         Speaking.model_validate(wishes)
         self.wishes = wishes
@@ -127,7 +127,7 @@ class _Session:
         if not text.strip():
             raise ApiError(400, "there is no text to speak: create an item, or give input or instructions", "response")
         output = _output(response)
-        wishes = {**self.wishes, **{name: output[name] for name in ("voice", "speed") if name in output}}
+        wishes = self.wishes | _voice_and_speed(output)
         order = await self.service.speaker.order(
             Speaking.model_validate({**wishes, "model": self.model, "response_format": "pcm"}), text
         )
@@ -184,6 +184,10 @@ def _output(session: dict[str, Any]) -> dict[str, Any]:
     older = {"voice": session.get("voice"), "speed": session.get("speed"), "format": session.get("output_audio_format")}
     found = {**older, **(output if isinstance(output, dict) else {})}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _voice_and_speed(output: dict[str, Any]) -> dict[str, Any]:
+    return {name: output[name] for name in ("voice", "speed") if name in output}
 
 
 def _kind(form: Any) -> Any:
