@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.audio.encode import encode_audio
 from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.server.app import make_app
@@ -201,3 +203,11 @@ def eventually(check: Callable[[], bool], seconds: float = 5.0) -> None:
     while not check():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.01)
+
+
+def a_clip() -> bytes:
+    """Something like a voice: a tone that glides, in syllables."""
+    times = np.arange(3 * RATE) / RATE
+    phase = 2 * np.pi * (140 * times + 20 * np.sin(2 * np.pi * 0.7 * times))
+    wave = sum(np.sin(k * phase) / k for k in range(1, 9)) * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * times))
+    return encode_audio(0.2 * wave.astype(np.float32), RATE, ".wav")

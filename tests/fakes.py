@@ -33,21 +33,27 @@ class ScriptedTalker:
 
     def __init__(self, script: Script) -> None:
         self.script, self.running, self.aborted, self.most = script, {}, [], 0
+        self.as_drawn: set[str] = set()
 
-    def add(self, request_id, prompt, sampling, seed, uniforms=None) -> None:
+    def add(self, request_id, prompt, sampling, seed, uniforms=None, as_drawn=False) -> None:
         assert request_id not in self.running
         tokens = tuple(self.script(prompt.shape[0], sampling))
+        if as_drawn:
+            self.as_drawn.add(request_id)
         self.running[request_id] = (len(tokens), tokens)
         self.most = max(self.most, len(self.running))
 
     def step(self) -> list[T3Output]:
         done = []
         for request_id, (left, tokens) in list(self.running.items()):
+            told = tokens[len(tokens) - left :][:1] if request_id in self.as_drawn else tokens
             if left > 1:
                 self.running[request_id] = (left - 1, tokens)
+                if request_id in self.as_drawn:
+                    done.append(T3Output(request_id, told, None))
             else:
                 del self.running[request_id]
-                done.append(T3Output(request_id, tokens, "stop" if tokens[-1] == END else "length"))
+                done.append(T3Output(request_id, told, "stop" if tokens[-1] == END else "length"))
         return done
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -79,14 +85,31 @@ class ToneS3Gen:
         return torch.rand(1, generator=torch.Generator().manual_seed(seed))
 
     def synthesize(self, requests, steps, between=None):
-        self.batches.append(len(requests))
+        self._work([r.speech_tokens for r in requests], steps, between)
+        return [torch.cat([r.speech_tokens.float(), r.noise]) for r in requests]
+
+    def start_stream(self, prompt, seed):
+        return SimpleNamespace(rendered=0, noise=self.draw_noise(seed, 0, prompt))
+
+    def render_chunks(self, chunks, steps, between=None):
+        self._work([c.tokens for c in chunks], steps, between)
+        return [(self._said(c), self._after(c)) for c in chunks]
+
+    def _said(self, chunk):
+        said = chunk.tokens[: chunk.rendered].float()
+        return torch.cat([said, chunk.state.noise]) if chunk.last else said
+
+    def _after(self, chunk):
+        return SimpleNamespace(rendered=chunk.state.rendered + chunk.rendered, noise=chunk.state.noise)
+
+    def _work(self, tokens, steps, between):
+        self.batches.append(len(tokens))
         for _ in range(steps):
             self.steps += 1
             if between is not None:
                 between()
-        if any(UNLUCKY in r.speech_tokens for r in requests):
+        if any(UNLUCKY in own for own in tokens):
             raise RuntimeError("unlucky")
-        return [torch.cat([r.speech_tokens.float(), r.noise]) for r in requests]
 
 
 def a_voice() -> Voice:

@@ -30,7 +30,7 @@ def test_every_part(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert results["settings"]["tier"] == 12
     assert [row["batch"] for row in results["results"][:4]] == [1, 16, 1, 16]
     stages = [row["stage"] for row in results["results"]]
-    assert stages == ["T3", "T3", "S3Gen", "S3Gen", "first audio", "end to end"]
+    assert stages == ["T3", "T3", "S3Gen", "S3Gen", "streams", "streams", "end to end"]
     assert all(row["median"] > 0 for row in results["results"][:-1])
     whole = results["results"][-1]
     assert whole["runs"] == 1 and whole["x real time, each"] == [whole["x real time"]]

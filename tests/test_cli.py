@@ -96,6 +96,22 @@ def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subproce
     assert len(wave) != len(original) or np.abs(wave - original).max() > 0.01
 
 
+def test_what_is_spoken_to_standard_output_comes_in_parts(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+    text = "Good morning to everybody who is here. " * 3
+    command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "--seed", "3", "-o", "-", "--model", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = process.stdout.read(44 + 2 * 4800)
+        assert process.poll() is None  # it is still speaking
+        rest, errors = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 0, errors
+    assert first[:4] == b"RIFF" and first[8:16] == b"WAVEfmt " and first[36:44] == b"data\xff\xff\xff\xff"
+    wave = np.frombuffer((first + rest)[44:], "<i2") / 32767
+    assert errors.decode().startswith(f"-: {len(wave) / 24_000:.2f} s, seed 3") and wave.std() > 0.01
+    assert Watermarker().detect(wave, 24_000) > 0.9
+    bare = run("say", text, "--seed", 3, "-o", "-", "--model", "demo", "--audio-format", "pcm", text=False)
+    assert bare.stdout == (first + rest)[44:]
+
+
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHATTERBOX_MAX_BATCH_SIZE", "7")
     assert main(["info", "--model", "babble", "--json", str(tmp_path / "info.json")]) == 0

@@ -27,7 +27,7 @@ from chatterbox_vllm import (
     SpeechResult,
     Voice,
 )
-from chatterbox_vllm.engine.request import SpeechChunk
+from chatterbox_vllm.engine.request import AudioChunk, Delivery
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.t3.sampling import Sampling
 
@@ -101,7 +101,7 @@ class Wish:
     priority: int
     deadline: float | None
     label: str
-    whole: bool
+    delivery: Delivery
     patience: int | None
     odd: str | None
 
@@ -129,7 +129,7 @@ WISHES = st.lists(
         priority=st.integers(-1, 1),
         deadline=st.sampled_from([None, None, 0.001, 0.2]),
         label=st.sampled_from(["a", "b", "c", "d/1", "e\ud800"]),
-        whole=st.booleans(),
+        delivery=st.sampled_from(Delivery),
         patience=st.sampled_from([None, None, 0, 2, 7]),
         odd=st.sampled_from([None, None, None, "uniforms", "no numbers", "noise"]),
     ),
@@ -156,13 +156,13 @@ def test_the_scheduler_answers_every_request_once_and_keeps_nothing(wishes: list
     engine = Engine(unruly, max_batch_size=3, max_model_len=900, threads=2)
     scheduler, choice = engine.scheduler, voices(a_voice())
     submitted: dict[int, Wish] = {}
-    events: list[SpeechChunk | SpeechResult] = []
+    events: list[AudioChunk | SpeechResult] = []
     leaving: dict[int, int] = {}
     try:
         for wish in wishes:
             with contextlib.suppress(ChatterboxError):
                 request = wish.request(choice, most_tokens=40)
-                serial = scheduler.submit(request, wish.label, whole=wish.whole)
+                serial = scheduler.submit(request, wish.label, delivery=wish.delivery)
                 submitted[serial] = wish
                 if wish.patience is not None:
                     leaving[serial] = wish.patience
@@ -177,9 +177,9 @@ def test_the_scheduler_answers_every_request_once_and_keeps_nothing(wishes: list
     results = [event for event in events if isinstance(event, SpeechResult)]
     assert sorted(result.serial for result in results) == sorted(submitted)
     for result in results:
-        chunks = [event.audio for event in events if isinstance(event, SpeechChunk) and event.serial == result.serial]
+        chunks = [event.audio for event in events if isinstance(event, AudioChunk) and event.serial == result.serial]
         wish = submitted[result.serial]
-        if result.error is None and wish.whole:
+        if result.error is None and wish.delivery is Delivery.WHOLE:
             assert len(result.audio) == result.samples > 0 and not chunks
         elif result.error is None:
             assert result.audio is None and sum(map(len, chunks)) == result.samples > 0
@@ -220,11 +220,13 @@ class TestOnTheBabblingModel:
                     request = wish.request(choice, most_tokens=25)
                     wait = None if wish.patience is None else wish.patience / 100
                     async with asyncio.timeout(wait):
-                        if wish.whole:
+                        if wish.delivery is Delivery.WHOLE:
                             result = await engine.speak(request, wish.label)
                             return "spoken" if result.error is None else type(result.error).__name__
-                        async with contextlib.aclosing(engine.generate(request, f"{wish.label}{number}")) as chunks:
-                            async for _ in chunks:
+                        stream = wish.delivery is Delivery.STREAM
+                        events = engine.generate(request, f"{wish.label}{number}", stream=stream)
+                        async with contextlib.aclosing(events):
+                            async for _ in events:
                                 pass
                         return "spoken"
                 except (ChatterboxError, TimeoutError) as error:

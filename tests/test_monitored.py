@@ -18,12 +18,12 @@ import torch
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import (
+    AudioChunk,
     ChatterboxTTS,
     ConfigError,
     DeviceError,
     GenerationError,
     QuantizationConfig,
-    SpeechChunk,
     SpeechParameters,
     SpeechRequest,
     SpeechResult,
@@ -92,7 +92,7 @@ class Engine:
 
     async def generate(self, request: SimpleNamespace, request_id: str | None = None) -> AsyncGenerator[Any, None]:
         if request.text == "chunks":
-            yield SpeechChunk(0, "r", torch.zeros(10))
+            yield AudioChunk(0, "r", torch.zeros(10))
         yield (await self.speak(request)).audio
 
     def close(self) -> None:

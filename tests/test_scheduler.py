@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatterbox_vllm import SpeechParameters, SpeechRequest, SpeechResult, Voice
-from chatterbox_vllm.engine.request import MAX_SEED, segment_seed
+from chatterbox_vllm.engine.request import MAX_SEED, Delivery, segment_seed
 from chatterbox_vllm.errors import AbortedError, ConfigError, DeadlineError, GenerationError, TextTooLongError
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import Sampling
@@ -144,9 +144,11 @@ def test_a_long_text_is_spoken_in_segments_and_joined_in_order(voice: Voice) -> 
     assert result.segments == len(pieces) > 5
     rows = [CONFIG.conditioning_length + 4 + len(normalize_punctuation(piece.text)) for piece in pieces]
     assert list(result.speech_tokens) == rows
-    engine.scheduler.submit(SpeechRequest(LONG, voice, SpeechParameters(max_tokens=50, seed=1)), "book", whole=False)
+    engine.scheduler.submit(
+        SpeechRequest(LONG, voice, SpeechParameters(max_tokens=50, seed=1)), "book", delivery=Delivery.SEGMENTS
+    )
     *chunks, last = drain(engine)
-    assert texts_of(chunks) == ["SpeechChunk"] * len(pieces)
+    assert texts_of(chunks) == ["AudioChunk"] * len(pieces)
     assert torch.equal(torch.cat([chunk.audio for chunk in chunks]), result.audio)
     assert last.audio is None and last.error is None and last.samples == len(result.audio)
 

@@ -13,8 +13,7 @@ import pytest
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.voices.library import VoiceLibrary
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, running
-from tests.test_server_sdk import a_clip
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running
 
 TEXT = "It is a truth universally acknowledged, that servers are spoken to."
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER

@@ -8,13 +8,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import openai
 import pytest
 
 from chatterbox_vllm.audio.decode import decode_audio
-from chatterbox_vllm.audio.encode import encode_audio
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, eventually, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, eventually, running
 
 TEXT = "It is a truth universally acknowledged, that servers are spoken to."
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
@@ -39,14 +37,6 @@ def seconds_of(data: bytes, form: str) -> float:
     wave, rate = decode_audio(data)
     assert rate == (48_000 if form == "opus" else RATE)
     return len(wave) / rate
-
-
-def a_clip() -> bytes:
-    """Something like a voice: a tone that glides, in syllables."""
-    times = np.arange(3 * RATE) / RATE
-    phase = 2 * np.pi * (140 * times + 20 * np.sin(2 * np.pi * 0.7 * times))
-    wave = sum(np.sin(k * phase) / k for k in range(1, 9)) * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * times))
-    return encode_audio(0.2 * wave.astype(np.float32), RATE, ".wav")
 
 
 @pytest.mark.parametrize("form", FORMATS)

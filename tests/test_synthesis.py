@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
+from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.synthesis import InlineSynthesis, Outcome, ThreadedSynthesis
+from chatterbox_vllm.engine.to_speak import TokensToSpeak
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.packing import packed_size
 

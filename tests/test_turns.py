@@ -19,6 +19,7 @@ from chatterbox_vllm import (
     SpeechResult,
 )
 from chatterbox_vllm.engine.budgets import Meter
+from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 
@@ -47,7 +48,7 @@ def test_turns() -> None:
 def test_a_sentence_beside_a_book_waits_for_a_few_segments_only(max_batch_size: int) -> None:
     engine, voice = engine_for_books(max_batch_size), a_voice()
     parameters = SpeechParameters(max_tokens=50, seed=1)
-    book = engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", whole=False)
+    book = engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", delivery=Delivery.SEGMENTS)
     for _ in range(25):
         engine.scheduler.step()
     sentence = engine.scheduler.submit(SpeechRequest("Only this.", voice, parameters), "sentence")
@@ -65,7 +66,7 @@ def test_places_are_kept_for_newcomers_where_some_are_expected() -> None:
     engine, voice = engine_for_books(4), a_voice()
     engine.scheduler.reserved = 1
     parameters = SpeechParameters(max_tokens=50, seed=1)
-    engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", whole=False)
+    engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", delivery=Delivery.SEGMENTS)
     for _ in range(5):
         engine.scheduler.step()
     assert engine.scheduler.talking == 3
@@ -129,7 +130,7 @@ def test_a_request_of_higher_priority_overtakes_a_book() -> None:
     engine, voice = engine_for_books(1), a_voice()
     parameters = SpeechParameters(max_tokens=50, seed=1)
     for name in ("one", "two"):
-        engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), name, whole=False)
+        engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), name, delivery=Delivery.SEGMENTS)
     engine.scheduler.step()
     urgent = engine.scheduler.submit(SpeechRequest(BOOK[:900], voice, parameters, priority=-1), "urgent")
     others = 0
@@ -145,7 +146,9 @@ def test_a_request_of_higher_priority_overtakes_a_book() -> None:
 def test_a_caller_who_takes_nothing_is_not_spoken_to_for_ever() -> None:
     engine, voice = engine_for_books(2), a_voice()
     engine.scheduler.max_untaken = 0.5  # seconds, which is 12,000 samples
-    serial = engine.scheduler.submit(SpeechRequest(BOOK, voice, SpeechParameters(max_tokens=50)), whole=False)
+    serial = engine.scheduler.submit(
+        SpeechRequest(BOOK, voice, SpeechParameters(max_tokens=50)), delivery=Delivery.SEGMENTS
+    )
     events = []
     while not engine.scheduler.blocked:
         events += engine.scheduler.step(0.0)
@@ -188,7 +191,7 @@ def test_what_a_stage_raises_is_the_requests_alone() -> None:
     engine = Engine(lambda rows, sampling: [7, END])
     add = engine.talker.add
 
-    def refuse_one(request_id, prompt, sampling, seed, uniforms=None):
+    def refuse_one(request_id, prompt, sampling, seed, uniforms=None, as_drawn=False):
         if sampling.max_tokens == 13:
             raise ValueError("not this one")
         add(request_id, prompt, sampling, seed, uniforms)

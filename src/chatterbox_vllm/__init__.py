@@ -23,7 +23,7 @@ from chatterbox_vllm.errors import (
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.budgets import Limits
-    from chatterbox_vllm.engine.request import SpeechChunk, SpeechParameters, SpeechRequest, SpeechResult
+    from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
     from chatterbox_vllm.quantization.config import QuantizationConfig
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AbortedError",
     "AsyncChatterbox",
+    "AudioChunk",
     "AudioError",
     "BatchError",
     "ChatterboxError",
@@ -51,7 +52,6 @@ __all__ = [
     "OverloadedError",
     "QuantizationConfig",
     "QuantizationMemoryEstimator",
-    "SpeechChunk",
     "SpeechParameters",
     "SpeechRequest",
     "SpeechResult",
@@ -64,11 +64,11 @@ __all__ = [
 # Imported when first asked for: they bring PyTorch, which takes seconds that `--help` and errors need not cost.
 _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
+    "AudioChunk": "chatterbox_vllm.engine.request",
     "ChatterboxTTS": "chatterbox_vllm.tts",
     "Limits": "chatterbox_vllm.engine.budgets",
     "QuantizationConfig": "chatterbox_vllm.quantization.config",
     "QuantizationMemoryEstimator": "chatterbox_vllm.setup.estimate",
-    "SpeechChunk": "chatterbox_vllm.engine.request",
     "SpeechParameters": "chatterbox_vllm.engine.request",
     "SpeechRequest": "chatterbox_vllm.engine.request",
     "SpeechResult": "chatterbox_vllm.engine.request",

@@ -14,10 +14,10 @@ import torch
 from typing_extensions import Self
 
 from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.engine import Engine
-from chatterbox_vllm.engine.job import SAMPLE_RATE
 from chatterbox_vllm.engine.progress import with_progress
-from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
@@ -381,6 +381,42 @@ class ChatterboxTTS:
         settings = SpeechParameters(**parameters)
         voice = self.voice
         return self.run(SpeechRequest(text, voice, _nth(settings, i)) for i, text in enumerate(texts))
+
+    def generate_stream(
+        self,
+        text: str,
+        *,
+        audio_prompt_path: str | os.PathLike[str] | None = None,
+        pauses: Pauses = DEFAULT_PAUSES,
+        clean_text: bool | Cleaning = False,
+        **parameters: Any,
+    ) -> Iterator[AudioChunk | SpeechResult]:
+        """Speak a text of any length; yield its audio in chunks while it is still being spoken.
+
+        The last event is the text's `SpeechResult`: seed, finish reason, sample count, timings, and no audio. The audio
+        is about that of `generate` from the same seed, and as many samples for a text of one piece; how it is cut
+        depends on the text alone, so that the same seed gives the same audio. Closing the iterator ends the work.
+
+        Args:
+            parameters: those of `SpeechParameters`.
+            others: as for `generate`.
+
+        Raises:
+            ConfigError, AudioError, GenerationError: as `generate`, and ConfigError where the model is in use.
+        """
+        settings = SpeechParameters(**parameters)
+        if audio_prompt_path is not None:
+            self.prepare_conditionals(audio_prompt_path)
+        return self.stream(SpeechRequest(text, self.voice, settings, pauses=pauses, clean_text=clean_text))
+
+    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk | SpeechResult]:
+        """`generate_stream` for a request.
+
+        Raises:
+            ConfigError: the model is in use or was shut down.
+            ChatterboxError: the request failed.
+        """
+        return self._engine.stream(request)
 
     def run(
         self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None

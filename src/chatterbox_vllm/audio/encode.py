@@ -162,7 +162,11 @@ def send_audio(file: BinaryIO, wave: Any, rate: int, suffix: str) -> None:
     Raises:
         OutputError: what `encode_audio` refuses, before anything is written; or the file cannot take all of it.
     """
-    data = encode_audio(wave, rate, suffix)
+    send_bytes(file, encode_audio(wave, rate, suffix))
+
+
+def send_bytes(file: BinaryIO, data: bytes) -> None:
+    """Write and flush; raises OutputError if the file cannot take all of it."""
     try:
         file.write(data)
         file.flush()

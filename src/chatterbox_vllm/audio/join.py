@@ -12,13 +12,13 @@ from chatterbox_vllm.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-_FRAME_SECONDS = 0.01
+FRAME_SECONDS = 0.01
 # A frame this far below its piece's loudest is silence: under soft consonants, over the model's own noise.
-_SILENCE_DB = -45.0
+SILENCE_DB = -45.0
 # Silence that stays on each side of a seam: the decay of a sound, and the fade-in that the model gives a piece.
-_MARGIN_SECONDS = 0.02
+MARGIN_SECONDS = 0.02
 # Short against a consonant, long against a click.
-_FADE_SECONDS = 0.005
+FADE_SECONDS = 0.005
 
 
 def join_segments(waves: Sequence[torch.Tensor | np.ndarray], pauses: Sequence[float], rate: int) -> np.ndarray:
@@ -58,8 +58,8 @@ class Joiner:
 
     def __init__(self, rate: int):
         self._rate = rate
-        self._margin = round(_MARGIN_SECONDS * rate)
-        self._fade = round(_FADE_SECONDS * rate)
+        self._margin = round(MARGIN_SECONDS * rate)
+        self._fade = round(FADE_SECONDS * rate)
         # What is still missing of the pause after the last piece; None before the first.
         self._missing: int | None = None
 
@@ -102,11 +102,11 @@ def _samples(wave: torch.Tensor | np.ndarray) -> np.ndarray:
 
 def _outer_silence(wave: np.ndarray, rate: int) -> tuple[int, int]:
     """Samples of silence at the beginning and at the end. The last frame may be a short one."""
-    frame = max(1, round(_FRAME_SECONDS * rate))
+    frame = max(1, round(FRAME_SECONDS * rate))
     starts = np.arange(0, len(wave), frame)
     sizes = np.minimum(frame, len(wave) - starts)
     power = np.add.reduceat(np.square(wave, dtype=np.float64), starts) / sizes
-    sounding = np.flatnonzero(power > power.max() * 10 ** (_SILENCE_DB / 10))
+    sounding = np.flatnonzero(power > power.max() * 10 ** (SILENCE_DB / 10))
     if not len(sounding):
         return 0, 0
     last = sounding[-1]
@@ -120,11 +120,11 @@ def _faded(wave: np.ndarray, filled: int, rise: int, fall: int) -> np.ndarray:
     out = np.zeros(filled + len(wave), np.float32)
     out[filled:] = wave
     rise, fall = min(rise, len(wave) // 2), min(fall, len(wave) // 2)
-    out[filled : filled + rise] *= _raised_cosine(rise)
-    out[len(out) - fall :] *= _raised_cosine(fall)[::-1]
+    out[filled : filled + rise] *= raised_cosine(rise)
+    out[len(out) - fall :] *= raised_cosine(fall)[::-1]
     return out
 
 
-def _raised_cosine(length: int) -> np.ndarray:
+def raised_cosine(length: int) -> np.ndarray:
     """From just above 0 to just below 1."""
     return (0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / max(1, length))).astype(np.float32)

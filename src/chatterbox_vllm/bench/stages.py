@@ -1,8 +1,7 @@
-"""T3 alone, S3Gen alone, and the time to the first audio."""
+"""T3 alone and S3Gen alone."""
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters, SpeechRequest
-from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
-from chatterbox_vllm.serving.async_engine import AsyncChatterbox
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
+from chatterbox_vllm.engine.to_speak import TokensToSpeak
 from chatterbox_vllm.tts import ChatterboxTTS
 
 SENTENCE = "The quick brown fox jumps over the lazy dog, and then it does so once more, to be quite sure of it."
@@ -67,24 +65,6 @@ def s3gen_rows(
             spread = _spread("x real time", partial(run, batch), repeats)
             rows.append({"stage": "S3Gen", "batch": batch, "speech s": seconds, **spread})
     return rows
-
-
-def latency_row(tts: ChatterboxTTS, tokens: int, repeats: int) -> Row:
-    """Seconds from the request to its first chunk of audio, one request at a time, nothing else running."""
-
-    async def main() -> list[float]:
-        times = []
-        async with AsyncChatterbox(tts) as engine:
-            for seed in range(repeats + 1):
-                start = time.perf_counter()
-                parameters = SpeechParameters(max_tokens=tokens, seed=seed)
-                async for _ in engine.generate(SpeechRequest(SENTENCE, tts.voice, parameters)):
-                    times.append(time.perf_counter() - start)
-                    break
-        return times[1:]
-
-    times = asyncio.run(main())
-    return {"stage": "first audio", "batch": 1, "speech s": tokens / TOKENS_PER_SECOND, **_summary("s", times)}
 
 
 def _spread(unit: str, measure: Callable[[], float], repeats: int) -> Row:

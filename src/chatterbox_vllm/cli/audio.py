@@ -11,13 +11,14 @@ from typing_extensions import Self
 from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, claim_standard_output
 from chatterbox_vllm.errors import ConfigError
 
-# Those of audio/encode.py, which takes a while to import.
-AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "m4a", "aac"]
+# Those of audio/encode.py, which takes a while to import; and bare samples, for standard output alone.
+AudioFormat = Literal["wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "pcm"]
+_STREAMED = (".wav", ".pcm")
 
 
 @dataclass
 class Destination:
-    """A file in the format of its suffix, or standard output. Whole or not at all; nothing else goes there.
+    """A file in the format of its suffix, whole or not at all; or standard output, to which nothing else goes.
 
     Use it as a context manager.
     """
@@ -37,7 +38,12 @@ class Destination:
         from chatterbox_vllm.audio.encode import check_output, check_suffix
 
         if path == STANDARD_OUTPUT:
-            return cls(path, check_suffix(f".{audio_format or 'wav'}"), claim_standard_output())
+            suffix = f".{audio_format or 'wav'}"
+            return cls(path, suffix if suffix in _STREAMED else check_suffix(suffix), claim_standard_output())
+        if audio_format == "pcm":
+            raise ConfigError(
+                "--audio-format pcm is bare samples, for standard output (--output -); name a file's format"
+            )
         if audio_format is not None and path.suffix.lower() != f".{audio_format}":
             raise ConfigError(f"--audio-format {audio_format} and --output {path} name two formats: leave out the one")
         check_output(path)
@@ -49,6 +55,24 @@ class Destination:
     def __exit__(self, *_: object) -> None:
         if self.stream is not None:
             self.stream.close()
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether `write_part` serves it, so that whoever listens hears the first samples at once."""
+        return self.stream is not None and self.suffix in _STREAMED
+
+    def write_part(self, wave: Any, rate: int, first: bool) -> None:
+        """Send the next part of the audio, 16-bit samples: floats (samples,) at `rate` Hz.
+
+        Raises:
+            OutputError: it cannot be sent.
+        """
+        from chatterbox_vllm.audio.encode import send_bytes
+        from chatterbox_vllm.audio.raw import pcm_samples, wav_header
+
+        assert self.stream is not None  # it takes parts
+        head = wav_header(rate) if first and self.suffix == ".wav" else b""
+        send_bytes(self.stream, head + pcm_samples(wave))
 
     def write(self, wave: Any, rate: int) -> None:
         """Write all of the audio: floats (samples,) at `rate` Hz.

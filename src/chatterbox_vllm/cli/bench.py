@@ -30,7 +30,7 @@ class Part(StrEnum):
 
     T3 = "t3"
     S3GEN = "s3gen"
-    LATENCY = "latency"
+    STREAMS = "streams"
     END_TO_END = "end-to-end"
     UPSTREAM = "upstream"
 
@@ -65,7 +65,7 @@ class Measured:
 def bench(
     *,
     only: Annotated[
-        list[Part], typer.Option(metavar="PART…", help="parts to run: t3, s3gen, latency, end-to-end, upstream")
+        list[Part], typer.Option(metavar="PART…", help="parts to run: t3, s3gen, streams, end-to-end, upstream")
     ] = _USUAL,
     batch_sizes: Annotated[
         list[int] | None,
@@ -73,12 +73,12 @@ def bench(
             "--batch-sizes",
             "--batch",
             metavar="N…",
-            help="batch sizes of T3 and S3Gen",
+            help="batch sizes of T3 and S3Gen, and numbers of streams",
             show_default="1 and the engine's own, which a tier may say",
         ),
     ] = None,
     lengths: Annotated[list[float], typer.Option(metavar="S…", help="seconds of speech, S3Gen")] = [10.0],  # noqa: B006
-    tokens: Annotated[int, typer.Option(metavar="N", help="speech tokens a request, T3 and latency")] = 250,
+    tokens: Annotated[int, typer.Option(metavar="N", help="speech tokens a request, T3 and streams")] = 250,
     repeats: Annotated[int, typer.Option(metavar="N", help="runs after the first, which warms up")] = 3,
     file: Annotated[
         Path | None,
@@ -87,7 +87,7 @@ def bench(
             "-f",
             "--text",
             metavar="FILE",
-            help="text of end-to-end and of upstream (UTF-8)",
+            help="text of streams, end-to-end and upstream (UTF-8)",
             show_default="one of ours",
         ),
     ] = None,
@@ -158,7 +158,8 @@ def _measure(
     json: Path | None,
 ) -> list[dict[str, Any]]:
     """All parts in turn, each printed when it is done."""
-    from chatterbox_vllm.bench.stages import latency_row, s3gen_rows, t3_rows
+    from chatterbox_vllm.bench.stages import SENTENCE, s3gen_rows, t3_rows
+    from chatterbox_vllm.bench.streams import stream_rows
     from chatterbox_vllm.bench.texts import batch_sizes
     from chatterbox_vllm.bench.upstream import side_by_side_rows
     from chatterbox_vllm.cli.tables import of_rows, show, side_by_side
@@ -167,7 +168,7 @@ def _measure(
     parts: dict[Part, Callable[[], list[dict[str, Any]]]] = {
         Part.T3: lambda: t3_rows(tts, sizes, m.tokens, m.repeats),
         Part.S3GEN: lambda: s3gen_rows(tts, sizes, m.lengths, m.steps, m.repeats),
-        Part.LATENCY: lambda: [latency_row(tts, m.tokens, m.repeats)],
+        Part.STREAMS: lambda: stream_rows(tts, sizes, m.text or SENTENCE, m.tokens, m.repeats),
         Part.END_TO_END: lambda: [_end_to_end(tts, m)],
     }
     if upstream is not None:

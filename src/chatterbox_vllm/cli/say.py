@@ -1,4 +1,4 @@
-"""`chatterbox-vllm say`: one text into one audio file."""
+"""`chatterbox-vllm say`: one text into one audio file, or into whoever listens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.engine.request import SpeechResult
+    from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
+    from chatterbox_vllm.tts import ChatterboxTTS
 
 _TOKENS_PER_SECOND = 25
 BABBLES = "babble: the model's weights are synthetic"
@@ -35,7 +36,11 @@ def say(
         ),
     ],
     audio_format: Annotated[
-        AudioFormat | None, typer.Option(help="of the audio", show_default="by the suffix; wav on standard output")
+        AudioFormat | None,
+        typer.Option(
+            help="of the audio; on standard output wav and pcm (16-bit samples at 24 kHz) come while it is spoken",
+            show_default="by the suffix; wav on standard output",
+        ),
     ] = None,
     voice: VoiceOption = None,
     given: Keywords,
@@ -64,11 +69,15 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
             tts.prepare_conditionals(clip)
         if tts.conds is None:
             raise ConfigError(f"{tts.directory} has no built-in voice: give a reference clip with --voice")
-        result = _speak(tts.run, SpeechRequest(words, tts.conds, parameters, pauses=pauses, clean_text=clean_text))
-        if result.audio is None:
-            raise result.error or ConfigError("nothing was spoken")
-        destination.write(result.audio.numpy(), tts.sr)
-        seconds = len(result.audio) / tts.sr
+        request = SpeechRequest(words, tts.conds, parameters, pauses=pauses, clean_text=clean_text)
+        if destination.takes_parts:
+            result = _stream(tts, request, destination)
+        else:
+            result = _speak(tts.run, request)
+            if result.audio is None:
+                raise result.error or ConfigError("nothing was spoken")
+            destination.write(result.audio.numpy(), tts.sr)
+        seconds = result.samples / tts.sr
     notes = [f"{seconds:.2f} s", f"seed {result.seed}"]
     if result.finish_reason == "length":
         limit = "" if parameters.max_tokens is None else f" {parameters.max_tokens}"
@@ -77,6 +86,17 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
         notes.append(BABBLES)
     if not quiet:
         print(f"{output}: {', '.join(notes)}", file=beside(output))
+
+
+def _stream(tts: ChatterboxTTS, request: SpeechRequest, destination: Destination) -> SpeechResult:
+    """Send the audio of a request as it is rendered."""
+    from chatterbox_vllm.engine.request import AudioChunk
+
+    for event in tts.stream(request):
+        if not isinstance(event, AudioChunk):
+            return event
+        destination.write_part(event.audio.numpy(), tts.sr, first=event.start == 0)
+    raise ConfigError("nothing was spoken")
 
 
 def _speak(run: Callable[..., Any], request: Any) -> SpeechResult:

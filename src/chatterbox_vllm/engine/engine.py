@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
 
-from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
-from chatterbox_vllm.engine.run import run_all
+from chatterbox_vllm.engine.request import AudioChunk, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.run import run_all, stream_one
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import Synthesis
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.t3.vllm.stage import T3Stage
+
+T = TypeVar("T")
 
 _SHUT_DOWN = "this model was shut down; load it again"
 
@@ -54,25 +57,37 @@ class Engine:
 
     def run(
         self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
-    ) -> Iterator[SpeechResult]:
+    ) -> Generator[SpeechResult, None, None]:
         """`run_all` as the engine's one user.
 
         Raises:
             ConfigError: see `lend`; also where the model is shut down meanwhile.
         """
+        return self._alone(run_all(self.scheduler, requests, on_step))
+
+    def stream(self, request: SpeechRequest) -> Generator[AudioChunk | SpeechResult, None, None]:
+        """A request's chunks as they are rendered, then its result; the engine's one user meanwhile.
+
+        Raises:
+            ConfigError: as `run`.
+            ChatterboxError: the request failed.
+        """
+        return self._alone(stream_one(self.scheduler, request))
+
+    def _alone(self, events: Generator[T, None, None]) -> Generator[T, None, None]:
+        """What the engine's one user gets, from when it is first asked for."""
         self.lend()
-        results = run_all(self.scheduler, requests, on_step)
         try:
             while True:
                 with self._stepping:
                     if self.is_shut_down:
                         raise ConfigError(_SHUT_DOWN)
-                    result = next(results, None)
-                if result is None:
+                    event = next(events, None)
+                if event is None:
                     return
-                yield result
+                yield event
         finally:
-            results.close()
+            events.close()
             self.give_back()
 
     def shutdown(self) -> bool:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_vllm.audio.join import Joiner
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE, SpeechStream
 from chatterbox_vllm.engine.prompts import Piece, Script
-from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult, Timings
-from chatterbox_vllm.errors import ChatterboxError
-
-SAMPLE_RATE = 24_000
+from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, Timings
+from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
+from chatterbox_vllm.errors import ChatterboxError, GenerationError
 
 
 @dataclass(eq=False)
@@ -24,7 +24,8 @@ class Job:
     Attributes:
         serial: its number, which no other request ever has.
         label: the caller's name for it.
-        whole: keep the audio for the result; otherwise it goes out in chunks and is forgotten.
+        delivery: how the audio goes out; what goes out in chunks is forgotten.
+        stream: of a request whose delivery is that.
         script: None until it is prepared.
         admitted, talked: how many pieces were given to T3, and how many it has finished.
         waiting_samples: that went out in chunks and that the caller has not taken.
@@ -35,7 +36,8 @@ class Job:
     index: int
     request: SpeechRequest
     seed: int
-    whole: bool
+    delivery: Delivery
+    stream: SpeechStream | None = None
     script: Script | None = None
     admitted: int = 0
     talked: int = 0
@@ -52,6 +54,12 @@ class Job:
     submitted: float = field(default_factory=time.monotonic)
     first_admission: float = 0.0
     last_token: float = 0.0
+    first_audio: float = 0.0  # that went out
+
+    @property
+    def whole(self) -> bool:
+        """Whether the audio is kept for the result."""
+        return self.delivery is Delivery.WHOLE
 
     @property
     def pieces(self) -> list[Piece]:
@@ -66,18 +74,39 @@ class Job:
         """A name for piece k that is new at every attempt."""
         return f"{self.serial}/{k}/{self.attempts.get(k, 0)}"
 
-    def voiced(self, k: int, wave: torch.Tensor) -> list[torch.Tensor]:
-        """Take in the audio of piece k; return what is now ready, in the text's order."""
+    def next_chunk(self) -> ChunkToSpeak | None:
+        """Of a stream, what S3Gen can speak next; a piece begins when the one before it is out."""
+        if self.stream is None or self.delivered >= len(self.pieces):
+            return None
+        return self.stream.next_chunk(self.delivered, self.pieces[self.delivered], self.samples)
+
+    def spoke_chunk(self, k: int, chunk: SpokenChunk) -> list[AudioChunk]:
+        """Take in a chunk of piece k; return what is now ready, which may be nothing."""
+        assert self.stream is not None  # it has chunks
+        audio = self.stream.spoken(k, self.pieces[k], len(self.pieces), chunk)
+        self.delivered += chunk.last
+        return [self._goes_out(audio)] if len(audio) else []
+
+    def voiced(self, k: int, wave: torch.Tensor) -> list[AudioChunk]:
+        """Take in the audio of piece k; return what is now ready, in the text's order: nothing of what is kept."""
         self._voiced[k] = wave
         ready = []
         while self.delivered in self._voiced:
             wave = self._joined(self.delivered, self._voiced.pop(self.delivered))
             self.delivered += 1
-            self.samples += len(wave)
             if self.whole:
+                self.samples += len(wave)
                 self._kept.append(wave)
-            ready.append(wave)
+            else:
+                ready.append(self._goes_out(wave))
         return ready
+
+    def _goes_out(self, audio: torch.Tensor) -> AudioChunk:
+        chunk = AudioChunk(self.serial, self.label, audio, self.samples)
+        self.first_audio = self.first_audio or time.monotonic()
+        self.samples += len(audio)
+        self.waiting_samples += len(audio)
+        return chunk
 
     def _joined(self, k: int, wave: torch.Tensor) -> torch.Tensor:
         """What piece k adds to the whole, with the silences that the text asks for around it."""
@@ -119,6 +148,16 @@ class Job:
             timings=self.timings(),
         )
 
+    def mute(self, k: int, tried: int) -> GenerationError:
+        """What to tell of piece k, which stayed without a sound at so many attempts."""
+        text = self.pieces[k].segment.text
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        times = "time" if tried == 1 else "times"
+        return GenerationError(
+            f"the model ended its speech before the first sound of {shown!r}, {tried} {times} (seed {self.seed}); "
+            "try another seed, or put the words differently"
+        )
+
     def timings(self) -> Timings:
         """Up to now."""
         now = time.monotonic()
@@ -129,4 +168,5 @@ class Job:
             talking=max(0.0, talked - admitted),
             voicing=max(0.0, now - talked),
             total=now - self.submitted,
+            first_audio=self.first_audio - self.submitted if self.first_audio else 0.0,
         )

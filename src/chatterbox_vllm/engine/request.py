@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from chatterbox_vllm.text.clean import Cleaning
 from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.voice import Voice
 
-__all__ = ["MAX_SEED", "SpeechChunk", "SpeechParameters", "SpeechRequest", "SpeechResult", "Timings"]
+__all__ = ["MAX_SEED", "AudioChunk", "Delivery", "SpeechParameters", "SpeechRequest", "SpeechResult", "Timings"]
 
 TOKENS_PER_SECOND = 25  # speech tokens
 # Odd and far from the differences that callers give to neighbouring requests.
@@ -82,6 +83,14 @@ def _are_uniforms(values: object) -> bool:
     )
 
 
+class Delivery(Enum):
+    """How a request's audio reaches its caller."""
+
+    WHOLE = "whole"  # in the result
+    SEGMENTS = "segments"  # in chunks, each a whole segment
+    STREAM = "stream"  # in chunks that are rendered while T3 speaks
+
+
 @dataclass(frozen=True)
 class Timings:
     """Where a request's time went, in seconds.
@@ -91,24 +100,31 @@ class Timings:
         talking: from there to T3's last token.
         voicing: from there to the finished audio.
         total: all of it.
+        first_audio: from submission to the first audio that went out in chunks; 0 where none did.
     """
 
     queued: float = 0.0
     talking: float = 0.0
     voicing: float = 0.0
     total: float = 0.0
+    first_audio: float = 0.0
 
 
 @dataclass(frozen=True)
-class SpeechChunk:
-    """The next part of a request's audio, ready before the whole: [samples] float32.
+class AudioChunk:
+    """The next part of a request's audio, ready before the whole.
 
     A request's chunks, one after the other, are its whole audio.
+
+    Attributes:
+        audio: [n] float32 on the CPU at the model's sample rate, n > 0.
+        start: the place of its first sample in the whole audio.
     """
 
     serial: int
     request_id: str
     audio: torch.Tensor
+    start: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable
 
-from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.scheduler import Scheduler
 
 
@@ -44,6 +44,30 @@ def run_all(
         for serial in ours:
             scheduler.abort(serial)
         scheduler.collect()  # nobody is left to hear of them
+
+
+def stream_one(scheduler: Scheduler, request: SpeechRequest) -> Generator[AudioChunk | SpeechResult, None, None]:
+    """Speak one request; yield its chunks as they are rendered, and its result at the end. Closing early drops it.
+
+    Audio is rendered as far ahead as the engine has got when the caller asks for the next chunk.
+
+    Raises:
+        ChatterboxError: the request failed.
+    """
+    serial = scheduler.submit(request, delivery=Delivery.STREAM)
+    try:
+        while True:
+            for event in scheduler.step():
+                if isinstance(event, SpeechResult):
+                    if event.error is not None:
+                        raise event.error
+                    yield event
+                    return
+                scheduler.taken(serial, len(event.audio))
+                yield event
+    finally:
+        scheduler.abort(serial)
+        scheduler.collect()  # nobody is left to hear of it
 
 
 def _length(entry: tuple[int, object]) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 
 from chatterbox_vllm.cuda.transfer import rows_to_host
+from chatterbox_vllm.engine.shares import TimeShares
+from chatterbox_vllm.engine.to_speak import ChunkToSpeak, Spoken, SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.s3gen.streaming.state import StreamChunk
 from chatterbox_vllm.voices.voice import Voice
 
 # Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
@@ -20,6 +23,8 @@ MOST_FRAMES = 48_000
 # utterance and 1.4 us a frame for 32.
 _BATCH_COST = 1500
 _FILLED_UP = 1.1  # how much longer batches become by being filled up, as an estimate
+# While there are streams no batch is longer, so that a new one need not wait: 0.13 s on an H200.
+_FRAMES_BESIDE_STREAMS = 8192
 _LONGEST_TOKENS = 1000  # of an utterance, as published: 40 s
 
 
@@ -27,32 +32,14 @@ class AbandonedError(Exception):
     """Nobody waits for this batch any more."""
 
 
-@dataclass(frozen=True)
-class TokensToSpeak:
-    """One utterance for S3Gen.
-
-    Attributes:
-        speech_tokens: codebook ids only, special tokens removed.
-        steps: diffusion steps.
-        noise: given, or drawn from `seed` on the stage's device.
-        order: of those that wait, the lowest goes first; of one order, who has waited longest.
-    """
-
-    speech_tokens: tuple[int, ...]
-    voice: Voice
-    steps: int
-    seed: int
-    noise: S3GenNoise | None = None
-    order: float = 0.0
-
-
 class S3GenStage:
-    """Runs S3Gen over batches of utterances of one step count; each result is what the utterance gets alone."""
+    """Runs S3Gen over batches of utterances, or of chunks, of one step count; each gets what it would get alone."""
 
     def __init__(self, model: S3Gen, max_batch_size: int, max_frames: int = MOST_FRAMES):
         self.model = model
         self.max_frames = max_frames
         self.max_batch_size = max_batch_size
+        self._shares = TimeShares()
 
     def release(self) -> None:
         """Let the model go; nothing runs here any more."""
@@ -67,13 +54,14 @@ class S3GenStage:
         longest = self.model.frames(_LONGEST_TOKENS, voice.prompt)[0]
         return self.model.record_graphs(min(self.max_frames, self.max_batch_size * longest), longest)
 
-    def choose(self, waiting: Sequence[TokensToSpeak]) -> list[int]:
+    def choose(self, waiting: Sequence[ToSpeak]) -> list[int]:
         """Indices of those to run next: the most urgent, then as many as make good use of the time.
 
-        All of one step count, at most `max_batch_size`, and no more frames than memory is meant for. Batches are filled
-        up to few sizes, so one more utterance can cost half a batch of frames that are none. Of those equally urgent
-        the longest go first, as what fits in the end is short, and the batch ends where it and what is left over
-        together take the least time.
+        Chunks and whole utterances take turns as `TimeShares` says. While there are streams, batches are short.
+        All of one kind and step count, at most `max_batch_size`, and no more frames than memory is meant for. Batches
+        are filled up to few sizes, so one more utterance can cost half a batch of frames that are none. Of those
+        equally urgent the longest go first, as what fits in the end is short, and the batch ends where it and what is
+        left over together take the least time.
 
         Args:
             waiting: those who wait longest first.
@@ -81,14 +69,17 @@ class S3GenStage:
         if not waiting:
             return []
         lengths = [self._frames(utterance) for utterance in waiting]
-        first = min(range(len(waiting)), key=lambda i: waiting[i].order)
-        alike = [i for i in range(len(waiting)) if waiting[i].steps == waiting[first].steps and i != first]
+        kind = self._shares.next(waiting)
+        places = [i for i, utterance in enumerate(waiting) if isinstance(utterance, kind)]
+        first = min(places, key=lambda i: waiting[i].order)
+        alike = [i for i in places if waiting[i].steps == waiting[first].steps and i != first]
         order = [first, *sorted(alike, key=lambda i: (waiting[i].order, -lengths[i]))]
+        most = min(self.max_frames, _FRAMES_BESIDE_STREAMS) if self._shares.streaming else self.max_frames
         best, least = 1, math.inf
         for count in range(1, min(len(order), self.max_batch_size) + 1):
             batch, left = [lengths[i] for i in order[:count]], [lengths[i] for i in order[count:]]
             computed = self.model.frames_computed(batch)
-            if count > 1 and computed > self.max_frames:
+            if count > 1 and computed > most:
                 break
             time = _BATCH_COST + computed + self._time_of_all(left)
             if time <= least:
@@ -106,18 +97,24 @@ class S3GenStage:
         batches = max(math.ceil(sum(lengths) / self.max_frames), math.ceil(len(lengths) / self.max_batch_size))
         return batches * _BATCH_COST + _FILLED_UP * sum(lengths)
 
-    def _frames(self, utterance: TokensToSpeak) -> int:
-        return self.model.frames(len(utterance.speech_tokens), utterance.voice.prompt)[0]
+    def _frames(self, utterance: ToSpeak) -> int:
+        return self.model.frames(utterance.window, utterance.voice.prompt)[0]
 
+    @overload
     def run(
         self, utterances: Sequence[TokensToSpeak], between: Callable[[], object] | None = None
-    ) -> list[torch.Tensor | ChatterboxError]:
+    ) -> list[torch.Tensor | ChatterboxError]: ...
+    @overload
+    def run(
+        self, utterances: Sequence[ToSpeak], between: Callable[[], object] | None = None
+    ) -> list[Spoken | ChatterboxError]: ...
+    def run(self, utterances: Sequence[ToSpeak], between: Callable[[], object] | None = None) -> list[Any]:
         """Waveforms [samples], float32 on the CPU, or the error of an utterance that could not be spoken.
 
         The waveforms of a batch may share a block of memory: copy what is kept.
 
-        At most `max_batch_size` utterances, all of one step count. Where a batch fails, its utterances are tried one by
-        one, so that the one at fault does not take the others with it.
+        At most `max_batch_size` utterances, or as many chunks, all of one step count. Where a batch fails, its
+        utterances are tried one by one, so that the one at fault does not take the others with it.
 
         Args:
             between: called between the steps of the flow; it may raise `AbandonedError`.
@@ -126,7 +123,11 @@ class S3GenStage:
             AbandonedError: of `between`.
         """
         try:
-            return list(self._synthesize(utterances, between))
+            chunks = [utterance for utterance in utterances if isinstance(utterance, ChunkToSpeak)]
+            if chunks:
+                return list(self._render(chunks, between))
+            wholes = [utterance for utterance in utterances if isinstance(utterance, TokensToSpeak)]
+            return list(self._synthesize(wholes, between))
         except AbandonedError:
             raise
         except Exception as error:
@@ -146,6 +147,22 @@ class S3GenStage:
             for utterance in utterances
         ]
         return rows_to_host(self.model.synthesize(requests, utterances[0].steps, between))
+
+    def _render(self, chunks: Sequence[ChunkToSpeak], between: Callable[[], object] | None) -> list[SpokenChunk]:
+        states = [
+            self.model.start_stream(chunk.voice.prompt, chunk.seed) if chunk.before is None else chunk.before.state
+            for chunk in chunks
+        ]
+        given = [
+            StreamChunk(state, torch.tensor(chunk.tokens, dtype=torch.int64), chunk.rendered, chunk.last)
+            for chunk, state in zip(chunks, states, strict=True)
+        ]
+        rendered = self.model.render_chunks(given, chunks[0].steps, between)
+        waves = rows_to_host([wave for wave, _ in rendered])
+        return [
+            SpokenChunk(wave, state, chunk.last)
+            for chunk, wave, (_, state) in zip(chunks, waves, rendered, strict=True)
+        ]
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
         return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice.prompt)

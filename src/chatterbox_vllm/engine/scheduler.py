@@ -12,25 +12,23 @@ import heapq
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
-
-import torch
+from collections.abc import Callable, Iterator
 
 from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.engine.job import SAMPLE_RATE, Job
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
+from chatterbox_vllm.engine.job import Job
 from chatterbox_vllm.engine.preparation import Preparation
-from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed, segment_seed
-from chatterbox_vllm.engine.s3gen_stage import TokensToSpeak
+from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
+from chatterbox_vllm.engine.talker import Talker
+from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
-from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.stage import T3Output
 
 logger = logging.getLogger(__name__)
 
-Event = SpeechChunk | SpeechResult
+Event = AudioChunk | SpeechResult
 # Tries at a piece that the model ends before its first sound.
 _ATTEMPTS = 3
 # How long to wait for S3Gen where a request may come out of preparation meanwhile.
@@ -43,21 +41,6 @@ _SHARE_TAKEN_TOGETHER = 1 / 16
 _SHARE_VOICED_TOGETHER = 1 / 8
 
 
-class Talker(Protocol):
-    """What the scheduler needs of its T3 stage."""
-
-    def add(
-        self,
-        request_id: str,
-        prompt: torch.Tensor,
-        sampling: Sampling,
-        seed: int,
-        uniforms: Sequence[float] | None = None,
-    ) -> None: ...
-    def step(self) -> list[T3Output]: ...
-    def abort(self, request_ids: Sequence[str]) -> None: ...
-
-
 class Scheduler:
     """Speaks many requests through both stages at once. Not for several threads: `AsyncChatterbox` is.
 
@@ -67,6 +50,8 @@ class Scheduler:
 
     Args:
         max_untaken: seconds.
+        chunk_plan: how streams are cut.
+        lookahead: speech tokens that S3Gen has to see behind a chunk.
 
     Attributes:
         reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
@@ -83,6 +68,8 @@ class Scheduler:
         max_admitted: int,
         max_waiting: int,
         max_untaken: float = 120.0,
+        chunk_plan: ChunkPlan = STEADY,
+        lookahead: int = 3,
     ):
         self.config = config
         self.preparation = preparation
@@ -91,12 +78,14 @@ class Scheduler:
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
+        self.chunk_plan, self.lookahead = chunk_plan, lookahead
         self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
         self._filled = False  # all places were taken, and few are free again
         self._jobs: dict[int, Job] = {}
         self._turns: Turns[Job] = Turns()
+        self._streams: dict[int, Job] = {}  # those of the jobs that are streams
         self._paused: set[int] = set()  # until their callers take what is ready
         self._talking: dict[str, tuple[Job, int]] = {}  # by piece id
         self._spoken: dict[str, TokensToSpeak] = {}  # by T3, until S3Gen gets them
@@ -105,14 +94,19 @@ class Scheduler:
         self._serials = itertools.count()
         self._ready: list[Event] = []
 
-    def submit(self, request: SpeechRequest, label: str | None = None, index: int = 0, whole: bool = True) -> int:
+    def submit(
+        self,
+        request: SpeechRequest,
+        label: str | None = None,
+        index: int = 0,
+        delivery: Delivery = Delivery.WHOLE,
+    ) -> int:
         """Queue a request; its result comes out of a later `step`, a refusal too.
 
         Args:
             label: the caller's name for it, or None for one of ours. Names need not differ.
             index: handed back in the result.
-            whole: the result holds all the audio. Otherwise each chunk comes as soon as it is ready, and what the
-                caller has taken is reported by `taken`.
+            delivery: where the audio goes out in chunks, what the caller has taken is reported by `taken`.
 
         Returns:
             the request's number.
@@ -130,9 +124,15 @@ class Scheduler:
             index,
             request,
             draw_seed() if seed is None else seed,
-            whole,
+            delivery,
         )
         self._jobs[serial] = job
+        if delivery is Delivery.STREAM:
+            job.stream = SpeechStream(request, job.seed, self.chunk_plan, self.lookahead)
+            self._streams[serial] = job
+            if request.noise is not None:
+                self._fail(job, ConfigError("a stream draws its own noise: leave noise out, or do not stream"))
+                return serial
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (job.submitted + request.deadline, serial))
         self.preparation.add(serial, request)
@@ -199,6 +199,7 @@ class Scheduler:
             for output in self.talker.step():
                 self._hear(output)
         self._hand_over()
+        self._cut_chunks()
         idle = not self._talking and not self._ready
         if idle and self.preparation.pending:
             patience = min(patience, _GLANCE)
@@ -256,7 +257,7 @@ class Scheduler:
                 self._talk(job, job.admitted)
                 job.first_admission = job.first_admission or time.monotonic()
                 job.admitted += 1
-                if job.admitted < len(job.pieces):
+                if job.admitted < len(job.pieces) and job.stream is None:
                     self._turns.add(job, job.request.priority)
             self._filled = self._filled or len(self._talking) >= places
         for job in reversed(passed_over):
@@ -268,7 +269,8 @@ class Scheduler:
         piece, piece_id = job.pieces[k], job.piece_id(k)
         prompt = self.preparation.prompts.prompt(job.script.conditioning, piece)
         seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
-        self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms)
+        as_drawn = job.stream is not None
+        self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms, as_drawn=as_drawn)
         self._talking[piece_id] = job, k
         job.live.add(piece_id)
 
@@ -279,6 +281,10 @@ class Scheduler:
         """
         if not self.voicing.works_in_poll or self.voicing.waiting >= self.max_waiting // 2:
             return False
+        if any(job.stream is not None for job, _ in self._voicing.values()):
+            return False
+        if any(job.stream is not None and not job.samples for job, _ in self._talking.values()):
+            return True
         beginning = any(k == 0 for _, k in self._talking.values())
         return beginning and not any(k == 0 for _, k in self._voicing.values())
 
@@ -286,10 +292,16 @@ class Scheduler:
         return job.waiting_samples > self.max_untaken * SAMPLE_RATE
 
     def _hear(self, output: T3Output) -> None:
-        """T3 has finished a piece."""
-        job, k = self._talking.pop(output.request_id)
-        job.live.discard(output.request_id)
+        """T3 has finished a piece, or spoken on in a stream's."""
+        job, k = self._talking[output.request_id]
         tokens = self._speech(output.token_ids)
+        if job.stream is not None:
+            job.stream.hear(k, tokens)
+            tokens = job.stream.tokens(k)
+        if output.finish_reason is None:
+            return
+        del self._talking[output.request_id]
+        job.live.discard(output.request_id)
         if not tokens:
             self._try_again(job, k)
             return
@@ -305,6 +317,10 @@ class Scheduler:
                 values.max_tokens,
             )
         job.tokens[k] = tokens
+        if job.stream is not None:
+            job.stream.end(k)
+            self._call_next(job)
+            return
         request, piece_id = job.request, job.piece_id(k)
         seed = segment_seed(job.seed, k)
         self._voicing[piece_id] = job, k
@@ -322,6 +338,23 @@ class Scheduler:
             self.voicing.add(piece_id, tokens)
         self._spoken.clear()
 
+    def _cut_chunks(self) -> None:
+        """Give S3Gen what streams have ready for it, unless their callers leave too much untaken."""
+        for job in self._streams.values():
+            chunk = None if self._is_full(job) else job.next_chunk()
+            if chunk is not None:
+                chunk_id = f"{job.serial}/{job.delivered}/at {job.samples}"
+                self._voicing[chunk_id] = job, job.delivered
+                job.live.add(chunk_id)
+                self.voicing.add(chunk_id, chunk)
+
+    def _call_next(self, job: Job) -> None:
+        """Let a stream's next piece have a turn at T3, one ahead of the piece that is being heard."""
+        assert job.stream is not None  # others call all their pieces
+        if job.stream.called < job.admitted < len(job.pieces) and job.admitted <= job.delivered + 1:
+            job.stream.called = job.admitted
+            self._turns.add(job, job.request.priority)
+
     def _try_again(self, job: Job, k: int) -> None:
         """Piece k stayed mute: other draws may find its beginning."""
         tried = job.attempts[k] = job.attempts.get(k, 0) + 1
@@ -329,16 +362,7 @@ class Scheduler:
             with self._its_own_fault(job):
                 self._talk(job, k)
             return
-        text = job.pieces[k].segment.text
-        shown = text if len(text) <= 60 else f"{text[:57]}..."
-        times = "time" if tried == 1 else "times"
-        self._fail(
-            job,
-            GenerationError(
-                f"the model ended its speech before the first sound of {shown!r}, {tried} {times} (seed {job.seed}); "
-                "try another seed, or put the words differently"
-            ),
-        )
+        self._fail(job, job.mute(k, tried))
 
     def _speech(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Drops what is no speech: everything from the first end-of-speech on, and ids outside the codebook."""
@@ -354,10 +378,11 @@ class Scheduler:
             self._fail(job, outcome)
             return
         with self._its_own_fault(job):
-            for audio in job.voiced(k, outcome):
-                if not job.whole:
-                    job.waiting_samples += len(audio)
-                    self._ready.append(SpeechChunk(job.serial, job.label, audio))
+            if isinstance(outcome, SpokenChunk):
+                self._ready += job.spoke_chunk(k, outcome)
+                self._call_next(job)
+            else:
+                self._ready += job.voiced(k, outcome)
             if job.done:
                 result = job.result()
                 self._forget(job)
@@ -384,6 +409,7 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.serial]
+        self._streams.pop(job.serial, None)
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)
 

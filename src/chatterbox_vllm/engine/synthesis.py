@@ -13,18 +13,21 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.audio.watermark_stream import mark_next
 from chatterbox_vllm.cuda.streams import Urgency, new_stream
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
-from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage, TokensToSpeak
+from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage
+from chatterbox_vllm.engine.to_speak import ChunkToSpeak, Spoken, SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.voices.voice import Voice
 
-Outcome = torch.Tensor | ChatterboxError
+Outcome = Spoken | ChatterboxError
 _WATERMARK_THREADS = 4
 
 
@@ -37,7 +40,7 @@ class Synthesis(Protocol):
     def warm_up(self, voice: Voice, steps: int) -> None:
         """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
 
-    def add(self, segment_id: str, utterance: TokensToSpeak) -> None: ...
+    def add(self, segment_id: str, utterance: ToSpeak) -> None: ...
     def drop(self, segment_ids: set[str]) -> None:
         """Forget segments; those in a running batch finish and their audio is thrown away."""
 
@@ -63,9 +66,9 @@ class _Waiting:
     """Segments that wait for a batch, oldest first."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, TokensToSpeak] = {}
+        self.entries: dict[str, ToSpeak] = {}
 
-    def take(self, stage: S3GenStage) -> dict[str, TokensToSpeak]:
+    def take(self, stage: S3GenStage) -> dict[str, ToSpeak]:
         """Remove and return the batch that `stage` chooses; nothing where nobody waits."""
         entries = list(self.entries.items())
         batch = dict(entries[i] for i in stage.choose([utterance for _, utterance in entries]))
@@ -88,7 +91,7 @@ class InlineSynthesis:
     def warm_up(self, voice: Voice, steps: int) -> None:
         """Nothing is compiled on a CPU."""
 
-    def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
+    def add(self, segment_id: str, utterance: ToSpeak) -> None:
         self._waiting.entries[segment_id] = utterance
 
     def drop(self, segment_ids: set[str]) -> None:
@@ -112,8 +115,8 @@ class InlineSynthesis:
             outcomes = self.stage.run(list(batch.values()), meanwhile)
         except AbandonedError:
             return []
-        found = zip(batch, outcomes, strict=True)
-        return [(key, _marked(self.watermarker, outcome)) for key, outcome in found if key in self._wanted]
+        found = zip(batch.items(), outcomes, strict=True)
+        return [(key, _marked(self.watermarker, own, outcome)) for (key, own), outcome in found if key in self._wanted]
 
     @property
     def waiting(self) -> int:
@@ -156,16 +159,20 @@ class ThreadedSynthesis:
         def speak() -> None:
             self.stage.record_graphs(voice)
             tokens = (0,) * (10 * TOKENS_PER_SECOND)
-            trial = TokensToSpeak(tokens, voice, steps, seed=0)
-            for count in {1, len(self.stage.choose([trial] * self.stage.max_batch_size))}:
-                for outcome in self.stage.run([trial] * count):
+            whole = TokensToSpeak(tokens, voice, steps, seed=0)
+            chunk = ChunkToSpeak(tokens[:25], 22, False, voice, steps, seed=0)
+            most = self.stage.max_batch_size
+            together = len(self.stage.choose([whole] * most))
+            trials: list[list[ToSpeak]] = [[whole], [whole] * together, [chunk], [chunk] * most]
+            for trial in trials:
+                for outcome in self.stage.run(trial):
                     if isinstance(outcome, Exception):
                         raise outcome
-            _watermarked(self.watermarker, outcome)
+            _watermarked(self.watermarker, chunk, outcome)
 
         self._speaker.submit(speak).result()
 
-    def add(self, segment_id: str, utterance: TokensToSpeak) -> None:
+    def add(self, segment_id: str, utterance: ToSpeak) -> None:
         with self._lock:
             self._waiting.entries[segment_id] = utterance
         # One call for each segment: those whose segment an earlier batch has taken find less to do, or nothing.
@@ -193,7 +200,7 @@ class ThreadedSynthesis:
         return finished
 
     def _speak_next(self) -> None:
-        batch: dict[str, TokensToSpeak] = {}
+        batch: dict[str, ToSpeak] = {}
         try:
             with self._lock:
                 batch = self._waiting.take(self.stage)
@@ -205,11 +212,11 @@ class ThreadedSynthesis:
                     batch, self._waiting.entries = self._waiting.entries, {}
                     self._out.update(batch)
             outcomes = [GenerationError(f"S3Gen failed: {error}")] * len(batch)
-        for segment_id, outcome in zip(batch, outcomes, strict=True):
-            self._markers.submit(self._mark, segment_id, outcome)
+        for (segment_id, utterance), outcome in zip(batch.items(), outcomes, strict=True):
+            self._markers.submit(self._mark, segment_id, utterance, outcome)
 
-    def _mark(self, segment_id: str, outcome: Outcome) -> None:
-        self._finished.put((segment_id, _marked(self.watermarker, outcome)))
+    def _mark(self, segment_id: str, utterance: ToSpeak, outcome: Outcome) -> None:
+        self._finished.put((segment_id, _marked(self.watermarker, utterance, outcome)))
 
     @property
     def waiting(self) -> int:
@@ -227,8 +234,14 @@ class ThreadedSynthesis:
         self._markers.shutdown(wait=True, cancel_futures=True)
 
 
-def _watermarked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
+def _watermarked(watermarker: Watermarker | None, utterance: ToSpeak, outcome: Outcome) -> Outcome:
     """The waveform in memory of its own, marked where there is a watermarker; an error as it is."""
+    if isinstance(outcome, SpokenChunk) and isinstance(utterance, ChunkToSpeak):
+        if watermarker is None:
+            return replace(outcome, audio=outcome.audio.clone())
+        before = outcome.heard if utterance.before is None else utterance.before.heard
+        marked, heard = mark_next(watermarker, before, outcome.audio.numpy(), outcome.last)
+        return replace(outcome, audio=torch.from_numpy(marked), heard=heard)
     if not isinstance(outcome, torch.Tensor):
         return outcome
     if watermarker is None:
@@ -236,10 +249,10 @@ def _watermarked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
     return torch.from_numpy(watermarker.apply(outcome.numpy()))
 
 
-def _marked(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
+def _marked(watermarker: Watermarker | None, utterance: ToSpeak, outcome: Outcome) -> Outcome:
     """`_watermarked`, with an error in the place of what cannot be marked."""
     try:
-        return _watermarked(watermarker, outcome)
+        return _watermarked(watermarker, utterance, outcome)
     except Exception as error:
         return GenerationError(f"the watermark failed: {error}")
 

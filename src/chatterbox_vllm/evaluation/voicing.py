@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.engine.s3gen_stage import S3GenStage, TokensToSpeak
+from chatterbox_vllm.engine.s3gen_stage import S3GenStage
+from chatterbox_vllm.engine.to_speak import TokensToSpeak
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.evaluation.collection import CaseFacts, Collection
 from chatterbox_vllm.evaluation.plan import EvaluationPlan

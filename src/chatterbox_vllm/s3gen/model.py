@@ -22,6 +22,9 @@ from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.noise import NoiseSource, S3GenNoise
 from chatterbox_vllm.s3gen.prompt import FlowPrompt, PreparedPrompt
 from chatterbox_vllm.s3gen.request import S3GenRequest, check_ids, check_request, mel_frames, require_speech
+from chatterbox_vllm.s3gen.streaming.render import Rendered, render
+from chatterbox_vllm.s3gen.streaming.state import StreamChunk, StreamState
+from chatterbox_vllm.s3gen.streaming.vocoder import VocoderInStretches
 from chatterbox_vllm.s3gen.vocoder.batch import MelToWave, fade_in
 
 __all__ = ["S3Gen", "S3GenRequest", "fade_in"]
@@ -105,6 +108,13 @@ class S3Gen(S3GenNetworks):
             self._token_to_mel = TokenToMel(self.config.flow, self.encoder, self.estimator, self.device, self.execution)
         return self._token_to_mel
 
+    @property
+    def mel_to_wave(self) -> MelToWave:
+        """The vocoder as `execution` says."""
+        if self._mel_to_wave is None:
+            self._mel_to_wave = MelToWave(self.vocoder, self.execution)
+        return self._mel_to_wave
+
     def frames(self, speech_tokens: int, prompt: FlowPrompt) -> tuple[int, int]:
         """Mel frames of prompt and generation together, and of the generation alone; see `mel_frames`."""
         return mel_frames(speech_tokens, prompt)
@@ -177,9 +187,36 @@ class S3Gen(S3GenNetworks):
     @ieee_float32()
     def waveform(self, mels: Sequence[torch.Tensor], noises: Sequence[S3GenNoise]) -> list[torch.Tensor]:
         """The vocoder alone, with the fade at the start: a [samples] float32 for each mel [frames, mels]."""
-        if self._mel_to_wave is None:
-            self._mel_to_wave = MelToWave(self.vocoder, self.execution)
-        return self._mel_to_wave(mels, noises, self.device)
+        return self.mel_to_wave(mels, noises, self.device)
+
+    def start_stream(self, prompt: FlowPrompt, seed: int) -> StreamState:
+        """An utterance of which no chunk is rendered yet; `seed` as for `draw_noise`."""
+        return StreamState.start(self.config, self.device, prompt, seed)
+
+    @torch.inference_mode()
+    @ieee_float32()
+    def render_chunks(
+        self, chunks: Sequence[StreamChunk], steps: int = 10, between: Callable[[], object] | None = None
+    ) -> list[Rendered]:
+        """The next chunks of utterances in streams: for each the samples at 24 kHz that are certain now, and its state.
+
+        The samples of all chunks together are as many as `synthesize` gives, from the same noise. What the flow makes
+        of a chunk depends on how the utterance is cut into chunks, and on no other utterance.
+
+        Raises:
+            GenerationError, ConfigError: as `synthesize`, and for what `StreamChunk.check` refuses.
+        """
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, found {steps}")
+        if not chunks:
+            return []
+        for chunk in chunks:
+            chunk.check(self.config)
+        voices = [self._prepared(chunk.state.prompt) for chunk in chunks]
+        vocoder = VocoderInStretches(self.mel_to_wave, self.noise_source)
+        rendered, mels = render(chunks, voices, self.token_to_mel, vocoder, steps, between)
+        self._require_finite({"mel": mels, "waveform": [wave for wave, _ in rendered]})
+        return rendered
 
     def _generated(self, flows: list[torch.Tensor], requests: Sequence[S3GenRequest]) -> list[torch.Tensor]:
         return [flow[len(request.prompt.mel) :] for flow, request in zip(flows, requests, strict=True)]

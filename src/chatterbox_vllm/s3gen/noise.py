@@ -67,20 +67,34 @@ class NoiseSource:
             seed: 0 to 2**63 - 1.
         """
         drawn = self.draw(seed, 0, frames)
-        prompt = self._normal(seed, PROMPT, self.mels, 0, prompt_frames)
-        return S3GenNoise(torch.cat([prompt, drawn.z], dim=1), drawn.phase, drawn.source)
+        return S3GenNoise(torch.cat([self.prompt_z(seed, prompt_frames), drawn.z], dim=1), drawn.phase, drawn.source)
 
     def draw(self, seed: int, first_frame: int, frames: int) -> S3GenNoise:
         """Noise of `frames` generated frames from `first_frame` on, without the prompt's: `z` is [mels, frames].
 
         The phase is that of the utterance's start, whatever the first frame.
         """
-        rate, harmonics = self.samples_per_frame, self.harmonics + 1
-        return S3GenNoise(
-            z=self._normal(seed, GENERATED, self.mels, first_frame, frames),
-            phase=self._phase(seed),
-            source=self._normal(seed, SOURCE, harmonics, first_frame * rate, frames * rate),
-        )
+        return S3GenNoise(self.z(seed, first_frame, frames), self.phase(seed), self.source(seed, first_frame, frames))
+
+    def prompt_z(self, seed: int, frames: int) -> torch.Tensor:
+        """`z` of a prompt of so many frames: [mels, frames]."""
+        return self._normal(seed, PROMPT, self.mels, 0, frames)
+
+    def z(self, seed: int, first_frame: int, frames: int) -> torch.Tensor:
+        """`z` of generated frames: [mels, frames]."""
+        return self._normal(seed, GENERATED, self.mels, first_frame, frames)
+
+    def source(self, seed: int, first_frame: int, frames: int) -> torch.Tensor:
+        """`source` of generated frames: [harmonics + 1, frames * samples_per_frame]."""
+        rate = self.samples_per_frame
+        return self._normal(seed, SOURCE, self.harmonics + 1, first_frame * rate, frames * rate)
+
+    def phase(self, seed: int) -> torch.Tensor:
+        """`phase` of an utterance: [harmonics + 1]."""
+        high, _ = _halves(_words(_keys(seed, PHASE, self.harmonics + 1, "cpu"), 0, 1))
+        phase = (2 * _uniform(high).squeeze(1) - 1) * math.pi
+        phase[0] = 0
+        return to_device(phase, self.device)
 
     def _normal(self, seed: int, use: int, channels: int, first: int, count: int) -> torch.Tensor:
         if self.kernels == "triton":
@@ -88,12 +102,6 @@ class NoiseSource:
 
             return by_kernel(seed, use, channels, first, count, self.device)
         return normal(seed, use, channels, first, count, self.device)
-
-    def _phase(self, seed: int) -> torch.Tensor:
-        high, _ = _halves(_words(_keys(seed, PHASE, self.harmonics + 1, "cpu"), 0, 1))
-        phase = (2 * _uniform(high).squeeze(1) - 1) * math.pi
-        phase[0] = 0
-        return to_device(phase, self.device)
 
 
 def normal(

@@ -13,17 +13,18 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
+from typing import Any, Literal, overload
 
 from typing_extensions import Self
 
 from chatterbox_vllm.engine.budgets import Limits, Meter
-from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult, draw_seed
+from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.tts import ChatterboxTTS
 
 logger = logging.getLogger(__name__)
 
-Event = SpeechChunk | SpeechResult
+Event = AudioChunk | SpeechResult
 # How long the loop waits for S3Gen before it looks for new requests again.
 _PATIENCE = 0.005
 # Of so many places at T3, one is kept for requests that have none yet.
@@ -115,10 +116,26 @@ class AsyncChatterbox:
         self._thread = threading.Thread(target=self._work, name="chatterbox-engine", daemon=True)
         self._thread.start()
 
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[False] = False
+    ) -> AsyncGenerator[AudioChunk, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[True]
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
     async def generate(
-        self, request: SpeechRequest, request_id: str | None = None
-    ) -> AsyncGenerator[SpeechChunk, None]:
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool = False
+    ) -> AsyncGenerator[Any, None]:
         """Audio of a request in parts, each as soon as it is ready; together they are the whole.
+
+        Without `stream` a part is a whole segment of the text, as `speak` would give it. With `stream` audio comes
+        while T3 still speaks: a few tenths of a second at first, then longer parts; after the last of them comes the
+        request's `SpeechResult`, which holds seed, finish reason, sample count and timings, and no audio.
 
         Closing the iterator aborts the request: `async with contextlib.aclosing(engine.generate(...)) as chunks` does
         so as soon as the block is left, however it is left. Where a loop is merely left by `break`, Python closes the
@@ -126,16 +143,18 @@ class AsyncChatterbox:
 
         Args:
             request_id: a name for it, to abort it by; no other request on its way may have it.
+            stream: render while T3 speaks.
 
         Raises:
             ConfigError, GenerationError, AbortedError, DeadlineError, OverloadedError: as the request meets them.
         """
-        async with contextlib.aclosing(self._events(request, request_id, whole=False)) as events:
+        delivery = Delivery.STREAM if stream else Delivery.SEGMENTS
+        async with contextlib.aclosing(self._events(request, request_id, delivery)) as events:
             async for event in events:
-                if isinstance(event, SpeechChunk):
-                    yield event
-                elif event.error is not None:
+                if isinstance(event, SpeechResult) and event.error is not None:
                     raise event.error
+                if stream or isinstance(event, AudioChunk):
+                    yield event
 
     async def speak(self, request: SpeechRequest, request_id: str | None = None) -> SpeechResult:
         """The whole result of a request; failures are in its `error`. Cancelling the task aborts the request.
@@ -145,7 +164,7 @@ class AsyncChatterbox:
             OverloadedError: the engine has no room now.
             GenerationError: the engine is closed, or has failed.
         """
-        async with contextlib.aclosing(self._events(request, request_id, whole=True)) as events:
+        async with contextlib.aclosing(self._events(request, request_id, Delivery.WHOLE)) as events:
             async for event in events:
                 if isinstance(event, SpeechResult):
                     return event
@@ -201,7 +220,9 @@ class AsyncChatterbox:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _events(self, request: SpeechRequest, request_id: str | None, whole: bool) -> AsyncGenerator[Event, None]:
+    async def _events(
+        self, request: SpeechRequest, request_id: str | None, delivery: Delivery
+    ) -> AsyncGenerator[Event, None]:
         """A request's events; the result is the last."""
         if not isinstance(request, SpeechRequest):
             raise ConfigError(f"a request must be a SpeechRequest, not {type(request).__name__}")
@@ -221,14 +242,14 @@ class AsyncChatterbox:
         self._meter.take_on(len(request.text))
         done = False
         try:
-            self._commands.put(lambda: self._submit(request, caller, whole))
+            self._commands.put(lambda: self._submit(request, caller, delivery))
             self._require_open()  # again: the thread may have ended before, and would never answer
             while not done:
                 event = await inbox.get()
                 if isinstance(event, Exception):
                     done = True
                     raise event
-                if isinstance(event, SpeechChunk):
+                if isinstance(event, AudioChunk):
                     self._commands.put(partial(self._take, caller, event))
                 done = isinstance(event, SpeechResult)
                 yield event
@@ -245,17 +266,17 @@ class AsyncChatterbox:
 
     # What follows runs in the engine's thread.
 
-    def _submit(self, request: SpeechRequest, caller: _Caller, whole: bool) -> None:
+    def _submit(self, request: SpeechRequest, caller: _Caller, delivery: Delivery) -> None:
         if self._failure is not None:
             caller.sink(self._closed_error())
         elif caller.label in self._labels:
             caller.sink(ConfigError(f"a request named {caller.label!r} is on its way; use another name"))
         else:
-            caller.serial = self._scheduler.submit(request, caller.label, whole=whole)
+            caller.serial = self._scheduler.submit(request, caller.label, delivery=delivery)
             self._callers[caller.serial] = caller
             self._labels[caller.label] = caller.serial
 
-    def _take(self, caller: _Caller, chunk: SpeechChunk) -> None:
+    def _take(self, caller: _Caller, chunk: AudioChunk) -> None:
         """The caller has taken a chunk."""
         self._count_untaken(caller, -len(chunk.audio))
         self._scheduler.taken(chunk.serial, len(chunk.audio))
@@ -325,7 +346,7 @@ class AsyncChatterbox:
             caller = self._callers.get(event.serial)
             if caller is None:  # an earlier engine's request is none of ours
                 continue
-            if isinstance(event, SpeechChunk):
+            if isinstance(event, AudioChunk):
                 self._count_untaken(caller, len(event.audio))
             else:
                 self._forget(event.serial)

@@ -17,11 +17,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from typing_extensions import Self
 
-from chatterbox_vllm.engine.request import SpeechChunk, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.request import AudioChunk, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.serving.async_engine import AsyncChatterbox
@@ -172,13 +172,28 @@ class MonitoredChatterbox:
         async with self._turn() as engine:
             return await engine.speak(request, request_id)
 
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[False] = False
+    ) -> AsyncGenerator[AudioChunk, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[True]
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
+    @overload
+    def generate(
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool
+    ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
     async def generate(
-        self, request: SpeechRequest, request_id: str | None = None
-    ) -> AsyncGenerator[SpeechChunk, None]:
+        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool = False
+    ) -> AsyncGenerator[Any, None]:
         """As `AsyncChatterbox.generate`."""
-        async with self._turn() as engine, contextlib.aclosing(engine.generate(request, request_id)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with (
+            self._turn() as engine,
+            contextlib.aclosing(engine.generate(request, request_id, stream=stream)) as events,
+        ):
+            async for event in events:
+                yield event
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[AsyncChatterbox]:

@@ -13,6 +13,7 @@ from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
+from chatterbox_vllm.engine.chunks import QUICK, STEADY
 from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
@@ -156,6 +157,8 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         # taken by another before the next step.
         max_admitted=plan.max_batch_size,
         max_waiting=max(16, 4 * plan.s3gen_batch),
+        chunk_plan=QUICK if device.type == "cuda" else STEADY,
+        lookahead=config.s3gen.flow.lookahead,
     )
     return Parts(plan, Engine(scheduler, talker, voicing), enroller, voice)
 

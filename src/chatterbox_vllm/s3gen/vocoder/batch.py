@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,6 +13,9 @@ from chatterbox_vllm.s3gen.execution import Execution
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.s3gen.vocoder.source import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.s3gen.vocoder.packed_hift import PackedHiFT  # imports triton
 
 _FADE_SAMPLES = SAMPLE_RATE // 50  # 20 ms of silence, then as long a fade
 _ROWS = {"torch": 8, "triton": 32}  # at once on CUDA, by kernels
@@ -22,11 +26,17 @@ class MelToWave:
 
     def __init__(self, hift: HiFT, execution: Execution):
         self.config, self.execution = hift.config, execution
-        self._vocoder: Callable[..., torch.Tensor] = hift
+        self.hift = hift
+        self._vocoder: HiFT | PackedHiFT = hift
         if execution.vocoder_kernels == "triton":
             from chatterbox_vllm.s3gen.vocoder.packed_hift import PackedHiFT  # imports triton
 
             self._vocoder = PackedHiFT(hift)
+
+    @property
+    def decode(self) -> Callable[..., torch.Tensor]:
+        """See `HiFT.decode`."""
+        return self._vocoder.decode
 
     def __call__(
         self, mels: Sequence[torch.Tensor], noises: Sequence[S3GenNoise], device: torch.device
@@ -38,7 +48,7 @@ class MelToWave:
             noises: one for each mel; their `z` is not used.
         """
         waves: list[torch.Tensor] = [torch.empty(0)] * len(mels)
-        for group in self._groups([len(mel) for mel in mels], device):
+        for group in self.groups([len(mel) for mel in mels], device):
             lengths = [len(mels[i]) for i in group]
             noise = pad_sequence([noises[i].source.T.to(device) for i in group], batch_first=True)
             spoken = self._vocoder(
@@ -51,7 +61,7 @@ class MelToWave:
                 waves[i] = wave[: length * self.config.samples_per_frame]
         return waves
 
-    def _groups(self, lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    def groups(self, lengths: Sequence[int], device: torch.device) -> list[list[int]]:
         """Indices of rows to pad together: all of them; on CUDA, where a few fill the device, those of like lengths."""
         if not lengths:
             return []
@@ -62,11 +72,14 @@ class MelToWave:
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def fade_in(waves: torch.Tensor) -> torch.Tensor:
+def fade_in(waves: torch.Tensor, start: int = 0) -> torch.Tensor:
     """Silence the first 20 ms of waveforms [..., samples] and raise the next 20 ms by a cosine.
 
     The published remedy against sound of the reference clip spilling over. A shorter waveform gets the part it has.
+
+    Args:
+        start: the place of the first sample in its utterance.
     """
     ramp = (torch.cos(torch.linspace(math.pi, 0, _FADE_SAMPLES, device=waves.device)) + 1) / 2
-    gain = torch.cat([torch.zeros_like(ramp), ramp])[: waves.shape[-1]]
+    gain = torch.cat([torch.zeros_like(ramp), ramp])[start:][: waves.shape[-1]]
     return torch.cat([waves[..., : len(gain)] * gain, waves[..., len(gain) :]], dim=-1)

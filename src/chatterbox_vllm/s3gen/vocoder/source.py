@@ -64,13 +64,31 @@ class HarmonicSource(nn.Module):
         Returns:
             [rows, samples] in (-1, 1).
         """
+        return self.continued(f0, phase, noise)[0]
+
+    def continued(
+        self, f0: torch.Tensor, phase: torch.Tensor, noise: torch.Tensor, cycles: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward` for the next stretch of frames.
+
+        Args:
+            f0, phase, noise: as for `forward`, with zeros in the padding of `f0`.
+            cycles: [rows, harmonics + 1] float64, those that the harmonics went through before; None at the start.
+
+        Returns:
+            What `forward` would give for these frames, and the cycles behind each row's last frame.
+        """
         config = self.config
         f0 = f0.repeat_interleave(config.samples_per_frame, dim=-1)[:, None]
         multiple = torch.arange(1, config.harmonics + 2, device=f0.device, dtype=torch.float32)[:, None]
         # Summed in float64 and rounded to float32 at every sample: what the published sum does on a CPU, here anywhere.
-        cycles = (f0 * multiple / SAMPLE_RATE).cumsum(dim=-1, dtype=torch.float64).float() % 1
-        sines = config.source_amplitude * torch.sin(2 * math.pi * cycles + phase[..., None])
+        steps = f0 * multiple / SAMPLE_RATE
+        if cycles is not None:
+            steps = steps.double()
+            steps[..., 0] += cycles
+        total = steps.cumsum(dim=-1, dtype=torch.float64)
+        sines = config.source_amplitude * torch.sin(2 * math.pi * (total.float() % 1) + phase[..., None])
         voiced = f0 > config.voiced_threshold
         loudness = torch.where(voiced, config.source_noise, config.source_amplitude / 3)
         mixed = self.l_linear((sines * voiced + loudness * noise).transpose(1, 2))
-        return torch.tanh(mixed.squeeze(-1))
+        return torch.tanh(mixed.squeeze(-1)), total[..., -1]

@@ -93,11 +93,14 @@ class T3Options:
 
 @dataclass(frozen=True)
 class T3Output:
-    """A finished generation: tokens as drawn (end-of-speech included where it came)."""
+    """A finished generation: tokens as drawn (end-of-speech included where it came).
+
+    Of a request that is told as it is drawn: the tokens since the last time, and no reason before it has finished.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length"] | None
 
 
 class T3Stage:
@@ -263,6 +266,7 @@ class T3Stage:
         seed: int,
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
+        as_drawn: bool = False,
     ) -> None:
         """Queue a request.
 
@@ -271,6 +275,7 @@ class T3Stage:
             seed: of the draws.
             uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
             forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
+            as_drawn: `step` returns each token as soon as it is drawn, not all of them at the end.
 
         Raises:
             ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or tokens are
@@ -312,7 +317,7 @@ class T3Stage:
             max_tokens=sampling.max_tokens,
             stop_token_ids=[config.stop_speech_token],
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if as_drawn else RequestOutputKind.FINAL_ONLY,
             extra_args=extra,
             skip_clone=True,  # it is this request's alone; vLLM would copy it deeply
         )
@@ -325,7 +330,7 @@ class T3Stage:
         self._engine.add_request(request_id, engine_input, told)
 
     def step(self) -> list[T3Output]:
-        """Generate one token for every request that has room; return those that finished with it.
+        """Generate one token for every request that has room; return those that finished with it, or tell as drawn.
 
         Raises:
             GenerationError: the engine failed; nothing that it held is left.
@@ -341,10 +346,9 @@ class T3Stage:
             T3Output(
                 request_id=output.request_id,
                 token_ids=tuple(output.outputs[0].token_ids),
-                finish_reason="stop" if output.outputs[0].finish_reason == "stop" else "length",
+                finish_reason=_finish_reason(output) if output.finished else None,
             )
             for output in outputs
-            if output.finished
         ]
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -357,3 +361,7 @@ class T3Stage:
             self._engine.engine_core.shutdown()
         del self._engine
         self._directory.close()
+
+
+def _finish_reason(output: Any) -> Literal["stop", "length"]:
+    return "stop" if output.outputs[0].finish_reason == "stop" else "length"

@@ -1,0 +1,159 @@
+"""A request in a stream: which speech tokens make its next chunk, and what of its audio is out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from chatterbox_vllm.audio.join_stream import StreamJoiner
+from chatterbox_vllm.engine.prompts import Piece
+from chatterbox_vllm.engine.request import SpeechRequest, segment_seed
+from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
+from chatterbox_vllm.errors import ConfigError
+
+SAMPLE_RATE = 24_000
+_SOONEST = -1e9  # the deadline of a stream that nobody has heard yet, before all that have begun
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """How utterances are cut into chunks: by their own length alone, so that a seed gives the same audio at any load.
+
+    Attributes:
+        first: speech tokens of the chunks of a text's first piece; the last number goes on. The first chunk's audio is
+            0.4 s shorter, which the vocoder holds back.
+        later: of the pieces after it, which begin while the one before is still heard.
+
+    Raises:
+        ConfigError: a chunk without tokens.
+    """
+
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for sizes in (self.first, self.later):
+            if not sizes or min(sizes) < 1:
+                raise ConfigError(f"a chunk plan needs chunks of at least one token, not {sizes}")
+
+    def size(self, piece: int, chunk: int) -> int:
+        """Tokens of a chunk of a piece, both counted from 0."""
+        sizes = self.later if piece else self.first
+        return sizes[min(chunk, len(sizes) - 1)]
+
+
+# A GPU speaks several times faster than anybody listens, so that chunks may double: a listener who has heard 0.24 s by
+# the time that the second one's tokens are drawn needs 4.2 x real time, and 2.5 x for those after it.
+QUICK = ChunkPlan(first=(16, 25, 50, 100), later=(50, 100))
+# On a CPU a window's prompt costs more than its chunk, so that few chunks come soonest to the end.
+STEADY = ChunkPlan(first=(22, 40, 60, 100), later=(60, 100))
+
+
+@dataclass
+class _PieceStream:
+    """A piece that T3 speaks or has spoken, and that is being rendered.
+
+    Attributes:
+        ended: whether T3 has spoken all of it.
+        rendered: tokens in chunks that are rendered or being rendered.
+        chunks: how many chunks were cut.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+    rendered: int = 0
+    chunks: int = 0
+    in_work: bool = False
+    last: SpokenChunk | None = None
+
+
+class SpeechStream:
+    """What a request in a stream has beyond `Job`. One chunk of it is in S3Gen's hands at a time.
+
+    Args:
+        lookahead: tokens behind a chunk that S3Gen has to see.
+    """
+
+    def __init__(self, request: SpeechRequest, seed: int, plan: ChunkPlan, lookahead: int):
+        self.request, self.seed, self.plan = request, seed, plan
+        self.lookahead = max(1, lookahead)  # so that something is left for the last chunk
+        self.submitted = time.monotonic()
+        self.first_heard: float | None = None  # when the first audio came out
+        self.called = 0  # pieces that may have had a turn at T3
+        self._pieces: dict[int, _PieceStream] = {}
+        self._joiner = StreamJoiner(SAMPLE_RATE)
+        self._begun = False  # whether any of the current piece is out
+
+    def hear(self, k: int, tokens: tuple[int, ...]) -> None:
+        """T3 has spoken on in piece k."""
+        self._pieces.setdefault(k, _PieceStream()).tokens.extend(tokens)
+
+    def end(self, k: int) -> None:
+        """T3 has spoken all of piece k."""
+        self._pieces[k].ended = True
+
+    def tokens(self, k: int) -> tuple[int, ...]:
+        """Of piece k, so far."""
+        return tuple(self._pieces[k].tokens) if k in self._pieces else ()
+
+    def next_chunk(self, k: int, piece: Piece, samples_out: int) -> ChunkToSpeak | None:
+        """The next chunk of piece k, if its tokens are there and the one before it is done.
+
+        Args:
+            samples_out: of the request.
+        """
+        stream = self._pieces.get(k)
+        if stream is None or stream.in_work:
+            return None
+        size = self.plan.size(k, stream.chunks)
+        left = stream.tokens[stream.rendered :]
+        whole = len(left) >= size + self.lookahead
+        if not whole and not stream.ended:
+            return None
+        tokens, rendered = (left[: size + self.lookahead], size) if whole else (left, len(left))
+        stream.in_work, stream.chunks, stream.rendered = True, stream.chunks + 1, stream.rendered + rendered
+        return ChunkToSpeak(
+            tokens=tuple(tokens),
+            rendered=rendered,
+            last=not whole,
+            voice=self.request.voice,
+            steps=piece.values.diffusion_steps,
+            seed=segment_seed(self.seed, k),
+            before=stream.last,
+            priority=self.request.priority,
+            due=self._due(samples_out),
+        )
+
+    def spoken(self, k: int, piece: Piece, pieces: int, chunk: SpokenChunk) -> torch.Tensor:
+        """Take in a chunk's audio; what is now ready of the request's, perhaps nothing yet."""
+        stream = self._pieces[k]
+        stream.in_work, stream.last = False, chunk
+        segment, last = piece.segment, k == pieces - 1
+        audio = chunk.audio.numpy()
+        if pieces > 1:
+            audio = self._joiner.add(audio, segment.pause, chunk.last, last)
+        if len(audio) and not self._begun:
+            self._begun = True
+            audio = _padded(audio, segment.before, 0.0)
+        if chunk.last:
+            self._begun = False
+            del self._pieces[k]
+            if last:
+                audio = _padded(audio, 0.0, segment.pause)
+        if len(audio) and self.first_heard is None:
+            self.first_heard = time.monotonic()
+        return torch.from_numpy(audio)
+
+    def _due(self, samples_out: int) -> float:
+        """When a listener who hears everything at once has heard all that is out."""
+        if self.first_heard is None:
+            return self.submitted + _SOONEST
+        return self.first_heard + samples_out / SAMPLE_RATE
+
+
+def _padded(audio: np.ndarray, before: float, after: float) -> np.ndarray:
+    silence = round(before * SAMPLE_RATE), round(after * SAMPLE_RATE)
+    return np.pad(audio, silence) if any(silence) else audio

@@ -1,0 +1,28 @@
+"""The engine's side of T3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.vllm.stage import T3Output
+
+
+class Talker(Protocol):
+    """What the scheduler needs of its T3 stage."""
+
+    def add(
+        self,
+        request_id: str,
+        prompt: torch.Tensor,
+        sampling: Sampling,
+        seed: int,
+        uniforms: Sequence[float] | None = None,
+        *,
+        as_drawn: bool = False,
+    ) -> None: ...
+    def step(self) -> list[T3Output]: ...
+    def abort(self, request_ids: Sequence[str]) -> None: ...

@@ -1,0 +1,164 @@
+"""S3Gen in chunks: the vocoder's stretches are the whole, and a chunk depends on nobody else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatterbox_vllm import Voice
+from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
+from chatterbox_vllm.s3gen.streaming.state import StreamChunk, StreamState
+from chatterbox_vllm.s3gen.streaming.vocoder import MelStretch, VocoderInStretches, VocoderState, held_back
+
+from .test_s3gen import CONFIG, apart, build
+
+STEPS = 3
+LOOKAHEAD = CONFIG.flow.lookahead
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> S3Gen:
+    return build(CONFIG, tmp_path_factory.mktemp("s3gen") / "s3gen.safetensors")
+
+
+def a_prompt(tokens: int, odd: int, seed: int = 1) -> FlowPrompt:
+    generator = torch.Generator().manual_seed(seed)
+    return FlowPrompt(
+        torch.randint(0, 50, (tokens,), generator=generator),
+        torch.randn(2 * tokens + odd, 8, generator=generator),
+        torch.randn(6, generator=generator),
+    )
+
+
+def in_stretches(model: S3Gen, mels: list[torch.Tensor], cuts: list[list[int]], seeds: list[int]) -> list[torch.Tensor]:
+    """Each mel in stretches of these lengths, the n-th stretches of all mels together."""
+    vocoder = VocoderInStretches(model.mel_to_wave, model.noise_source)
+    states = [VocoderState.start(CONFIG.hift, model.device) for _ in mels]
+    waves: list[list[torch.Tensor]] = [[] for _ in mels]
+    for turn in range(max(map(len, cuts))):
+        rows = [i for i in range(len(mels)) if turn < len(cuts[i])]
+        stretches = []
+        for i in rows:
+            first = sum(cuts[i][:turn])
+            part = mels[i][first : first + cuts[i][turn]]
+            stretches.append(MelStretch(states[i], part, turn == len(cuts[i]) - 1, seeds[i]))
+        with torch.inference_mode():
+            for i, (wave, state) in zip(rows, vocoder(stretches), strict=True):
+                waves[i].append(wave)
+                states[i] = state
+    return [torch.cat(parts) for parts in waves]
+
+
+CUTS = [[150], [1] * 150, [24, 26, 50, 50], [3, 100, 47], [149, 1], [60, 2, 2, 2, 2, 2, 80]]
+
+
+def test_the_vocoder_in_stretches_is_the_whole(model: S3Gen) -> None:
+    mel = torch.randn(150, 8, generator=torch.Generator().manual_seed(3))
+    noise = model.draw_noise(7, 75, a_prompt(4, 0))
+    (whole,) = model.waveform([mel], [noise])
+    assert whole.std() > 1e-2
+    for wave in in_stretches(model, [mel] * len(CUTS), CUTS, [7] * len(CUTS)):
+        assert wave.shape == whole.shape
+        assert float((wave - whole).abs().max()) < 1e-5
+
+
+def test_samples_come_as_soon_as_they_are_certain(model: S3Gen) -> None:
+    vocoder = VocoderInStretches(model.mel_to_wave, model.noise_source)
+    held, mel = held_back(CONFIG.hift), torch.randn(60, 8, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        ((first, state),) = vocoder([MelStretch(VocoderState.start(CONFIG.hift, model.device), mel, False, 7)])
+        assert len(first) == 480 * (60 - held)
+        ((rest, state),) = vocoder([MelStretch(state, mel[:10], True, 7)])
+    assert len(rest) == 480 * (10 + held)
+    assert len(state.mel) <= 2 * held and len(state.source) <= 480 * held
+
+
+def stream(model: S3Gen, tokens: list[torch.Tensor], sizes: list[list[int]], states: list[StreamState]):
+    """All utterances together, a chunk of each at a time. The last size takes the rest."""
+    waves: list[list[torch.Tensor]] = [[] for _ in tokens]
+    for turn in range(max(map(len, sizes))):
+        rows = [i for i in range(len(tokens)) if turn < len(sizes[i])]
+        chunks = []
+        for i in rows:
+            left = tokens[i][states[i].rendered :]
+            last = turn == len(sizes[i]) - 1
+            size = len(left) if last else sizes[i][turn]
+            chunks.append(StreamChunk(states[i], left if last else left[: size + LOOKAHEAD], size, last))
+        for i, (wave, state) in zip(rows, model.render_chunks(chunks, STEPS), strict=True):
+            waves[i].append(wave)
+            states[i] = state
+    return [torch.cat(parts) for parts in waves]
+
+
+def utterances(model: S3Gen) -> tuple[list[torch.Tensor], list[list[int]], list[FlowPrompt]]:
+    generator = torch.Generator().manual_seed(2)
+    tokens = [torch.randint(0, 50, (n,), generator=generator) for n in (90, 70, 40, 7, 30)]
+    sizes = [[12, 25, 40, 0], [30, 30, 0], [1, 1, 28, 0], [0], [26, 0]]
+    return tokens, sizes, [a_prompt(4, 0), a_prompt(9, 1), a_prompt(3, 1), a_prompt(5, 1), a_prompt(5, 0)]
+
+
+def test_a_stream_has_as_many_samples_as_the_whole_and_does_not_depend_on_others(model: S3Gen) -> None:
+    tokens, sizes, prompts = utterances(model)
+    states = [model.start_stream(prompt, seed) for seed, prompt in enumerate(prompts)]
+    waves = stream(model, tokens, sizes, list(states))
+    for i, prompt in enumerate(prompts):
+        noise = model.draw_noise(i, len(tokens[i]), prompt)
+        (whole,) = model.synthesize([S3GenRequest(tokens[i], prompt, noise)], STEPS)
+        assert waves[i].shape == whole.shape
+        (alone,) = stream(model, [tokens[i]], [sizes[i]], [states[i]])
+        assert apart(waves[i], alone) < 1e-4
+        if len(sizes[i]) == 1:  # one chunk is the whole
+            assert apart(waves[i], whole) < 1e-4
+
+
+def test_the_work_does_not_grow_with_the_utterance(model: S3Gen) -> None:
+    tokens = torch.randint(0, 50, (300,), generator=torch.Generator().manual_seed(2))
+    state, kept = model.start_stream(a_prompt(4, 1), 3), []
+    for _ in range(5):
+        chunk = StreamChunk(state, tokens[state.rendered :][:53], 50, False)
+        ((_, state),) = model.render_chunks([chunk], STEPS)
+        vocoder = state.vocoder
+        kept.append((len(state.tokens), len(state.mel), len(vocoder.mel), len(vocoder.source)))
+    assert len(set(kept)) == 1
+
+
+def test_a_chunk_that_cannot_be_is_refused(model: S3Gen) -> None:
+    state, tokens = model.start_stream(a_prompt(4, 0), 1), torch.arange(10)
+    for rendered, last in ((0, False), (11, False), (7, True)):
+        with pytest.raises(ConfigError, match="rendered"):
+            model.render_chunks([StreamChunk(state, tokens, rendered, last)], STEPS)
+    with pytest.raises(GenerationError, match="no speech tokens"):
+        model.render_chunks([StreamChunk(state, tokens[:0], 0, True)], STEPS)
+    with pytest.raises(GenerationError, match="outside the codebook"):
+        model.render_chunks([StreamChunk(state, tokens + 45, 10, True)], STEPS)
+    with pytest.raises(ConfigError, match="steps"):
+        model.render_chunks([StreamChunk(state, tokens, 10, True)], 0)
+
+
+def log_mel(wave: torch.Tensor) -> torch.Tensor:
+    """[bins, frames of 10 ms] in decibels; bins enough for what follows."""
+    spectrum = torch.stft(wave, 1024, 240, window=torch.hann_window(1024), return_complex=True).abs()
+    return 20 * torch.log10(spectrum[:300] + 1e-4)
+
+
+def test_seams_are_no_further_from_the_whole_than_another_seed(demo: Path) -> None:
+    config = ModelConfig.from_directory(demo)
+    model = S3Gen.from_weights(config.s3gen, Weights(demo / "s3gen.safetensors"), "cpu")
+    prompt = Voice.load(demo / "conds.pt", config).prompt
+    tokens = torch.randint(0, 6561, (80,), generator=torch.Generator().manual_seed(4))
+    noises = [model.draw_noise(seed, 80, prompt) for seed in (1, 2)]
+    whole, other = model.synthesize([S3GenRequest(tokens, prompt, noise) for noise in noises], STEPS)
+    (streamed,) = stream(model, [tokens], [[22, 20, 20, 0]], [model.start_stream(prompt, 1)])
+    seams = torch.tensor([2 * frame for frame in (44, 84, 124)])  # of 10 ms
+    near = (seams[:, None] + torch.arange(-4, 4)).flatten()
+    apart_there = (log_mel(streamed) - log_mel(whole)).abs()[:, near].mean()
+    seeds_apart = (log_mel(other) - log_mel(whole)).abs()[:, near].mean()
+    assert apart_there < seeds_apart
+    steps = (streamed[1:] - streamed[:-1]).abs()
+    assert steps[[480 * frame - 1 for frame in (24, 64, 104)]].max() <= (whole[1:] - whole[:-1]).abs().max()

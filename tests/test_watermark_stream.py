@@ -1,0 +1,34 @@
+"""The watermark in a stream: marked parts together are marked, as long as they were, and without a click."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.audio.watermark_stream import mark_next
+
+RATE = 24_000
+
+
+def vowels(seconds: float) -> np.ndarray:
+    time = np.arange(round(seconds * RATE)) / RATE
+    pitch = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 2 * time)) / RATE
+    return sum(np.sin(n * pitch) / n for n in range(1, 40)).astype(np.float32) * 0.1
+
+
+def test_parts_are_marked_together() -> None:
+    watermarker, wave = Watermarker(), vowels(4.0)
+    marked, before = [], np.empty(0, np.float32)
+    cuts = [0, 5760, 5760, 17_760, 41_760, 41_765, 80_000, len(wave)]
+    for first, end in zip(cuts, cuts[1:], strict=False):
+        part, before = mark_next(watermarker, before, wave[first:end], end == len(wave))
+        assert len(part) == end - first and part.dtype == np.float32
+        marked.append(part)
+    whole = np.concatenate(marked)
+    assert watermarker.detect(whole, RATE) > 0.9
+    assert watermarker.detect(wave, RATE) < 0.5
+    assert watermarker.detect(whole[: 2 * RATE], RATE) > 0.9
+    mark = whole - wave
+    seams = np.array(cuts[1:-1])
+    natural = np.abs(np.diff(watermarker.apply(wave) - wave)).max()
+    assert np.abs(mark[seams] - mark[seams - 1]).max() <= natural
