@@ -116,10 +116,13 @@ def _answers(url: str) -> bool:
 def test_the_command_starts_again_after_a_kill_and_ends_in_order(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     body = {"model": "tts-1", "voice": "alloy", "input": TEXT, "extra_body": {"seed": 1}}
-    with served(tmp_path) as (process, url), openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-        with client.audio.speech.with_streaming_response.create(**body, response_format="pcm") as answer:
-            next(answer.iter_bytes(64))
-            process.kill()
+    with (
+        served(tmp_path) as (process, url),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+        client.audio.speech.with_streaming_response.create(**body, response_format="pcm") as answer,
+    ):
+        next(answer.iter_bytes(64))
+        process.kill()
     with served(tmp_path) as (process, url), openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         whole = client.audio.speech.create(**body, response_format="wav")
         wave, rate = decode_audio(whole.content)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from chatterbox_vllm.errors import DeviceError
+from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.server import keeper
 from chatterbox_vllm.server.logs import _Json, _Person
 from tests.fake_server import FakeEngine, eventually, running
@@ -38,6 +38,15 @@ def test_a_full_server_says_when_to_come_again(tmp_path: Path) -> None:
             assert [future.result().status_code for future in waiting] == [200, 200]
         assert client.post("/v1/audio/speech", json=BODY).status_code == 200
         assert 'chatterbox_failures_total{code="rate_limit_exceeded"} 3.0' in client.get("/metrics").text
+
+
+def test_options_that_name_no_voice_are_refused_at_the_start(tmp_path: Path) -> None:
+    for options in ({"default_voice": "nobody"}, {"voice_aliases": {"alloy": "nobody"}}):
+        with pytest.raises(ConfigError, match="cannot be 'nobody'.*there is no voice"), running(tmp_path, **options):
+            pass
+    with running(tmp_path, default_voice="bert") as server, httpx.Client(base_url=server.url) as client:
+        assert client.post("/v1/audio/speech", json=BODY).status_code == 200
+        assert server.engine.requests[-1].voice is server.engine.tts.named["bert"]
 
 
 def test_an_engine_that_dies_is_replaced(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings, setting_type
@@ -54,21 +56,30 @@ def serve(*, given: Keywords, quiet: bool) -> None:
 
         logger.info("loading the model")
         engine = start()
-        name = str(keywords.get("model") or engine.tts.directory.name)
         servers: list[Server] = []
-        app = make_app(start, options, name, engine, lambda: servers[0].give_up())
-        servers.append(Server(app, options))
-        signal.signal(signal.SIGHUP, servers[0].handle_exit)  # as SIGTERM
-        place = f"http://{options.host}:{socket.getsockname()[1]}"
-        logger.info("%s on %s speaks at %s/v1; %s/docs tells more", name, engine.tts.device, place, place)
+
+        def give_up() -> None:
+            servers[0].give_up()
+
         try:
-            servers[0].run([socket])
-        except KeyboardInterrupt:  # uvicorn has ended in order, and tells which signal it was
-            pass
+            app = make_app(start, options, _named(keywords, engine.tts.directory), engine, give_up)
+            server = Server(app, options)
+            servers.append(server)
+            signal.signal(signal.SIGHUP, server.handle_exit)  # as SIGTERM
+            place = f"http://{options.host}:{socket.getsockname()[1]}"
+            logger.info("speaking on %s at %s/v1; %s/docs tells more", engine.tts.device, place, place)
+            with suppress(KeyboardInterrupt):  # uvicorn has ended in order, and tells by which signal
+                server.run([socket])
         finally:
             engine.tts.shutdown()
-    if servers[0].gave_up:
+    if server.gave_up:
         raise GenerationError("the model failed too often in a row; start the server anew")
+
+
+def _named(keywords: Keywords, directory: Path) -> str:
+    """What clients call the model: its name, or the last part of a path."""
+    name = str(keywords.get("model") or directory.name)
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def server_options(given: Keywords) -> ServerOptions:

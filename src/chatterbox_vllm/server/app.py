@@ -48,6 +48,9 @@ def make_app(
         model: its name, for requests and for /health.
         engine: one that is open already; without one the first request loads it.
         on_failure: called when the model has failed too often in a row to be loaded again.
+
+    Raises:
+        ConfigError: the options name a voice that there is not, of the engine's model or in the library.
     """
     book = VoiceBook(options)
 
@@ -58,6 +61,7 @@ def make_app(
 
     if engine is not None:
         book.learn(engine.tts)
+        book.check_options(engine.tts)
     keeper = Keeper(started, options.max_requests, options.idle_seconds, on_failure, engine)
     metrics = Metrics(lambda: _gauges(keeper))
     service = Service(

@@ -14,7 +14,7 @@ import numpy as np
 
 from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_encoder
 from chatterbox_vllm.audio.tempo import Tempo
-from chatterbox_vllm.engine.job import SAMPLE_RATE
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.server.errors import ApiError, api_error

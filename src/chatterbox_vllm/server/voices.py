@@ -9,7 +9,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.errors import ChatterboxError, ConfigError
 from chatterbox_vllm.server.errors import ApiError
 from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.server.options import ServerOptions
@@ -53,6 +53,22 @@ class VoiceBook:
     def learn(self, tts: ChatterboxTTS) -> None:
         """Take down the names of the model's own voices, which are listed also while the model is unloaded."""
         self._own = tuple(tts.voices)
+
+    def check_options(self, tts: ChatterboxTTS) -> None:
+        """Refuse options that name voices which there are not, before a request meets them.
+
+        Raises:
+            ConfigError: naming the option and the voice.
+        """
+        named = {f"voice_aliases: {alias}": voice for alias, voice in self._options.voice_aliases.items()}
+        if self._options.default_voice is not None:
+            named["default_voice"] = self._options.default_voice
+        for option, name in named.items():
+            try:
+                self._named(tts, name)
+            except (ApiError, ChatterboxError) as error:
+                reason = error.message if isinstance(error, ApiError) else str(error)
+                raise ConfigError(f"{option} cannot be {name!r}: {reason}") from error
 
     async def voice(self, tts: ChatterboxTTS, wish: VoiceWish) -> Voice:
         """The voice that a request wishes.

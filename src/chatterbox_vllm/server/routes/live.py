@@ -17,7 +17,7 @@ from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from chatterbox_vllm.engine.job import SAMPLE_RATE
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
