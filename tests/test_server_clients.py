@@ -242,6 +242,19 @@ def test_accept_is_never_refused_and_options_and_head_are_answered(http: httpx.C
     assert http.head("/v1/audio/speech").status_code == 405
 
 
+def test_the_page_of_the_description_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html") and "http" not in page.text
+    for told in (
+        "POST /v1/audio/speech",
+        "response_format",
+        "mp3, opus, aac, flac, wav, pcm",
+        "0.25 to 4",
+        "audio_sample",
+    ):
+        assert told in page.text, told
+
+
 def test_health_metrics_and_warmup(http: httpx.Client) -> None:
     health = http.get("/health").json()
     assert health["status"] == "ok" and health["ready"] and health["live"] and health["device"] == "cpu"

@@ -22,7 +22,7 @@ from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.limits import Limits
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.options import ServerOptions
-from chatterbox_vllm.server.routes import health, live, models, realtime, sillytavern, speech, voices
+from chatterbox_vllm.server.routes import docs, health, live, models, realtime, sillytavern, speech, voices
 from chatterbox_vllm.server.service import Service
 from chatterbox_vllm.server.speaking import Speaker
 from chatterbox_vllm.server.voices import VoiceBook
@@ -80,13 +80,18 @@ def make_app(
             yield
 
     app = FastAPI(
-        title="chatterbox-vllm", version=__version__, lifespan=lifespan, redirect_slashes=False, redoc_url=None
+        title="chatterbox-vllm",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.service = service
     for router in (speech.router, voices.router, models.router, health.router, realtime.router, live.router):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)  # for base URLs without /v1
-    for router in (health.root, sillytavern.router, _greeting(model)):
+    for router in (docs.router, health.root, sillytavern.router, _greeting(model)):
         app.include_router(router)
     app.add_exception_handler(ApiError, _failed)
     app.add_exception_handler(ChatterboxError, _failed)

@@ -32,7 +32,8 @@ class State(Enum):
 
     LOADING = "loading"
     READY = "ready"
-    ASLEEP = "asleep"  # unloaded because nobody asked; the next request loads it
+    UNLOADING = "unloading"  # because nobody asked
+    ASLEEP = "asleep"  # the next request loads it
     FAILED = "failed"  # for good
     CLOSED = "closed"
 
@@ -97,7 +98,7 @@ class Keeper:
         engine = self._engine
         if self.state is State.READY:
             return engine is not None and engine.failure is None
-        return self.state is State.ASLEEP
+        return self.state in (State.UNLOADING, State.ASLEEP)
 
     @property
     def retry_after(self) -> float:
@@ -132,7 +133,7 @@ class Keeper:
         while True:
             self._look()
             if self.state is State.ASLEEP:
-                self._begin(self._load())
+                self._begin(self._load(), State.LOADING)
             if self.state is State.READY and self._engine is not None:
                 return self._engine
             if self.state in (State.FAILED, State.CLOSED):
@@ -148,10 +149,10 @@ class Keeper:
             self.failure = engine.failure
             self._failures += 1
             logger.error("the engine failed (%s); the model is loaded anew", type(engine.failure).__name__)
-            self._begin(self._load())
+            self._begin(self._load(), State.LOADING)
         elif self._idle_seconds is not None and not self.users and self._idle() >= self._idle_seconds:
             logger.info("no request for %.0f s: the model is unloaded until the next", self._idle_seconds)
-            self._begin(self._sleep())
+            self._begin(self._sleep(), State.UNLOADING)
 
     def _idle(self) -> float:
         return time.monotonic() - self._last_use
@@ -161,8 +162,8 @@ class Keeper:
             await asyncio.sleep(_LOOK)
             self._look()
 
-    def _begin(self, change: Coroutine[None, None, None]) -> None:
-        self._enter(State.LOADING)
+    def _begin(self, change: Coroutine[None, None, None], state: State) -> None:
+        self._enter(state)
         self._change = asyncio.create_task(change)
 
     async def _load(self) -> None:

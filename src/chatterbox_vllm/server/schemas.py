@@ -175,7 +175,7 @@ class Warmed(BaseModel):
 class Health(BaseModel):
     """What the server is and does at this moment."""
 
-    status: Literal["ok", "loading", "asleep", "failed", "closed"]
+    status: Literal["ok", "loading", "unloading", "asleep", "failed", "closed"]
     live: bool
     ready: bool
     model: str
