@@ -260,6 +260,7 @@ def test_health_metrics_and_warmup(http: httpx.Client) -> None:
     assert health["status"] == "ok" and health["ready"] and health["live"] and health["device"] == "cpu"
     assert health["quantization"]["t3"]["method"] is None and health["queue"]["users"] == 0
     assert http.get("/health/ready").status_code == http.get("/health/live").status_code == 200
+    assert http.post("/v1/audio/speech", json={"input": "mute"}).status_code == 400
     warm = http.post("/v1/warmup").json()
     assert warm["audio_seconds"] > 0 and warm["seconds"] < 5
     page = http.get("/metrics").text
