@@ -1,4 +1,4 @@
-"""Streams through `AsyncChatterbox` and `ChatterboxTTS` on the demo model."""
+"""Streams through `AsyncChatterbox` and `ChatterboxTTS` on the babbling model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TEXT = "A good deal longer than that, I should say, and long enough for some chu
 
 
 @pytest.fixture(scope="module")
-def tts(demo: Path) -> Iterator[ChatterboxTTS]:
-    with ChatterboxTTS.from_local(demo, "cpu", max_batch_size=4, watermark=False) as model:
+def tts(babbler: Path) -> Iterator[ChatterboxTTS]:
+    with ChatterboxTTS.from_local(babbler, "cpu", max_batch_size=4, watermark=False) as model:
         yield model
 
 

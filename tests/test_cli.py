@@ -98,7 +98,7 @@ def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subproce
 
 def test_what_is_spoken_to_standard_output_comes_in_parts(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
     text = "Good morning to everybody who is here. " * 3
-    command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "--seed", "3", "-o", "-", "--model", "demo"]
+    command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "--seed", "3", "-o", "-", "--model", "babble"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         first = process.stdout.read(44 + 2 * 4800)
         assert process.poll() is None  # it is still speaking
@@ -108,7 +108,7 @@ def test_what_is_spoken_to_standard_output_comes_in_parts(spoken: tuple[Path, su
     wave = np.frombuffer((first + rest)[44:], "<i2") / 32767
     assert errors.decode().startswith(f"-: {len(wave) / 24_000:.2f} s, seed 3") and wave.std() > 0.01
     assert Watermarker().detect(wave, 24_000) > 0.9
-    bare = run("say", text, "--seed", 3, "-o", "-", "--model", "demo", "--audio-format", "pcm", text=False)
+    bare = run("say", text, "--seed", 3, "-o", "-", "--model", "babble", "--audio-format", "pcm", text=False)
     assert bare.stdout == (first + rest)[44:]
 
 

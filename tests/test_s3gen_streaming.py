@@ -147,10 +147,10 @@ def log_mel(wave: torch.Tensor) -> torch.Tensor:
     return 20 * torch.log10(spectrum[:300] + 1e-4)
 
 
-def test_seams_are_no_further_from_the_whole_than_another_seed(demo: Path) -> None:
-    config = ModelConfig.from_directory(demo)
-    model = S3Gen.from_weights(config.s3gen, Weights(demo / "s3gen.safetensors"), "cpu")
-    prompt = Voice.load(demo / "conds.pt", config).prompt
+def test_seams_are_no_further_from_the_whole_than_another_seed(babbler: Path) -> None:
+    config = ModelConfig.from_directory(babbler)
+    model = S3Gen.from_weights(config.s3gen, Weights(babbler / "s3gen.safetensors"), "cpu")
+    prompt = Voice.load(babbler / "conds.pt", config).prompt
     tokens = torch.randint(0, 6561, (80,), generator=torch.Generator().manual_seed(4))
     noises = [model.draw_noise(seed, 80, prompt) for seed in (1, 2)]
     whole, other = model.synthesize([S3GenRequest(tokens, prompt, noise) for noise in noises], STEPS)

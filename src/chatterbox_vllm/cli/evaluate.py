@@ -97,7 +97,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="speech recogniser: tiny.en or base (Whisper, from the extra judge), module:function of a 16 kHz "
+            help="speech recogniser: tiny.en or base (Whisper; extras asr, judge), module:function of a 16 kHz "
             "wave, or a command that prints the text of a WAV file",
             show_default="none",
         ),

