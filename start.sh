@@ -4,6 +4,7 @@
 #   ./start.sh say "Hello from Chatterbox." -o hello.wav      any command of chatterbox-vllm: say, batch, download, info …
 #   ./start.sh say "Hello." -o hello.wav --model small        with the small model of the package: no download
 #   ./start.sh say --help                                     its options (installs first, as every command does)
+#   ./start.sh serve                                          a speech server on http://127.0.0.1:8000
 #   ./start.sh test [PYTEST ARGUMENTS]                        the tests, with what they need
 #   ./start.sh --reinstall [COMMAND…]                         from an empty .venv
 #   ./start.sh --low-vram say "Hello." -o hello.wav           the command laid out for a small card
@@ -173,8 +174,8 @@ if [[ $reinstall == no && ! -f $stamp ]]; then # nothing is installed to answer 
 fi
 if ((${#tier[@]})); then
     case ${1:-} in
-        say | batch | bench | estimate) ;;
-        *) die "${tier[*]} needs a command that it lays out: say, batch, bench or estimate" ;;
+        say | batch | bench | estimate | serve) ;;
+        *) die "${tier[*]} needs a command that it lays out: say, batch, bench, estimate or serve" ;;
     esac
     for argument in "${@:2}"; do
         [[ $argument == -- ]] && break

@@ -12,7 +12,7 @@ PACKAGE = Path(chatterbox_vllm.__file__).parent
 # From the top floor to the ground. A room may import from its own floor's package and from every floor below.
 FLOORS = (
     "cli",
-    "bench",
+    "bench server",
     "serving evaluation batch",
     "tts",
     "setup",

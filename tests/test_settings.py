@@ -15,7 +15,17 @@ import pytest
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.english import ENGLISH
-from chatterbox_vllm.settings import BY_KEYWORD, GROUPS, MAX_MODEL_LEN, SPEECH, TEXT, VARIABLES, Setting, positive
+from chatterbox_vllm.settings import (
+    BY_KEYWORD,
+    GROUPS,
+    MAX_MODEL_LEN,
+    SERVER,
+    SPEECH,
+    TEXT,
+    VARIABLES,
+    Setting,
+    positive,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "settings.md"
@@ -79,7 +89,7 @@ def test_every_keyword_is_in_the_table_with_its_default() -> None:
     taken = {name: default for call in calls for name, default in keywords_of(call).items()}
     # What is None in `SpeechParameters` takes the family's value.
     taken |= {"seed": SpeechParameters().seed} | dataclasses.asdict(ENGLISH.defaults)
-    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in TEXT}
+    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in (*TEXT, *SERVER)}
     assert {name: default for name, default in taken.items() if default != BY_KEYWORD[name].default} == {}
 
     reading = keywords_of(ChatterboxTTS.generate)
@@ -87,6 +97,15 @@ def test_every_keyword_is_in_the_table_with_its_default() -> None:
     pauses = dataclasses.asdict(reading["pauses"])
     assert BY_KEYWORD["pauses"].unset == ", ".join(f"{kind} {seconds:g}" for kind, seconds in pauses.items())
     assert reading["clean_text"] is BY_KEYWORD["clean_text"].default
+
+
+def test_every_field_of_the_servers_options_is_in_the_table_with_its_default() -> None:
+    from chatterbox_vllm.server.options import ServerOptions
+
+    fields = {f.name: f.default for f in dataclasses.fields(ServerOptions) if f.name != "voices_directory"}
+    assert set(fields) == {s.keyword for s in SERVER}
+    told = {s.keyword: s.default for s in SERVER if s.default is not None}
+    assert told == {name: fields[name] for name in told}
 
 
 def test_every_setting_says_what_it_does_without_a_value() -> None:

@@ -46,6 +46,7 @@ def run(directory: Path, *given: str, path: str = "/usr/bin:/bin") -> subprocess
     [
         (["--ultra-low-vram", "say", "Hi."], ["say", "--tier", "4", "Hi."]),
         (["--low-vram", "say"], ["say", "--tier", "6"]),
+        (["--ultra-low-vram", "serve", "--port", "9000"], ["serve", "--tier", "4", "--port", "9000"]),
         (["--medium-vram", "batch", "in.txt"], ["batch", "--tier", "8", "in.txt"]),
         (["--high-vram", "bench"], ["bench", "--tier", "24"]),
         (["--tier", "auto", "say"], ["say", "--tier", "auto"]),

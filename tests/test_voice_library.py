@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
 from chatterbox_vllm.voices import VoiceLibrary
 from chatterbox_vllm.voices.library import default_directory
+from chatterbox_vllm.voices.records import VoiceRecord, draw_id
 
 from .test_voice_files import made_up_voice
 
@@ -92,3 +94,46 @@ def test_where_the_library_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "own").write_text("a file stands here")
     with pytest.raises(OutputError, match=r"cannot be made .*set CHATTERBOX_VOICES"):
         VoiceLibrary().save("anna", made_up_voice())
+
+
+def test_voices_are_found_by_what_their_owner_calls_them(library: VoiceLibrary) -> None:
+    record = VoiceRecord(draw_id("voice"), "Anna / the first", 1)
+    path = library.save(record.id, made_up_voice(1))
+    library.records.put(record)
+    assert library.saved_as("Anna / the first") == record.id == library.saved_as(record.id)
+    assert library.find("Anna / the first") == path
+    library.records.put(replace(record, name="Berta"))
+    assert library.look_up("Anna / the first") is None and library.find("Berta") == path
+    library.records.path(draw_id("voice")).write_text("{")  # one that is damaged hides no other
+    assert library.find("Berta") == path
+    library.delete("Berta")
+    assert library.voices() == [] and library.records.all() == [] and not path.exists()
+
+
+def test_aliases(library: VoiceLibrary, tmp_path: Path) -> None:
+    assert library.aliases() == {}
+    path = library.save("anna", made_up_voice(1))
+    library.set_alias("alloy", "anna")
+    library.set_alias("the host", "af_heart")
+    assert library.find("alloy") == path
+    assert library.find("the host", {"af_heart": tmp_path}) == tmp_path
+    with pytest.raises(ConfigError, match="neither a file 'the host'"):
+        library.find("the host")
+    with pytest.raises(ConfigError, match="'anna' is a voice of its own"):
+        library.set_alias("anna", "af_heart")
+    with pytest.raises(ConfigError, match="an alias must be 1 to 200 printable characters"):
+        library.set_alias("a\nb", "anna")
+    library.set_alias("alloy", None)
+    assert library.aliases() == {"the host": "af_heart"}
+    with pytest.raises(ConfigError, match="no alias 'alloy'; give one, such as the host"):
+        library.set_alias("alloy", None)
+    (library.directory / "aliases.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="delete it and set the aliases anew"):
+        library.aliases()
+
+
+def test_records_are_read_by_ids_only(library: VoiceLibrary) -> None:
+    for name in ("../../etc/passwd", "voice_", "voice_" + "g" * 24, "cons_" + "0" * 24, ""):
+        assert library.records.get(name) is None and library.records.delete(name) is False
+        with pytest.raises(ConfigError, match="no id"):
+            library.records.path(name)

@@ -263,6 +263,18 @@ class ChatterboxTTS:
         """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
         return self._files.voice(Path(path))
 
+    def enrol_clip(self, clip: bytes) -> Voice:
+        """The voice of a clip in memory: the bytes of an audio file. Equal bytes are enrolled once.
+
+        Raises:
+            AudioError: it cannot be decoded or used.
+        """
+        return self._files.voice_of_clip(clip)
+
+    def count_text_tokens(self, text: str) -> int:
+        """How many text tokens a text has as it stands, for accounts."""
+        return len(self._engine.scheduler.preparation.prompts.tokenizer.encode(text))
+
     @property
     def voices(self) -> list[str]:
         """The names of the voices that come with the model: "builtin", which `conds` is at first, and others."""

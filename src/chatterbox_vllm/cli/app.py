@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say, voices
+from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say, serve, voices
 from chatterbox_vllm.cli.arguments import Command
 from chatterbox_vllm.cli.run import PROGRAM, Commands
 
@@ -30,15 +30,18 @@ for command in (
     info.info,
     methods.methods,
     quantize.quantize,
+    serve.serve,
 ):
     app.command(cls=Command, context_settings=_HELP)(command)
 
 
 _voices = typer.Typer(
-    help="Voices by name: list, play, show; save and delete those of your own.", context_settings=_HELP
+    help="Voices by name: list, play, show; add, remove and alias those of your own.", context_settings=_HELP
 )
-for command in (voices.save, voices.list_, voices.play, voices.show, voices.delete):
+for command in (voices.save, voices.list_, voices.play, voices.show, voices.delete, voices.alias):
     _voices.command(command.__name__.rstrip("_"), cls=Command, context_settings=_HELP)(command)
+for name, command in (("add", voices.save), ("remove", voices.delete)):  # other words for the same
+    _voices.command(name, cls=Command, context_settings=_HELP, hidden=True)(command)
 app.add_typer(_voices, name="voices")
 
 

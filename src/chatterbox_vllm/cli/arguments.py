@@ -21,9 +21,11 @@ Strategy = Literal["conservative", "mixed", "aggressive", "nf4", "int8", "auto"]
 
 # Of settings whose default does not tell.
 _TYPES: dict[str, Any] = {
+    "cors_origins": list[str],
     "cuda_graphs": bool,
     "dtype": DType,
     "gpu_memory_utilization": float,
+    "idle_seconds": float,
     "kv_cache_bytes": int,
     "max_batch_size": int,
     "max_model_len": int,
@@ -32,6 +34,7 @@ _TYPES: dict[str, Any] = {
     "s3gen_dtype": DType,
     "seed": int,
     "use_quantization": bool,
+    "voice_aliases": list[str],
 }
 
 
@@ -43,7 +46,8 @@ def _models() -> tuple[str, ...]:
     return (*FAMILIES, SMALL)
 
 
-_METAVARS = {int: "N", float: "X", str: "NAME", list[str]: "KIND=SECONDS"}
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME"}
+_METAVARS_OF = {"pauses": "KIND=SECONDS", "cors_origins": "ORIGIN", "voice_aliases": "ALIAS=VOICE"}
 # What a shell completes, where a setting takes other values as well.
 _COMPLETED: dict[str, Sequence[str] | Callable[[], Sequence[str]]] = {
     "device": ("auto", "cpu", "cuda"),
@@ -109,7 +113,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         # The default is the library's to take, so that an environment variable or a tier can stand before it.
         help=rf"{meaning} [dim]\[default: {shown}][/dim]",
         show_default=False,
-        metavar=_METAVARS.get(kind),
+        metavar=_METAVARS_OF.get(setting.keyword) or _METAVARS.get(kind),
         autocompletion=_completion(_COMPLETED[setting.keyword]) if setting.keyword in _COMPLETED else None,
         rich_help_panel=next(title for title, group in GROUPS.items() if setting in group),
     )

@@ -15,6 +15,7 @@ from chatterbox_vllm.cli.players import play as sound
 from chatterbox_vllm.cli.run import PROGRAM
 from chatterbox_vllm.cli.say import speak_to
 from chatterbox_vllm.cli.texts import check_text
+from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import MODEL, SPEECH
 
 _SENTENCE = "This is how I sound. Would you like to hear more?"
@@ -52,6 +53,8 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
 
     library = VoiceLibrary()
     voices, (model, own) = library.voices(), _model_voices(given)
+    called = {record.id: record.name for record in library.records.all()}  # of voices made through a server
+    aliases = library.aliases()
     if json is not None:
         entries: list[dict[str, str | int]] = [
             {
@@ -60,20 +63,27 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
                 "file": str(v.path),
                 "bytes": v.bytes,
                 "saved": v.saved.isoformat(timespec="seconds"),
+                "called": called.get(v.name, v.name),
             }
             for v in voices
         ]
         entries += [
             {"name": name, "from": model, "file": str(path), "bytes": path.stat().st_size} for name, path in own.items()
         ]
+        entries += [{"name": alias, "from": "alias", "voice": voice} for alias, voice in aliases.items()]
         write_json(json, entries)
     if json == STANDARD_OUTPUT:
         return
     if voices:
-        rows = [(v.name, f"{v.bytes / 1024:.0f} KiB", f"{v.saved.astimezone():%Y-%m-%d %H:%M}") for v in voices]
+        rows = [
+            (called.get(v.name, v.name), f"{v.bytes / 1024:.0f} KiB", f"{v.saved.astimezone():%Y-%m-%d %H:%M}")
+            for v in voices
+        ]
         show(Grid(f"In {library.directory}", rows, ("voice", "size", "saved"), numbers=True))
     else:
         print(f"no voice is saved in {library.directory}; save one with {PROGRAM} voices save CLIP NAME")
+    if aliases:
+        print(f"aliases: {', '.join(f'{alias} is {voice}' for alias, voice in aliases.items())}")
     if own:
         print(f"with the model {model}: {', '.join(own)}")
     else:
@@ -158,3 +168,25 @@ def delete(*, name: NameArgument, quiet: bool) -> None:
     VoiceLibrary().delete(name)
     if not quiet:
         print(f"{name}: deleted")
+
+
+@from_settings(MODEL)
+def alias(
+    *,
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="the name that is to stand for a voice")],
+    voice: Annotated[str | None, typer.Argument(metavar="VOICE", help="a voice's name", show_default=False)] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="take the alias back")] = False,
+    given: Keywords,
+    quiet: bool,
+) -> None:
+    """Let a name stand for a voice, as OpenAI's names do where a server speaks with voices of your own."""
+    from chatterbox_vllm.voices.library import VoiceLibrary
+
+    if (voice is None) is not remove:
+        raise ConfigError("give a VOICE for the alias, or --remove to take it back")
+    library = VoiceLibrary()
+    if voice is not None and library.saved_as(voice) is None and voice not in _model_voices(given)[1]:
+        library.find(voice)  # tells which names there are
+    library.set_alias(name, voice)
+    if not quiet:
+        print(f"{name}: is {voice} now" if voice is not None else f"{name}: is no alias any more")

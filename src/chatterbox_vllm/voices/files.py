@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,15 @@ class FileVoices:
         """
         return self.kept.get(_key(path), lambda: self._read(path))
 
+    def voice_of_clip(self, clip: bytes) -> Voice:
+        """The voice of a clip that is in memory, a file of any audio format.
+
+        Raises:
+            AudioError: it cannot be decoded or used.
+        """
+        key = (hashlib.sha256(clip).hexdigest(), 0, len(clip), 0)  # no path looks like it
+        return self.kept.get(key, lambda: self.enroller.enrol(*_decoded(clip)))
+
     def _read(self, path: Path) -> Voice:
         if _is_saved(path):
             return Voice.load(path, self.enroller.config)
@@ -58,11 +68,11 @@ def check_voice_file(path: Path, config: ModelConfig | None = None) -> None:
         check_reference(*_decoded(path))
 
 
-def _decoded(path: Path) -> tuple[np.ndarray, int]:
+def _decoded(clip: Path | bytes) -> tuple[np.ndarray, int]:
     # Imported here: it brings all of FFmpeg, which saved voices do not need.
     from chatterbox_vllm.audio.decode import decode_audio
 
-    return decode_audio(path, max_seconds=MAX_REFERENCE_SECONDS)
+    return decode_audio(clip, max_seconds=MAX_REFERENCE_SECONDS)
 
 
 def _is_saved(path: Path) -> bool:

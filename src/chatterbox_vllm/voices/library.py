@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import unicodedata
@@ -11,11 +12,14 @@ from datetime import datetime, timezone
 from difflib import get_close_matches
 from pathlib import Path
 
+from chatterbox_vllm.caches.atomic import whole_file
 from chatterbox_vllm.checkpoint.config import ModelConfig
-from chatterbox_vllm.errors import ConfigError, OutputError
+from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
+from chatterbox_vllm.voices.records import Records, VoiceRecord, check_label
 from chatterbox_vllm.voices.voice import Voice
 
 SUFFIX = ".pt"
+_ALIASES = "aliases.json"
 _LONGEST_NAME = 64
 _MOST_TOLD = 10
 
@@ -125,9 +129,10 @@ class VoiceLibrary:
             ConfigError: there is none.
             OutputError: it cannot be removed.
         """
-        path = self._path(name)
+        path = self._path(self.saved_as(name) or name)
         try:
             path.unlink()
+            self.records.delete(path.stem)
         except FileNotFoundError:
             raise self._unknown(name) from None
         except OSError as error:
@@ -137,8 +142,61 @@ class VoiceLibrary:
         """An existing file, or that of the voice of a name; None where there is neither."""
         if _entry(Path(name_or_path)) is not None:
             return Path(name_or_path)
-        entry = _entry(self._path(name_or_path)) if is_voice_name(name_or_path) else None
-        return None if entry is None else entry.path
+        saved = self.saved_as(name_or_path)
+        return None if saved is None else self._path(saved)
+
+    def saved_as(self, name: str) -> str | None:
+        """The name of a voice's file: of a voice of that name, or of one that its owner calls so; None without one."""
+        if is_voice_name(name) and _entry(self._path(name)) is not None:
+            return name
+        called = (record.id for record in self.records.all() if record.name == name)
+        return next((saved for saved in called if _entry(self._path(saved)) is not None), None)
+
+    @property
+    def records(self) -> Records:
+        """What is known of voices that were made through a server, whose files have numbers for names."""
+        return Records(self.directory, "voice", VoiceRecord)
+
+    def aliases(self) -> dict[str, str]:
+        """Names that stand for voices, of this library or of a model, by the alias.
+
+        Raises:
+            CheckpointError: the file that holds them is damaged.
+        """
+        path = self.directory / _ALIASES
+        try:
+            found = json.loads(path.read_bytes())
+            if not isinstance(found, dict) or not all(isinstance(voice, str) for voice in found.values()):
+                raise ValueError("it is no table of names")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); delete it and set the aliases anew") from error
+        return found
+
+    def set_alias(self, alias: str, voice: str | None) -> None:
+        """Let a name stand for a voice; None takes the alias back.
+
+        Raises:
+            ConfigError: the alias cannot be a name, is a voice's own, or is none that could be taken back.
+            OutputError: it cannot be written.
+        """
+        found = self.aliases()
+        if voice is None:
+            if found.pop(alias, None) is None:
+                raise ConfigError(f"there is no alias {alias!r}; give one{named_alike(alias, found)}")
+        else:
+            check_label(alias, "an alias")
+            if self.saved_as(alias) is not None:
+                raise ConfigError(f"{alias!r} is a voice of its own: choose another alias, or remove that voice first")
+            found[alias] = voice
+        path = self.directory / _ALIASES
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as file:
+                file.write(json.dumps(found, ensure_ascii=False, indent=1, sort_keys=True).encode())
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error}); make room") from error
 
     def find(self, name_or_path: str, own: Mapping[str, Path] | None = None) -> Path:
         """The file that a user of this machine means: an existing file, or the voice of that name, here or a model's.
@@ -151,6 +209,8 @@ class VoiceLibrary:
         """
         own = own or {}
         path = self.look_up(name_or_path) or own.get(name_or_path)
+        if path is None and (meant := self.aliases().get(name_or_path)) is not None:
+            path = self.look_up(meant) or own.get(meant)
         if path is None:
             others = " or with the model" if own else ""
             names = [*(voice.name for voice in self.voices()), *own]

@@ -1,0 +1,181 @@
+"""The application: routes, and the layers around them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from chatterbox_vllm import __version__
+from chatterbox_vllm.errors import ChatterboxError
+from chatterbox_vllm.server.access import Access
+from chatterbox_vllm.server.errors import ApiError, api_error
+from chatterbox_vllm.server.gate import Gate
+from chatterbox_vllm.server.keeper import Keeper
+from chatterbox_vllm.server.limits import Limits
+from chatterbox_vllm.server.metrics import Metrics
+from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.server.routes import docs, health, live, models, realtime, sillytavern, speech, voices
+from chatterbox_vllm.server.service import Service
+from chatterbox_vllm.server.speaking import Speaker
+from chatterbox_vllm.server.voices import VoiceBook
+from chatterbox_vllm.voices.records import Consents
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.serving.async_engine import AsyncChatterbox
+
+_CONSENTS = "consents"  # a directory in the voice library's
+
+
+def make_app(
+    start: Callable[[], AsyncChatterbox],
+    options: ServerOptions,
+    model: str,
+    engine: AsyncChatterbox | None = None,
+    on_failure: Callable[[], None] | None = None,
+) -> ASGIApp:
+    """The server as an ASGI application, for uvicorn to run.
+
+    Args:
+        start: loads the model and opens its engine; called in a thread, also later after it was unloaded or failed.
+        model: its name, for requests and for /health.
+        engine: one that is open already; without one the first request loads it.
+        on_failure: called when the model has failed too often in a row to be loaded again.
+
+    Raises:
+        ConfigError: the options name a voice that there is not, of the engine's model or in the library.
+    """
+    book = VoiceBook(options)
+
+    def started() -> AsyncChatterbox:
+        made = start()
+        book.learn(made.tts)
+        return made
+
+    if engine is not None:
+        book.learn(engine.tts)
+        book.check_options(engine.tts)
+    keeper = Keeper(started, options.max_requests, options.idle_seconds, on_failure, engine)
+    metrics = Metrics(lambda: _gauges(keeper))
+    service = Service(
+        options=options,
+        keeper=keeper,
+        voices=book,
+        consents=Consents(book.library.directory / _CONSENTS),
+        speaker=Speaker(keeper, book, metrics, options, model),
+        metrics=metrics,
+        model=model,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with keeper:
+            yield
+
+    app = FastAPI(
+        title="chatterbox-vllm",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for router in (speech.router, voices.router, models.router, health.router, realtime.router, live.router):
+        app.include_router(router, prefix="/v1")
+        app.include_router(router, include_in_schema=False)  # for base URLs without /v1
+    for router in (docs.router, health.root, sillytavern.router, _greeting(model)):
+        app.include_router(router)
+    app.add_exception_handler(ApiError, _failed)
+    app.add_exception_handler(ChatterboxError, _failed)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return Access(Gate(Limits(app, options), options, app.routes), metrics)
+
+
+def _greeting(model: str) -> Any:
+    from fastapi import APIRouter
+
+    router = APIRouter(tags=["server"])
+
+    @router.get("/", summary="Greet")
+    @router.get("/v1", include_in_schema=False)
+    @router.get("/v1/", include_in_schema=False)
+    async def greet() -> dict[str, str]:
+        """What this is."""
+        return {"name": "chatterbox-vllm", "version": __version__, "model": model, "documentation": "/docs"}
+
+    return router
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    found = api_error(error)
+    return JSONResponse(found.body(), found.status, found.headers())
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What FastAPI itself refuses: unknown addresses and methods, bodies that cannot be read."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ApiError):  # met while the body was read
+        return await _failed(request, error.__cause__)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    messages = {
+        404: f"there is no {request.url.path}",
+        405: f"{request.url.path} does not take {request.method}",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    found = ApiError(error.status_code, message, code=codes.get(error.status_code, "invalid_request"))
+    return JSONResponse(found.body(), found.status, {**(error.headers or {}), **found.headers()})
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Fields that are missing or out of range: status 400, as OpenAI's service answers."""
+    assert isinstance(error, RequestValidationError)
+    problem: dict[str, Any] = error.errors()[0]
+    place = [part for part in problem["loc"] if isinstance(part, str)][1:]
+    param = ".".join(place) or None
+    codes = {"missing": "missing_required_parameter", "json_invalid": "invalid_json"}
+    message = problem["msg"] if param is None else f"{param}: {problem['msg']}"
+    found = ApiError(400, message[:500], param[:100] if param else None, codes.get(problem["type"], "invalid_value"))
+    return JSONResponse(found.body(), 400)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description without status 422, which no answer has."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _gauges(keeper: Keeper) -> Iterable[tuple[str, str, dict[str, float]]]:
+    """Figures of the moment for `Metrics`."""
+    yield "ready", "Whether a request would be spoken at once", {"": float(keeper.is_healthy)}
+    yield "model_loads", "Times the model was loaded again", {"": keeper.loads}
+    yield "users", "Requests that use or wait for the model", {"": keeper.users}
+    engine = keeper.engine
+    if engine is None:
+        return
+    stats = engine.stats()
+    yield "queue", "Requests that wait for their first token", {"": stats.queued}
+    yield "talking", "Pieces of text that T3 speaks", {"": stats.talking}
+    yield "waiting_for_voice", "Pieces that wait for S3Gen", {"": stats.waiting_for_voice}
+    yield "untaken_seconds", "Audio that is ready and that clients have not taken", {"": stats.untaken_seconds}
+    yield "kv_blocks", "Blocks of T3's cache in use", {"": stats.kv_blocks_in_use}
+    info = engine.tts.get_quantization_info()
+    parts = {name: info[name]["total_bytes"] for name in ("t3", "s3gen", "voice_encoder") if info[name] is not None}
+    if parts:
+        yield "weights_bytes", "Memory of the model's weights", parts

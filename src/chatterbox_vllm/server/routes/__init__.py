@@ -1,0 +1,1 @@
+"""The server's addresses, a module for each kind of client."""

@@ -1,0 +1,152 @@
+"""`/v1/audio/speech/stream`: a WebSocket that takes text in pieces, as a language model writes it.
+
+The client sends `{"type": "session.config", …}` with fields of the speech endpoint (optional), `{"type": "input.text",
+"text": …}` any number of times, `{"type": "input.flush"}` to have all of it spoken, and `{"type": "input.done"}`.
+`{"type": "cancel"}` drops what is not spoken yet. For each stretch of whole sentences the server sends `audio.start`,
+binary messages of audio, and `audio.done`; in the end `session.done`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from pydantic import ValidationError
+from starlette.websockets import WebSocketDisconnect
+
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE
+from chatterbox_vllm.server.errors import ApiError, api_error
+from chatterbox_vllm.server.schemas import Speaking
+from chatterbox_vllm.server.service import Here, Service, note_order, number_of
+from chatterbox_vllm.server.sockets import Inbox
+from chatterbox_vllm.server.speaking import Told
+from chatterbox_vllm.text.arriving import ArrivingText
+
+router = APIRouter()
+
+
+@router.websocket("/audio/speech/stream")
+async def live(socket: WebSocket, service: Here) -> None:
+    """Speak text that arrives in pieces."""
+    await socket.accept()
+    session = _Session(socket, service)
+    speaking = asyncio.create_task(session.speak_all())
+    try:
+        async for event in Inbox(socket, service.options.max_seconds, session.fail):
+            if await session.take(event):
+                await speaking
+                await socket.close()
+                break
+    except WebSocketDisconnect:
+        pass
+    finally:
+        speaking.cancel()
+        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, ConnectionError, RuntimeError):
+            await speaking
+
+
+@dataclass
+class _Session:
+    """One connection: what has arrived, what waits to be spoken."""
+
+    socket: WebSocket
+    service: Service
+    wishes: Speaking = field(default_factory=lambda: Speaking(response_format="pcm"))
+    text: ArrivingText = field(default_factory=ArrivingText)
+    waiting: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue)
+    unspoken: int = 0  # characters in `waiting`
+    speech: asyncio.Task[None] | None = None
+
+    async def fail(self, error: ApiError) -> None:
+        """Tell of an error that ends nothing."""
+        await self.socket.send_json({"type": "error", **error.body()})
+
+    async def take(self, event: dict[str, Any]) -> bool:
+        """Do what an event asks for; True at the end of all text."""
+        kind = event.get("type")
+        try:
+            if kind == "session.config":
+                given = {name: value for name, value in event.items() if name != "type"}
+                self.wishes = Speaking.model_validate({"response_format": "pcm", **given})
+                await self.service.speaker.order(self.wishes, "")  # refused now rather than later
+            elif kind == "input.text":
+                self._hear(event.get("text"))
+            elif kind in ("input.flush", "input.done"):
+                self._put(self.text.rest())
+                if kind == "input.done":
+                    self.waiting.put_nowait(None)
+                    return True
+            elif kind == "cancel":
+                self._drop()
+            else:
+                raise ApiError(400, f"there is no message {kind!r}", "type", "invalid_value")
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(str(part) for part in problem["loc"])
+            await self.fail(ApiError(400, f"{place}: {problem['msg']}", place, "invalid_value"))
+        except Exception as error:
+            await self.fail(api_error(error))
+        return False
+
+    def _hear(self, text: Any) -> None:
+        if not isinstance(text, str):
+            raise ApiError(400, "text must be a string", "text", "invalid_value")
+        if self.unspoken + len(self.text) + len(text) > self.service.options.max_text:
+            raise ApiError(
+                429, f"more than {self.service.options.max_text} characters wait to be spoken", "text", "too_much_text"
+            )
+        self._put(self.text.add(text))
+
+    def _put(self, ready: str) -> None:
+        if ready:
+            self.unspoken += len(ready)
+            self.waiting.put_nowait(ready)
+
+    def _drop(self) -> None:
+        """Forget what is not spoken yet, and end what is being spoken."""
+        self.text.rest()
+        while not self.waiting.empty():
+            self.unspoken -= len(self.waiting.get_nowait() or "")
+        if self.speech is not None:
+            self.speech.cancel()
+
+    async def speak_all(self) -> None:
+        """Speak what comes into `waiting`, in order."""
+        count = 0
+        while (text := await self.waiting.get()) is not None:
+            self.speech = asyncio.create_task(self._speak(text, count))
+            try:
+                await asyncio.wait({self.speech})
+            finally:
+                self.speech.cancel()
+            if not self.speech.cancelled() and (error := self.speech.exception()) is not None:
+                raise error
+            self.unspoken -= len(text)
+            count += 1
+        await self.socket.send_json({"type": "session.done", "total_sentences": count})
+
+    async def _speak(self, text: str, index: int) -> None:
+        sent, failed = 0, False
+        try:
+            order = await self.service.speaker.order(self.wishes, text)
+            note_order(self.socket, order)
+            start = {"sentence_index": index, "sentence_text": text, "format": order.format, "sample_rate": SAMPLE_RATE}
+            await self.socket.send_json({"type": "audio.start", **start})
+            parts = self.service.speaker.stream(order, f"{number_of(self.socket)}-{index}", Told())
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    sent += len(part)
+                    await self.socket.send_bytes(part)
+        except (WebSocketDisconnect, ConnectionError, RuntimeError):
+            raise
+        except Exception as error:
+            failed = True
+            await self.fail(api_error(error))
+        except asyncio.CancelledError:
+            failed = True
+        done = {"type": "audio.done", "sentence_index": index, "total_bytes": sent, "error": failed}
+        with contextlib.suppress(WebSocketDisconnect, ConnectionError, RuntimeError):
+            await self.socket.send_json(done)

@@ -1,0 +1,139 @@
+"""Voices and consents: list, make, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+
+from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.server.errors import ApiError, api_error, documented
+from chatterbox_vllm.server.schemas import ConsentBody, ConsentName, ConsentPage, Deleted, Voice, VoiceList
+from chatterbox_vllm.server.service import Here, Service, while_connected
+from chatterbox_vllm.voices.records import Consent, VoiceRecord
+from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
+
+router = APIRouter(tags=["voices"])
+
+MOST_CLIP_BYTES = 10 << 20
+Name = Annotated[str, Form(min_length=1, max_length=200)]
+
+
+@router.get("/audio/voices", summary="List all voices", responses=documented())
+async def list_voices(service: Here) -> VoiceList:
+    """Voices of the library, the model's own, and names that stand for one of them."""
+    return VoiceList(voices=await asyncio.to_thread(service.voices.listed))
+
+
+@router.post("/audio/voices", summary="Make a voice of a clip", responses=documented(404, 409, 429, 504))
+async def create_voice(
+    request: Request,
+    service: Here,
+    audio_sample: Annotated[UploadFile, File(description="the clip, at most 10 MiB; 5 to 15 s serve best")],
+    name: Name,
+    consent: Annotated[str, Form(min_length=1, max_length=200, description="the id of a consent")],
+    type: Annotated[Literal["audio_sample"], Form()] = "audio_sample",
+) -> Voice:
+    """Enrol the speaker of a clip. The voice is kept, the clip is not."""
+    if await asyncio.to_thread(service.consents.records.get, consent) is None:
+        raise ApiError(404, f"there is no consent {consent[:80]!r}", "consent", "not_found")
+    clip = await _clip(audio_sample, "audio_sample")
+    return await while_connected(request, _make(service, name, clip, consent))
+
+
+async def _make(service: Service, name: str, clip: bytes, consent: str) -> Voice:
+    async with service.keeper.use() as engine:
+        try:
+            voice = await service.voices.enrol(engine.tts, clip)
+        except Exception as error:
+            raise api_error(error, "audio_sample") from error
+    record: VoiceRecord = await asyncio.to_thread(service.voices.add, name, voice, consent, int(time.time()))
+    return Voice(id=record.id, created_at=record.created_at, name=record.name)
+
+
+@router.delete("/audio/voices/{voice}", summary="Remove a voice", responses=documented(404))
+async def delete_voice(voice: str, service: Here) -> Deleted:
+    """Remove a voice of the library, by its id or its name."""
+    found = await asyncio.to_thread(service.voices.delete, voice)
+    if found is None:
+        raise ApiError(404, f"there is no voice {voice[:80]!r} to remove", "voice_id", "not_found")
+    return Deleted(id=found, deleted=True, object="audio.voice.deleted")
+
+
+@router.post("/audio/voice_consents", summary="Keep a consent", responses=documented())
+async def create_consent(
+    service: Here,
+    recording: Annotated[UploadFile, File(description="the speaker agreeing, at most 10 MiB")],
+    name: Name,
+    language: Annotated[str, Form(max_length=35, description="BCP 47 tag, such as en-US")],
+) -> ConsentBody:
+    """Keep the recording of a speaker who agrees to a voice being made."""
+    data = await _clip(recording, "recording")
+    try:
+        await asyncio.to_thread(decode_audio, data, MAX_REFERENCE_SECONDS)
+    except Exception as error:
+        raise api_error(error, "recording") from error
+    return _consent(await asyncio.to_thread(service.consents.create, name, language, data))
+
+
+@router.get("/audio/voice_consents", summary="List consents", responses=documented())
+async def list_consents(
+    service: Here,
+    after: Annotated[str | None, Query(max_length=200, description="the id of the last one that is known")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ConsentPage:
+    """Consents, the newest first."""
+    found: list[Consent] = await asyncio.to_thread(service.consents.records.all)
+    if after is not None:
+        places = [i for i, consent in enumerate(found) if consent.id == after]
+        if not places:
+            raise ApiError(400, f"there is no consent {after[:80]!r} to go on from", "after", "not_found")
+        found = found[places[0] + 1 :]
+    page = [_consent(consent) for consent in found[:limit]]
+    first, last = (page[0].id, page[-1].id) if page else (None, None)
+    return ConsentPage(data=page, first_id=first, last_id=last, has_more=len(found) > limit)
+
+
+@router.get("/audio/voice_consents/{consent}", summary="Show a consent", responses=documented(404))
+async def get_consent(consent: str, service: Here) -> ConsentBody:
+    """One consent."""
+    return _consent(await _known(service, consent))
+
+
+@router.post("/audio/voice_consents/{consent}", summary="Rename a consent", responses=documented(404))
+async def rename_consent(consent: str, body: ConsentName, service: Here) -> ConsentBody:
+    """Give a consent another name."""
+    known = await _known(service, consent)
+    return _consent(await asyncio.to_thread(service.consents.rename, known, body.name))
+
+
+@router.delete("/audio/voice_consents/{consent}", summary="Remove a consent", responses=documented(404))
+async def delete_consent(consent: str, service: Here) -> Deleted:
+    """Remove a consent and its recording. Voices that were made with it stay."""
+    if not await asyncio.to_thread(service.consents.delete, consent):
+        raise _no_consent(consent)
+    return Deleted(id=consent, deleted=True, object="audio.voice_consent")
+
+
+async def _known(service: Service, consent: str) -> Consent:
+    found: Consent | None = await asyncio.to_thread(service.consents.records.get, consent)
+    if found is None:
+        raise _no_consent(consent)
+    return found
+
+
+def _no_consent(consent: str) -> ApiError:
+    return ApiError(404, f"there is no consent {consent[:80]!r}", "consent_id", "not_found")
+
+
+def _consent(consent: Any) -> ConsentBody:
+    return ConsentBody(id=consent.id, created_at=consent.created_at, language=consent.language, name=consent.name)
+
+
+async def _clip(upload: UploadFile, field: str) -> bytes:
+    data = await upload.read(MOST_CLIP_BYTES + 1)
+    if len(data) > MOST_CLIP_BYTES:
+        raise ApiError(413, f"{field} has more than {MOST_CLIP_BYTES >> 20} MiB", field, "too_large")
+    return data

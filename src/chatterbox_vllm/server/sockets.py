@@ -1,0 +1,51 @@
+"""JSON messages of a WebSocket, one after the other, with limits on silence and on nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.websockets import WebSocket
+
+from chatterbox_vllm.server.errors import ApiError
+
+_MOST_NONSENSE = 20  # messages that are no JSON object
+_POLICY, _GOING = 1008, 1001  # status of closing, by RFC 6455
+
+
+class Inbox:
+    """The JSON objects that a client sends. It ends when the client goes, says nothing for long, or sends nonsense.
+
+    Args:
+        seconds: of silence, after which the connection is closed.
+        complain: told of messages that cannot be read.
+    """
+
+    def __init__(self, socket: WebSocket, seconds: float, complain: Callable[[ApiError], Awaitable[None]]):
+        self._socket, self._seconds, self._complain = socket, seconds, complain
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        nonsense = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    message = await self._socket.receive()
+            except TimeoutError:
+                await self._socket.close(_GOING, f"nothing came for {self._seconds:g} s")
+                return
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                event = json.loads(message.get("text") or "")
+                if not isinstance(event, dict):
+                    raise ValueError
+            except (ValueError, RecursionError):
+                nonsense += 1
+                if nonsense > _MOST_NONSENSE:
+                    await self._socket.close(_POLICY, "these messages cannot be read")
+                    return
+                await self._complain(ApiError(400, "messages are JSON objects", code="invalid_json"))
+                continue
+            yield event

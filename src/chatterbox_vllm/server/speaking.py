@@ -1,0 +1,298 @@
+"""From a request's fields to audio, whole or as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_encoder
+from chatterbox_vllm.audio.tempo import Tempo
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE
+from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult, draw_seed
+from chatterbox_vllm.errors import GenerationError
+from chatterbox_vllm.server.errors import ApiError, api_error
+from chatterbox_vllm.server.keeper import Keeper
+from chatterbox_vllm.server.metrics import Metrics
+from chatterbox_vllm.server.names import MODEL, OPENAI_MODELS, REALTIME_MODELS
+from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.server.schemas import Speaking, VoiceId
+from chatterbox_vllm.server.voices import VoiceBook, VoiceWish
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.serving.async_engine import AsyncChatterbox
+
+_ENGLISH = re.compile(r"(en|eng|english|auto)([-_].*)?", re.IGNORECASE)
+_PARAMETERS = tuple(field.name for field in fields(SpeechParameters))
+_DEFAULT_FORMAT = "mp3"
+_SAMPLES_PER_TOKEN = 960  # at 24 kHz
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that was found to be in order.
+
+    Attributes:
+        format: a key of `STREAM_FORMATS`.
+        ignored: fields that change nothing, for the answer to tell.
+    """
+
+    text: str
+    wish: VoiceWish
+    parameters: SpeechParameters
+    format: str
+    speed: float
+    clean_text: bool
+    ignored: tuple[str, ...]
+
+    @property
+    def media_type(self) -> str:
+        """For Content-Type."""
+        return STREAM_FORMATS[self.format].media_type
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is known before the first audio."""
+        headers = {"x-chatterbox-seed": str(self.parameters.seed)}
+        if self.ignored:
+            headers["x-chatterbox-ignored"] = ", ".join(self.ignored)
+        return headers
+
+
+class Speaker:
+    """Speaks orders with the keeper's engine.
+
+    Args:
+        model: the name of the model's files, which requests may use beside `names.MODEL`.
+    """
+
+    def __init__(self, keeper: Keeper, voices: VoiceBook, metrics: Metrics, options: ServerOptions, model: str):
+        self.keeper, self.voices, self.metrics, self.options = keeper, voices, metrics, options
+        self.models = tuple(dict.fromkeys((MODEL, model, *OPENAI_MODELS, *REALTIME_MODELS)))
+
+    async def order(self, body: Speaking, text: str, default_format: str = _DEFAULT_FORMAT) -> Order:
+        """Check what a request asks for. It costs nothing but where a clip has to be fetched.
+
+        Raises:
+            ApiError, ConfigError: it cannot be spoken.
+        """
+        if len(text) > self.options.max_text:
+            raise ApiError(
+                400,
+                f"input has {len(text)} characters, at most {self.options.max_text} are taken; send it in parts",
+                "input",
+                "string_above_max_length",
+            )
+        if body.model is not None and body.model not in self.models:
+            known = ", ".join(self.models[:2])
+            raise ApiError(404, f"there is no model {body.model!r}; use {known}", "model", "model_not_found")
+        if body.language and not _ENGLISH.fullmatch(body.language):
+            raise ApiError(
+                400, f"the model speaks English, not {body.language!r}", "language", "language_not_supported"
+            )
+        given = {name: getattr(body, name) for name in _PARAMETERS}
+        if given["seed"] is None:
+            given["seed"] = draw_seed()
+        name = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
+        clip = None if body.ref_audio is None else await self.voices.clip(body.ref_audio)
+        return Order(
+            text=text,
+            wish=VoiceWish(name or None, clip),
+            parameters=SpeechParameters(**given),
+            format=body.response_format or default_format,
+            speed=1.0 if body.speed is None else body.speed,
+            clean_text=bool(body.clean_text),
+            ignored=_ignored(body),
+        )
+
+    async def whole(self, order: Order, number: str) -> Spoken:
+        """All of an order's audio.
+
+        Raises:
+            ApiError, ChatterboxError
+        """
+        started = time.monotonic()
+        async with self._engine() as engine:
+            request = await self._request(engine, order)
+            tokens = engine.tts.count_text_tokens(order.text)
+            result = await engine.speak(request, number)
+            if result.error is not None:
+                raise result.error
+            rate = engine.tts.sr
+        if result.audio is None:
+            raise GenerationError("the engine gave no audio")
+        data, samples = await asyncio.to_thread(_encoded, order, result.audio.numpy(), rate)
+        seconds = time.monotonic() - started
+        self.metrics.first_audio(seconds, streamed=False)
+        self.metrics.spoken(result.samples / rate, seconds)
+        return Spoken(data, samples / rate, tokens, result)
+
+    @contextlib.asynccontextmanager
+    async def _engine(self) -> AsyncIterator[AsyncChatterbox]:
+        """An engine to speak with; what fails within becomes the answer that it makes."""
+        try:
+            async with self.keeper.use() as engine:
+                try:
+                    yield engine
+                except GenerationError as error:
+                    if engine.failure is None:
+                        raise
+                    raise ApiError(
+                        503, f"{error}; the model is being loaded", code="engine_failed", retry_after=5.0
+                    ) from error
+        except Exception as error:
+            found = api_error(error, retry_after=self.keeper.retry_after)
+            if found.code == "internal_error":
+                raise  # for the log to tell
+            self.metrics.failed(found.code)
+            raise found from error
+
+    async def _request(self, engine: AsyncChatterbox, order: Order) -> SpeechRequest:
+        voice = await self.voices.voice(engine.tts, order.wish)
+        return SpeechRequest(
+            order.text,
+            voice,
+            order.parameters,
+            deadline=self.options.max_seconds,
+            clean_text=order.clean_text,
+        )
+
+    async def waves(self, order: Order, number: str, told: Told) -> AsyncGenerator[np.ndarray, None]:
+        """An order's audio as it comes, float32 [samples] each at its speed. Closing the iterator drops the order.
+
+        Args:
+            told: is told what is known in the end.
+
+        Raises:
+            ApiError, ChatterboxError
+        """
+        async with self._engine() as engine:
+            pace = _Pace(engine.tts.sr)
+            request = await self._request(engine, order)
+            told.input_tokens = engine.tts.count_text_tokens(order.text)
+            tempo = Tempo(order.speed, engine.tts.sr)
+            async with contextlib.aclosing(engine.generate(request, number, stream=True)) as events:
+                async for event in events:
+                    if isinstance(event, SpeechResult):
+                        told.result = event
+                        continue
+                    wave = tempo.feed(event.audio.numpy())
+                    if len(wave):
+                        if not pace.samples:
+                            self.metrics.first_audio(pace.elapsed, streamed=True)
+                        pace.add(len(wave))
+                        yield wave
+            wave = tempo.finish()
+            if len(wave):
+                pace.add(len(wave))
+                yield wave
+            told.samples, told.underruns = pace.samples, pace.underruns
+            self.metrics.spoken(pace.samples / engine.tts.sr, pace.elapsed, pace.underruns)
+
+    async def stream(self, order: Order, number: str, told: Told) -> AsyncGenerator[bytes, None]:
+        """`waves` in the order's format; each part can be played when it has arrived."""
+        encoder = None
+        async with contextlib.aclosing(self.waves(order, number, told)) as waves:
+            async for wave in waves:
+                if encoder is None:
+                    encoder = stream_encoder(order.format, SAMPLE_RATE)
+                data = await _in_thread(order.format, encoder.feed, wave)
+                if data:
+                    yield data
+        if encoder is None:
+            raise GenerationError("the engine gave no audio")
+        data = await _in_thread(order.format, encoder.finish)
+        if data:
+            yield data
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A whole answer.
+
+    Attributes:
+        seconds: of audio, at its speed.
+        tokens: of the text.
+    """
+
+    data: bytes
+    seconds: float
+    tokens: int
+    result: SpeechResult
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is known in the end."""
+        return {
+            "x-chatterbox-duration": f"{self.seconds:.3f}",
+            "x-chatterbox-finish-reason": self.result.finish_reason or "stop",
+        }
+
+
+@dataclass
+class Told:
+    """What a stream tells in the end."""
+
+    input_tokens: int = 0
+    samples: int = 0
+    underruns: int = 0
+    result: SpeechResult | None = None
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """As OpenAI counts: text tokens and speech tokens."""
+        spoken = len(self.result.speech_tokens) if self.result is not None else 0
+        output = spoken or round(self.samples / _SAMPLES_PER_TOKEN)
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": output,
+            "total_tokens": self.input_tokens + output,
+        }
+
+
+class _Pace:
+    """Counts how often a player at normal speed would have run dry."""
+
+    def __init__(self, rate: int):
+        self._rate, self._started = rate, time.monotonic()
+        self._dry_at: float | None = None
+        self.samples = self.underruns = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the order came."""
+        return time.monotonic() - self._started
+
+    def add(self, samples: int) -> None:
+        """Audio has come."""
+        now = time.monotonic()
+        if self._dry_at is not None and now > self._dry_at:
+            self.underruns += 1
+        self._dry_at = max(now, self._dry_at or now) + samples / self._rate
+        self.samples += samples
+
+
+def _encoded(order: Order, wave: np.ndarray, rate: int) -> tuple[bytes, int]:
+    tempo = Tempo(order.speed, rate)
+    changed = np.concatenate([tempo.feed(wave), tempo.finish()])
+    return encode_whole(order.format, changed, rate), len(changed)
+
+
+async def _in_thread(form: str, call: Callable[..., bytes], *arguments: np.ndarray) -> bytes:
+    """Encode where it does not keep others waiting; plain samples take no time."""
+    return call(*arguments) if form in ("pcm", "wav") else await asyncio.to_thread(call, *arguments)
+
+
+def _ignored(body: Speaking) -> tuple[str, ...]:
+    """Fields that were given and change nothing, fit for a header."""
+    names = [*(body.model_extra or {}), *(["instructions"] if body.instructions else [])]
+    if body.ref_audio is not None and body.voice is not None:
+        names.append("voice")
+    plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] or "?" for name in names)
+    return tuple(plain)[:16]

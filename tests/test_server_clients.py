@@ -1,0 +1,278 @@
+"""What clients of speech servers send, replayed over real HTTP, and what each looks at in the answer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.server.names import OPENAI_VOICES
+from chatterbox_vllm.voices.library import VoiceLibrary
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running
+
+TEXT = "It is a truth universally acknowledged, that servers are spoken to."
+SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("voices"), voice_aliases={"narrator": "bert"}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def http(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+def seconds_of(data: bytes) -> float:
+    wave, rate = decode_audio(data)
+    return len(wave) / rate
+
+
+def test_livekit(http: httpx.Client) -> None:
+    """Warms up with the base URL; events of mp3, but plain mp3 for tts-1; branches on Content-Type."""
+    assert http.get("/v1/").status_code < 500
+    body = {"input": TEXT, "model": "gpt-4o-mini-tts", "voice": "ash", "response_format": "mp3", "speed": 1.0}
+    headers = {"Authorization": "Bearer none", "Accept": "*/*"}
+    answer = http.post("/v1/audio/speech", json={**body, "stream_format": "sse", "instructions": ""}, headers=headers)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    audio = b"".join(base64.b64decode(e["audio"]) for e in lines if e["type"] == "speech.audio.delta")
+    assert seconds_of(audio) == pytest.approx(SECONDS, abs=0.1) and lines[-1]["type"] == "speech.audio.done"
+    plain = http.post("/v1/audio/speech", json={**body, "model": "tts-1"}, headers=headers)
+    assert plain.headers["content-type"] == "audio/mpeg"
+
+
+def test_pipecat(http: httpx.Client) -> None:
+    """pcm of 24 kHz by any of OpenAI's voices, read in pieces of half a second."""
+    for voice in OPENAI_VOICES:
+        body = {"input": TEXT, "model": "gpt-4o-mini-tts", "voice": voice, "response_format": "pcm"}
+        with http.stream("POST", "/v1/audio/speech", json=body) as answer:
+            assert answer.status_code == 200 and answer.headers["content-type"] == "audio/pcm"
+            pieces = list(answer.iter_bytes(RATE))
+        assert sum(map(len, pieces)) == 2 * round(SECONDS * RATE)
+
+
+def test_open_webui(http: httpx.Client) -> None:
+    """Base URL without /v1, the admin's extra parameters, the whole body; lists of models and voices."""
+    body = {"input": TEXT, "model": "tts-1", "voice": "alloy", "response_format": "mp3", "exaggeration": 0.7, "x": 1}
+    headers = {"Authorization": "Bearer sk-x", "X-OpenWebUI-User-Name": "J%C3%B6rg"}
+    answer = http.post("/audio/speech", json=body, headers=headers)
+    assert answer.headers["content-type"] == "audio/mpeg" and seconds_of(answer.content) > 1
+    for prefix in ("", "/v1"):
+        models = http.get(f"{prefix}/audio/models").json()["models"]
+        assert {"id": "tts-1"}.items() <= next(m for m in models if m["id"] == "tts-1").items()
+        assert [m["id"] for m in http.get(f"{prefix}/models").json()["data"]] == [m["id"] for m in models]
+        voices = http.get(f"{prefix}/audio/voices").json()["voices"]
+        assert {"anna", "bert", "default", "narrator", *OPENAI_VOICES} <= {v["id"] for v in voices}
+        assert all(v["id"] and v["name"] for v in voices)
+
+
+def test_librechat(http: httpx.Client, server: Running) -> None:
+    """No format: mp3 is expected. Unknown fields, and no voice."""
+    answer = http.post("/v1/audio/speech", json={"input": TEXT, "model": "tts-1", "backend": "openai", "": 1})
+    assert answer.headers["content-type"] == "audio/mpeg" and seconds_of(answer.content) > 1
+    assert answer.headers["x-chatterbox-ignored"] == "backend, ?"
+    assert server.engine.requests[-1].voice is server.engine.tts.conds
+
+
+def test_home_assistant(http: httpx.Client) -> None:
+    """openai_tts needs a kilobyte to begin with; its extra JSON is merged in."""
+    body = {"model": "tts-1-hd", "input": TEXT, "voice": "shimmer", "speed": 1.0, "response_format": "mp3"}
+    with http.stream("POST", "/v1/audio/speech", json={**body, "cfg_weight": 0.3}) as answer:
+        assert len(next(answer.iter_bytes(1024))) == 1024
+
+
+def test_wyoming_openai(http: httpx.Client) -> None:
+    """Tells servers apart by probes that must fail here; wav, with its whole header in the first read."""
+    for path in ("/v1/test", "/test", "/v1/readyz", "/readyz"):
+        assert http.get(path).status_code == 404
+    assert http.get("/health").text != "OK"
+    body = {"input": TEXT, "model": "tts-1", "voice": "nova", "response_format": "wav", "stream_format": "audio"}
+    with http.stream("POST", "/v1/audio/speech", json=body) as answer:
+        first, *others = list(answer.iter_raw())
+    rest = b"".join(others)
+    assert len(first) >= 44 and first[:4] == b"RIFF" and struct.unpack_from("<I", first, 40)[0] == 0xFFFFFFFF
+    assert len(first) + len(rest) == 44 + 2 * round(SECONDS * RATE)
+    whole = http.post("/v1/audio/speech", json={k: v for k, v in body.items() if k != "stream_format"})
+    assert struct.unpack_from("<I", whole.content, 40)[0] == len(whole.content) - 44 == 2 * round(SECONDS * RATE)
+    assert int(whole.headers["content-length"]) == len(whole.content)
+    assert float(whole.headers["x-chatterbox-duration"]) == pytest.approx(SECONDS, abs=0.001)
+
+
+def test_sillytavern(http: httpx.Client, server: Running) -> None:
+    """Its Chatterbox provider, from a page of this machine."""
+    page = {"Origin": "http://127.0.0.1:8000"}
+    assert http.get("/", headers=page).is_success
+    voices = http.get("/get_predefined_voices", headers=page).json()
+    assert {"display_name", "filename", "voice_id"} <= set(voices[0])
+    assert http.get("/get_reference_files", headers=page).json() == []
+    preflight = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "cache-control,content-type",
+    }
+    allowed = http.options("/tts", headers=page | preflight)
+    assert allowed.status_code == 204 and "POST" in allowed.headers["access-control-allow-methods"]
+    assert allowed.headers["access-control-allow-headers"] == "cache-control,content-type"
+    assert allowed.headers["access-control-allow-origin"] == page["Origin"]
+    body = {
+        "text": TEXT,
+        "voice_mode": "predefined",
+        "predefined_voice_id": "bert",
+        "temperature": 0.8,
+        "exaggeration": 0.5,
+        "cfg_weight": 0.5,
+        "seed": 12345,
+        "speed_factor": 1.5,
+        "language": "en",
+        "split_text": True,
+        "chunk_size": 120,
+        "output_format": "wav",
+    }
+    answer = http.post("/tts", json=body, headers=page)
+    assert answer.headers["access-control-allow-origin"] == page["Origin"]
+    assert answer.headers["content-type"] == "audio/wav"
+    assert seconds_of(answer.content) == pytest.approx(SECONDS / 1.5, rel=0.1)
+    assert server.engine.requests[-1].voice is server.engine.tts.named["bert"]
+    query = {k: str(v) for k, v in body.items() if k not in ("split_text", "chunk_size")} | {
+        "predefined_voice_id": "S1",
+        "seed": "-1",
+        "speed_factor": "1",
+        "output_format": "opus",
+    }
+    answer = http.get("/tts-stream", params=query, headers=page)
+    assert answer.headers["content-type"] == "audio/ogg" and seconds_of(answer.content) == pytest.approx(
+        SECONDS, abs=0.1
+    )
+    count = len(server.engine.requests)
+    assert http.head("/tts-stream", params=query).status_code == 200 and len(server.engine.requests) == count
+
+
+def test_sillytavern_through_its_own_server(http: httpx.Client) -> None:
+    body = {"input": TEXT, "response_format": "mp3", "voice": "narrator", "speed": 1, "model": "tts-1"}
+    assert http.post("/v1/audio/speech", json=body).headers["content-type"] == "audio/mpeg"
+
+
+def test_aliases_of_the_library_are_the_servers_too(http: httpx.Client, server: Running) -> None:
+    VoiceLibrary(server.voices).set_alias("the host", "anna")
+    assert http.post("/v1/audio/speech", json={"input": TEXT, "voice": "the host"}).status_code == 200
+    assert server.engine.requests[-1].voice is server.engine.tts.named["anna"]
+    listed = {voice["id"]: voice for voice in http.get("/v1/audio/voices").json()["voices"]}
+    assert listed["the host"]["speaks_as"] == "anna" and listed["narrator"]["speaks_as"] == "bert"
+
+
+def test_batch(http: httpx.Client) -> None:
+    items = [{"input": TEXT}, {"input": "mute"}, {"input": TEXT, "response_format": "pcm", "voice": "anna", "seed": 4}]
+    answer = http.post("/v1/audio/speech/batch", json={"items": items, "response_format": "wav", "voice": "bert"})
+    body = answer.json()
+    assert (body["total"], body["succeeded"], body["failed"]) == (3, 2, 1)
+    first, second, third = body["results"]
+    assert first["media_type"] == "audio/wav" and seconds_of(base64.b64decode(first["audio_data"])) > 1
+    assert second["error"]["code"] == "invalid_value" and second["audio_data"] is None
+    assert third["seed"] == 4 and len(base64.b64decode(third["audio_data"])) == 2 * round(SECONDS * RATE)
+    assert http.post("/v1/audio/speech/batch", json={"items": []}).status_code == 400
+
+
+def test_a_clip_in_the_request(http: httpx.Client, server: Running) -> None:
+    clip = base64.b64encode(a_clip()).decode()
+    for given in (clip, f"data:audio/wav;base64,{clip}"):
+        answer = http.post("/v1/audio/speech", json={"input": TEXT, "ref_audio": given})
+        assert answer.status_code == 200
+        assert server.engine.requests[-1].voice is server.engine.tts.named["clip"]
+    for given, code in (
+        ("no base64!", "invalid_audio"),
+        ("http://example.com/a.wav", "not_allowed"),
+        ("AAAA", "invalid_audio"),
+    ):
+        answer = http.post("/v1/audio/speech", json={"input": TEXT, "ref_audio": given})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == code
+
+
+def test_every_answer_has_a_number_and_every_error_the_same_form(http: httpx.Client) -> None:
+    kind = {"content-type": "application/json"}
+    asked = [
+        ("GET", "/v1/nothing", {}, 404),
+        ("PUT", "/v1/audio/speech", {}, 405),
+        ("POST", "/v1/audio/speech", {"content": b"{", "headers": kind}, 400),
+        ("POST", "/v1/audio/speech", {"content": b'"text"', "headers": kind}, 400),
+        (
+            "POST",
+            "/v1/audio/speech",
+            {"content": b'{"input": NaN}', "headers": kind},
+            400,
+        ),
+        ("POST", "/v1/audio/speech", {"content": b"\xff\xfe", "headers": kind}, 400),
+        ("POST", "/v1/audio/speech", {"json": {"input": TEXT, "speed": "fast"}}, 400),
+        ("POST", "/v1/audio/speech", {"content": b'{"input": "\\ud800"}', "headers": kind}, 400),
+        ("POST", "/v1/audio/speech", {"json": {"input": TEXT, "voice": {"id": ""}}}, 400),
+        ("POST", "/v1/audio/speech", {"json": {"input": TEXT, "stream": False, "stream_format": "sse"}}, 400),
+        ("POST", "/v1/audio/voices", {"data": {"name": "x"}}, 400),
+        ("GET", "/v1/audio/voice_consents?limit=0", {}, 400),
+        ("GET", "/v1/audio/voice_consents?after=cons_x", {}, 400),
+        ("DELETE", "/v1/audio/voices/..%2F..%2Fetc%2Fpasswd", {}, 404),
+    ]
+    numbers = set()
+    for method, path, rest, status in asked:
+        answer = http.request(method, path, **rest)
+        assert answer.status_code == status, (path, answer.text)
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"], path
+        numbers.add(answer.headers["x-request-id"])
+    assert len(numbers) == len(asked)
+
+
+def test_accept_is_never_refused_and_options_and_head_are_answered(http: httpx.Client) -> None:
+    body = {"input": TEXT}
+    for accept in ("application/octet-stream", "text/html", "image/png;q=0.1"):
+        assert http.post("/v1/audio/speech", json=body, headers={"accept": accept}).status_code == 200
+    for path in ("/v1/models", "/health", "/v1/audio/voices", "/", "/openapi.json", "/metrics"):
+        head, get = http.head(path), http.get(path)
+        assert head.status_code == get.status_code == 200 and not head.content
+        assert head.headers["content-type"] == get.headers["content-type"]
+        assert "GET" in http.options(path).headers["allow"] and "HEAD" in http.options(path).headers["allow"]
+    assert http.options("/v1/audio/speech").headers["allow"] == "OPTIONS, POST"
+    assert http.options("/v1/nothing").status_code == 404
+    assert http.head("/v1/audio/speech").status_code == 405
+
+
+def test_the_page_of_the_description_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html") and "http" not in page.text
+    for told in (
+        "POST /v1/audio/speech",
+        "response_format",
+        "mp3, opus, aac, flac, wav, pcm",
+        "0.25 to 4",
+        "audio_sample",
+    ):
+        assert told in page.text, told
+
+
+def test_health_metrics_and_warmup(http: httpx.Client) -> None:
+    health = http.get("/health").json()
+    assert health["status"] == "ok" and health["ready"] and health["live"] and health["device"] == "cpu"
+    assert health["quantization"]["t3"]["method"] is None and health["queue"]["users"] == 0
+    assert http.get("/health/ready").status_code == http.get("/health/live").status_code == 200
+    assert http.post("/v1/audio/speech", json={"input": "mute"}).status_code == 400
+    warm = http.post("/v1/warmup").json()
+    assert warm["audio_seconds"] > 0 and warm["seconds"] < 5
+    page = http.get("/metrics").text
+    for name in (
+        'chatterbox_requests_total{route="/v1/warmup",status="200"}',
+        'chatterbox_first_audio_seconds_count{way="whole"}',
+        "chatterbox_real_time_factor_bucket",
+        "chatterbox_audio_seconds_total",
+        "chatterbox_underruns_total",
+        'chatterbox_failures_total{code="invalid_value"}',
+        "chatterbox_queue",
+        'chatterbox_weights_bytes{component="t3"}',
+        "process_resident_memory_bytes",
+    ):
+        assert name in page, name
