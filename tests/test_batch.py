@@ -124,7 +124,8 @@ def test_a_run(tmp_path: Path) -> None:
     first, second = sorted(manifest(out), key=lambda entry: entry["index"])
     assert first["id"] == "a" and first["file"] == "a.wav" and first["seed"] == 5 and first["error"] is None
     assert first["parameters"]["temperature"] == 0.5 and first["duration"] == 0.1 and first["finish_reason"] == "stop"
-    assert set(first["timings"]) == {"queued", "talking", "voicing", "total"} and len(first["text_hash"]) == 32
+    assert set(first["timings"]) == {"queued", "talking", "voicing", "first_audio", "total"}
+    assert len(first["text_hash"]) == 32
     assert second["file"] == "0000001.wav" and second["seed"] == 77 and second["voice"] == "v.wav"
     assert second["parameters"]["cfg_weight"] == 0 and second["finish_reason"] == "length"
     wave, rate = soundfile.read(out / "a.wav")

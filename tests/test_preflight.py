@@ -40,7 +40,7 @@ def test_a_plan_that_can_be_loaded_passes(here: planning.Settings) -> None:
 
 
 def test_a_watermark_that_cannot_be_made(here: planning.Settings, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "perth.perth_net.perth_net_implicit.perth_watermarker", None)
+    monkeypatch.setitem(sys.modules, "perth.perth_net.perth_net_implicit.model.perth_net", None)
     with pytest.raises(ConfigError, match="resemble-perth.*watermark=False"):
         preflight.preflight(here, CPU_PLAN)
     preflight.preflight(replace(here, watermark=False), CPU_PLAN)
