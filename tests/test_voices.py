@@ -286,6 +286,25 @@ def test_a_failed_save_leaves_the_old_file(voice: Voice, tmp_path: Path, monkeyp
         voice.save(tmp_path / "absent" / "voice.pt")
 
 
+def test_a_voice_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> None:
+    own = replace(voice, codebook="small-1")
+    own.save(tmp_path / "own.pt")
+    config = replace(TINY, codebook="small-1")
+    assert Voice.load(tmp_path / "own.pt", config).codebook == "small-1"
+    with pytest.raises(
+        CheckpointError, match="holds speech tokens of small-1, and this model's are the published ones"
+    ):
+        Voice.load(tmp_path / "own.pt", TINY)
+    with pytest.raises(ConfigError, match="holds speech tokens of the published models, and this model's are small-1"):
+        check_voice(voice, config)
+    assert ModelConfig.from_file(write(tmp_path / "config.json", config.to_json())) == config
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
 def test_keys_follow_the_contents(voice: Voice) -> None:
     same = Voice(
         SpeakerConditioning(**{k: v.clone() for k, v in vars(voice.conditioning).items() if k != "key"}),

@@ -11,9 +11,11 @@ built-in voice and, in `voices`, the other ones. Beside them stands `packed`: th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,8 @@ def export(parts: Path, out: Path, config: ModelConfig, untrained: list[str]) ->
     Raises:
         FileNotFoundError: a part was not trained and is not among `untrained`.
     """
+    if "tokenizer" not in untrained:
+        config = replace(config, codebook=codebook_of(parts))
     out.mkdir(parents=True, exist_ok=True)
     build_babble(out, config)
     for file, name in FILES.items():
@@ -145,6 +149,14 @@ def export(parts: Path, out: Path, config: ModelConfig, untrained: list[str]) ->
     if "text" not in untrained:
         (out / ENGLISH.tokenizer).write_bytes((parts / "text" / ENGLISH.tokenizer).read_bytes())
     check_parts(config, {part: Weights(out / name) for part, name in FILES.items()})
+
+
+def codebook_of(parts: Path) -> str:
+    """A name for the trained tokenizer's tokens: other weights give other tokens."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name, tensor in sorted(load_weights(parts / "tokenizer", "tokenizer.").items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return f"small-{digest.hexdigest()}"
 
 
 def _halved(key: str, value: torch.Tensor) -> torch.Tensor:
@@ -215,7 +227,8 @@ def main() -> None:
         arguments.error("give --parts and --corpus, or --unpack")
     export(given.parts, given.out, SMALL, given.untrained)
     corpus = Corpus(given.corpus)
-    enrol_voices(corpus, given.voice or [corpus.speakers[0].name], given.out, SMALL, given.voice_seconds)
+    names = given.voice or [corpus.speakers[0].name]
+    enrol_voices(corpus, names, given.out, ModelConfig.from_directory(given.out), given.voice_seconds)
     write_packed(given.out)
 
 

@@ -212,10 +212,13 @@ class ModelConfig(_FromFile):
     Attributes:
         family: its name in `families/registry.py`; None is the default there, as published files say nothing.
         synthetic: whether the weights are made up rather than trained; None where nobody says, as in published files.
+        codebook: what its speech tokens are called; None are the published ones. A voice holds tokens, so one of
+            another codebook would be nonsense.
     """
 
     family: str | None = None
     synthetic: bool | None = None
+    codebook: str | None = None
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
@@ -265,7 +268,7 @@ class ModelConfig(_FromFile):
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
-        for name in ("family", "synthetic"):
+        for name in ("family", "synthetic", "codebook"):
             if fields[name] is None:
                 del fields[name]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"

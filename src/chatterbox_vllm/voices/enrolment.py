@@ -107,6 +107,7 @@ class VoiceEnroller:
         return Voice(
             SpeakerConditioning(nets.voice_encoder.embed(wave_16k).cpu(), speech_prompt.cpu()),
             FlowPrompt(prompt_tokens.cpu(), mel.cpu().contiguous(), nets.xvector.embed(flow_16k)[0].cpu()),
+            self.config.codebook,
         )
 
     @property

@@ -25,6 +25,7 @@ _CALLS = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|t
 _ZIP = b"PK\x03\x04"
 # The published format stores an emotion beside the voice; here it is a parameter of a request.
 _STORED_EMOTION = 0.5
+_CODEBOOK = "codebook"  # beside the published parts, which the published implementation passes over
 
 
 def is_saved_voice(path: Path) -> bool:
@@ -37,8 +38,9 @@ def is_saved_voice(path: Path) -> bool:
         return file.read(len(_ZIP)) == _ZIP
 
 
-def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt]:
-    """The two parts of a saved voice, as they are in the file: whether a model can use them is for `check` to say.
+def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt, str | None]:
+    """The two parts of a saved voice and its codebook, as they are in the file: whether a model can use them is for
+    `check` to say.
 
     Raises:
         CheckpointError: the file is missing, damaged or too large, or a value is absent or of another kind.
@@ -53,20 +55,23 @@ def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt]:
         mel=stored.first(stored.floats("gen", "prompt_feat"), "gen", "prompt_feat"),
         xvector=stored.first(stored.floats("gen", "embedding"), "gen", "embedding"),
     )
-    return speaker, prompt
+    return speaker, prompt, stored.name(_CODEBOOK)
 
 
-def write_voice(path: Path, speaker: SpeakerConditioning, prompt: FlowPrompt, overwrite: bool) -> None:
+def write_voice(
+    path: Path, speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, overwrite: bool
+) -> None:
     """Write a voice, whole or not at all.
 
     Args:
+        codebook: what the speech tokens are called; a published voice's file says nothing of it.
         overwrite: whether a file in that place is replaced; where not, it is an error.
 
     Raises:
         OutputError: the file could not be written.
     """
     # Clones: torch.save would write the whole storage that a slice is cut from.
-    data = {
+    data: dict[str, Any] = {
         "t3": {
             "speaker_emb": speaker.speaker_embedding.clone(),
             "clap_emb": None,
@@ -82,6 +87,8 @@ def write_voice(path: Path, speaker: SpeakerConditioning, prompt: FlowPrompt, ov
             "embedding": prompt.xvector[None].clone(),
         },
     }
+    if codebook is not None:
+        data[_CODEBOOK] = codebook
     try:
         with whole_file(path, overwrite) as file:
             torch.save(data, file)
@@ -117,6 +124,13 @@ class _StoredVoice:
         if not value.is_floating_point():
             self._fail(part, name, f"({value.dtype}) is not of floating-point numbers")
         return value.detach().float().clone()
+
+    def name(self, key: str) -> str | None:
+        """A text of the file's top level; None where there is none."""
+        value = self._data.get(key) if isinstance(self._data, dict) else None
+        if value is not None and not isinstance(value, str):
+            raise CheckpointError(f"{self.path}: {key} is a {type(value).__name__}, not a text; enrol the clip anew")
+        return value
 
     def ids(self, part: str, name: str) -> torch.Tensor:
         """Whole numbers stored as [1, n], in whatever dtype: int64 [n]."""

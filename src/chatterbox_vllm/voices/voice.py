@@ -23,10 +23,12 @@ class Voice:
     Attributes:
         conditioning: the talker's part, speaker embedding and speech prompt.
         prompt: the flow's part, prompt tokens, prompt mel and x-vector.
+        codebook: of the model that made it, see `ModelConfig.codebook`.
     """
 
     conditioning: SpeakerConditioning
     prompt: FlowPrompt
+    codebook: str | None = None
 
     @cached_property
     def key(self) -> str:
@@ -68,7 +70,7 @@ class Voice:
         Raises:
             OutputError: the file could not be written.
         """
-        write_voice(Path(path), self.conditioning, self.prompt, overwrite)
+        write_voice(Path(path), self.conditioning, self.prompt, self.codebook, overwrite)
 
 
 def check_voice(value: object, config: ModelConfig) -> Voice:
@@ -92,6 +94,11 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
         ):
             if not isinstance(part, kind):
                 raise ConfigError(f"its {name} is a {type(part).__name__}, not a {kind.__name__}")
+        if voice.codebook != config.codebook:
+            raise ConfigError(
+                f"it holds speech tokens of {voice.codebook or 'the published models'}, and this model's are "
+                f"{config.codebook or 'the published ones'}"
+            )
         voice.conditioning.check(config.t3)
         voice.prompt.check(config.s3gen)
     except Exception as error:  # an object that only looks like a voice may do anything when it is read
