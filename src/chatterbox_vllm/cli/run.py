@@ -66,6 +66,7 @@ def entry() -> NoReturn:
     # Imports make a million objects that stay. Looking through them again and again took a tenth of a start.
     gc.set_threshold(100_000, 20, 100)
     # Threads that spin while they wait for each other took ten times as long where other processes want the cores, too.
+    # On idle cores waiting without spinning costs a fifth; OMP_WAIT_POLICY=ACTIVE in the environment lets them spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal may lack characters of ours, and a path may hold bytes that are no text.
