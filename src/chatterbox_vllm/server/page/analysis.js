@@ -1,16 +1,16 @@
-// What the pictures show: peaks of the waveform and bands of the spectrum, computed once for each sample that comes.
+// The spectrum of samples, in bands, computed once for each stretch that comes.
 
 import { Fft } from "./fft.js";
 import { Growing, RATE } from "./samples.js";
 
-export const HOP = 240; // samples from one column to the next: 10 ms
+export const HOP = 120; // samples from one column to the next: 5 ms
 export const BANDS = 96;
 
 const SIZE = 1024;
 const WINDOW = 720; // samples: 30 ms
 const LOWEST = 50; // Hz
-const FLOOR_DB = -92; // below full scale: drawn as nothing
-const CEILING_DB = -22;
+const FLOOR_DB = -86; // below full scale: drawn as nothing
+const CEILING_DB = -20;
 
 const toMel = (hertz) => 2595 * Math.log10(1 + hertz / 700);
 const toHertz = (mel) => 700 * (10 ** (mel / 2595) - 1);
@@ -30,14 +30,12 @@ export const heightOf = (hertz) => (toMel(hertz) - toMel(LOWEST)) / (toMel(RATE 
 export class Analysis {
   constructor() {
     this.samples = new Growing(Int16Array);
-    this.lows = new Growing(Int16Array); // of each column
-    this.highs = new Growing(Int16Array);
     this.bands = new Growing(Uint8Array); // BANDS of each column, the lowest first; 255 is loud
   }
 
   /** Columns that are known in full. */
   get columns() {
-    return this.highs.length;
+    return this.bands.length / BANDS;
   }
 
   get seconds() {
@@ -50,9 +48,6 @@ export class Analysis {
   }
 
   #column(start) {
-    const part = this.samples.part(start, start + HOP);
-    this.lows.push([Math.min(...part)]);
-    this.highs.push([Math.max(...part)]);
     // The window ends with the column, so that nothing waits for what follows.
     const first = start + HOP - WINDOW;
     fft.real.fill(0);

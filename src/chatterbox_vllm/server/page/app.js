@@ -53,14 +53,12 @@ async function speak() {
   problems.clear();
   if (!$("text").value.trim()) {
     problems.show(new Failure("Type something to speak first.", { param: "input" }));
-    $("text").focus();
     return;
   }
   const { fields: who, name } = voices.chosen;
   const seed = $("seed").value.trim();
   if (seed && !/^\d{1,19}$/.test(seed)) {
     problems.show(new Failure("A seed is a whole number of at most 19 digits.", { param: "seed" }));
-    $("seed").focus();
     return;
   }
   const asked = { input: $("text").value, ...who, ...fields.values, seed };
@@ -143,6 +141,10 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     speak();
   } else if (event.key === "Escape") {
-    stop();
+    if ($("engine").open && $("engine").contains(document.activeElement)) $("engine").open = false;
+    else stop();
   }
+});
+document.addEventListener("pointerdown", (event) => {
+  if (!$("engine").contains(event.target)) $("engine").open = false;
 });

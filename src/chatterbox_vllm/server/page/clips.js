@@ -20,7 +20,7 @@ export class Clip {
     this.file = file;
     this.data = data; // a data URL, which the server takes as `ref_audio`
     this.name = file.name;
-    this.words = seconds === null ? this.name : `${this.name}, ${duration(seconds)}`;
+    this.words = seconds === null ? "A clip of this visit" : `A clip of ${duration(seconds)}`;
   }
 
   /** Play it, as far as the browser can. */

@@ -50,11 +50,12 @@ export class Pictures {
 
   #draw() {
     const { width } = this.spectrogram.canvas;
-    const perPixel = (this.span * RATE) / HOP / width; // columns
-    const end = Math.min(width, Math.floor(this.analysis.columns / perPixel));
+    const perPixel = (this.span * RATE) / width; // samples
+    const known = (this.analysis.columns - 1) * HOP; // the last column may yet be needed to draw between it and the next
+    const end = Math.min(width, Math.floor(known / perPixel));
     if (end <= this.drawn) return;
     this.#drawWaveform(this.drawn, end, perPixel);
-    this.#drawSpectrogram(this.drawn, end, perPixel);
+    this.#drawSpectrogram(this.drawn, end, perPixel / HOP);
     this.drawn = end;
   }
 
@@ -63,10 +64,13 @@ export class Pictures {
     const scale = (0.94 * height) / 65536;
     this.waveform.fillStyle = this.colour;
     for (let x = start; x < end; x++) {
-      const [first, last] = columnsOf(x, perPixel);
-      const top = height / 2 - scale * Math.max(...this.analysis.highs.part(first, last));
-      const bottom = height / 2 - scale * Math.min(...this.analysis.lows.part(first, last));
-      this.waveform.fillRect(x, top, 1, Math.max(1, bottom - top));
+      let low = 0;
+      let high = 0;
+      for (const sample of this.analysis.samples.part(Math.floor(x * perPixel), Math.ceil((x + 1) * perPixel))) {
+        if (sample < low) low = sample;
+        else if (sample > high) high = sample;
+      }
+      this.waveform.fillRect(x, height / 2 - scale * high, 1, Math.max(1, scale * (high - low)));
     }
   }
 
@@ -74,21 +78,32 @@ export class Pictures {
     const { height } = this.spectrogram.canvas;
     const image = this.spectrogram.createImageData(end - start, height);
     const pixels = new Uint32Array(image.data.buffer);
-    const loudest = new Uint8Array(BANDS);
+    const column = new Float32Array(BANDS);
     for (let x = start; x < end; x++) {
-      const [first, last] = columnsOf(x, perPixel);
-      loudest.fill(0);
-      this.analysis.bands.part(first * BANDS, last * BANDS).forEach((value, i) => {
-        if (value > loudest[i % BANDS]) loudest[i % BANDS] = value;
-      });
+      this.#column(x * perPixel, perPixel, column);
       for (let y = 0; y < height; y++) {
         const place = Math.max(0, ((height - 0.5 - y) / height) * BANDS - 0.5);
-        const below = loudest[Math.floor(place)];
-        const above = loudest[Math.min(BANDS - 1, Math.floor(place) + 1)];
-        pixels[y * image.width + x - start] = this.shades[Math.round(below + (above - below) * (place % 1))];
+        const value = between(column[Math.floor(place)], column[Math.min(BANDS - 1, Math.ceil(place))], place % 1);
+        pixels[y * image.width + x - start] = this.shades[Math.round(value)];
       }
     }
     this.spectrogram.putImageData(image, start, 0);
+  }
+
+  /** Bands at a place among the columns: between two of them, or the loudest where a pixel shows many. */
+  #column(place, perPixel, into) {
+    const { bands } = this.analysis;
+    const first = Math.floor(place);
+    const count = Math.max(2, Math.ceil(perPixel));
+    const part = bands.part(first * BANDS, (first + count) * BANDS);
+    if (perPixel <= 1) {
+      for (let band = 0; band < BANDS; band++) into[band] = between(part[band], part[BANDS + band], place % 1);
+      return;
+    }
+    into.fill(0);
+    part.forEach((value, i) => {
+      if (value > into[i % BANDS]) into[i % BANDS] = value;
+    });
   }
 
   /** The middle of the waveform, where nothing is drawn yet. */
@@ -115,11 +130,7 @@ function mark(words, side, share) {
   return span;
 }
 
-/** Columns that a pixel shows, at least one. */
-function columnsOf(x, perPixel) {
-  const first = Math.floor(x * perPixel);
-  return [first, Math.max(first + 1, Math.floor((x + 1) * perPixel))];
-}
+const between = (a, b, share) => a + (b - a) * share;
 
 /** Make a canvas as fine as the screen, and empty. */
 function fit({ canvas }) {

@@ -3,7 +3,8 @@
 import { RATE } from "./samples.js";
 
 const LEAD = 0.06; // seconds from now to the first sample, so that it is not late
-const LEAD_WHEN_DRY = 0.3; // after the stream was too slow once
+const LEAD_WHEN_DRY = 0.3; // after the stream was too slow once; twice that the next time, and so on
+const MOST_DOUBLED = 4; // times
 
 export class Player extends EventTarget {
   /** Fires "change" when it starts, pauses, ends or runs dry. */
@@ -90,8 +91,8 @@ export class Player extends EventTarget {
     let at = isFirst ? now + LEAD : this.startedAt + (this.scheduled - this.from) / RATE;
     const isDry = at < now;
     if (isDry) {
+      at = now + LEAD_WHEN_DRY * 2 ** Math.min(this.dry, MOST_DOUBLED);
       this.dry += 1;
-      at = now + LEAD_WHEN_DRY;
     }
     if (isFirst || isDry) {
       this.startedAt = at;

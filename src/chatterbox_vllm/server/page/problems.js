@@ -3,7 +3,7 @@
 import { $ } from "./dom.js";
 
 // Fields of the API whose control has another id.
-const CONTROLS = { input: "text", ref_audio: "voice", audio_sample: "clip", consent: "keep", recording: "keep", name: "keep" };
+const CONTROLS = { input: "text", ref_audio: "voice" };
 
 /** Show a failure in the place of the field that it names, or else in `place`. */
 export function show(error, place = "problem") {
@@ -12,7 +12,10 @@ export function show(error, place = "problem") {
   const target = $(here ? `${here}-problem` : place);
   target.textContent = words(error);
   target.closest("details")?.setAttribute("open", "");
-  if (here) $(here).setAttribute("aria-invalid", "true");
+  if (here) {
+    $(here).setAttribute("aria-invalid", "true");
+    $(here).focus();
+  }
   target.scrollIntoView({ block: "nearest" });
 }
 

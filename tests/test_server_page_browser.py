@@ -1,0 +1,505 @@
+"""The page at `/` in a real browser: what its user sees, hears and presses."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.browser import CONTROL, SHIFT, Browser, PageError, chromium, find_chromium
+from tests.fake_server import RATE, FakeEngine, Running, a_clip, eventually, running
+from tests.reasons import NO_CHROMIUM
+
+TEXT = "It is a truth universally acknowledged, that pages are listened to."
+SECONDS = len(TEXT) * 0.02
+KEY = "correct-horse"
+
+# What the page gives to the loudspeaker: when each part starts, and how loud it is at the moment.
+LISTENING = """
+window.heard = { parts: [], level: () => 0 };
+const { start } = AudioBufferSourceNode.prototype, { connect } = AudioNode.prototype;
+AudioBufferSourceNode.prototype.start = function (when) {
+  heard.parts.push({ when, seconds: this.buffer.duration, state: document.getElementById("stage").dataset.state });
+  return start.call(this, when);
+};
+AudioNode.prototype.connect = function (to) {
+  if (to instanceof AudioDestinationNode) {
+    heard.analyser ??= new AnalyserNode(this.context);
+    const wave = new Float32Array(heard.analyser.fftSize);
+    heard.level = () => (heard.analyser.getFloatTimeDomainData(wave), Math.max(...wave.map(Math.abs)));
+    connect.call(this, heard.analyser);
+  }
+  return connect.call(this, to);
+};
+"""
+# Text whose colour is too close to what lies behind it: below 4.5 to 1, or 3 to 1 where it is large.
+FAINT = """(() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return canvas.getImageData(0, 0, 1, 1).data;
+  };
+  const light = (colour) => {
+    const [r, g, b] = [...rgba(colour)].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
+      if (rgba(colour)[3] > 250) return colour;
+    }
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const style = getComputedStyle(element);
+    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!element.checkVisibility() || !(text || element.value) || element.matches(":disabled, .unseen, option")) continue;
+    const [a, b] = [light(style.color), light(behind(element))].sort((x, y) => y - x);
+    if (a / b < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5)) found.push(`${element.id} ${element.className} ${a / b}`);
+  }
+  return found;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    found = find_chromium()
+    if found is None:
+        pytest.skip(NO_CHROMIUM)
+    return found
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("clips") / "Anna.wav"
+    file.write_bytes(a_clip())
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("voices"), max_requests=2, max_text=1000) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def one_browser(program: str, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser whose microphone hears the clip."""
+    microphone = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={clip}")
+    names = "--host-resolver-rules=MAP speech.example 127.0.0.1"
+    with chromium(program, tmp_path_factory.mktemp("browser"), *microphone, names) as found:
+        found.call("Page.addScriptToEvaluateOnNewDocument", source=LISTENING)
+        yield found
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    one_browser.size(1280, 900)
+    one_browser.prefer(prefers_color_scheme="light")
+    one_browser.complaints.clear()
+    return one_browser
+
+
+@pytest.fixture
+def page(browser: Browser, server: Running) -> Iterator[Browser]:
+    """The page, ready."""
+    opened(browser, server.url)
+    yield browser
+    server.engine.gate.set()
+    eventually(lambda: not server.engine.running)
+
+
+def opened(browser: Browser, url: str) -> None:
+    browser.open(f"{url}/")
+    browser.until("document.querySelectorAll('#voice option').length > 3 && engine.dataset.state === 'ok'")
+
+
+def write(page: Browser, text: str, control: str = "text") -> None:
+    """Replace what a control holds, as its user does."""
+    page.run(f"(document.getElementById('{control}').focus(), document.getElementById('{control}').select())")
+    page.type(text)
+
+
+def words(page: Browser, control: str) -> str:
+    found = page.run(f"document.getElementById('{control}').textContent")
+    assert isinstance(found, str)
+    return found
+
+
+def spoken(page: Browser, text: str = TEXT) -> None:
+    """Speak a text to its end."""
+    write(page, text)
+    page.click("#speak")
+    page.until("stage.dataset.state === 'whole' && stop.hidden")
+
+
+def parts(page: Browser) -> list[dict[str, Any]]:
+    return list(page.run("heard.parts"))
+
+
+def test_audio_plays_while_it_streams(page: Browser, server: Running) -> None:
+    server.engine.gate.clear()  # only a fifth of a second comes
+    write(page, TEXT)
+    page.click("#speak")
+    page.until("heard.level() > 0.1")
+    assert server.engine.running == 1 and page.run("stage.dataset.state") == "streaming"
+    page.until("stage.classList.contains('playing') && place.value > 0.1")
+    assert "First audio after" in words(page, "said") and not page.run("stop.hidden")
+    server.engine.gate.set()
+    page.until("stage.dataset.state === 'whole'")
+    page.until("!stage.classList.contains('playing')")
+    assert sum(part["seconds"] for part in parts(page)) == pytest.approx(SECONDS, abs=1e-3)
+    assert words(page, "clock") == "0:01.3 / 0:01.3" and page.run("stop.hidden")
+    assert page.complaints == []
+    origins = page.run("performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)")
+    assert set(origins) == {server.url}
+
+
+def test_parts_follow_one_another_without_a_gap(page: Browser, server: Running) -> None:
+    server.engine.pause = 0.03
+    try:
+        spoken(page)
+    finally:
+        server.engine.pause = 0.0
+    found = parts(page)
+    assert len(found) > 2 and {part["state"] for part in found[:-1]} <= {"waiting", "streaming"}
+    for before, after in itertools.pairwise(found):
+        assert after["when"] == pytest.approx(before["when"] + before["seconds"], abs=1e-6)
+
+
+def test_the_pictures_show_what_was_said(page: Browser) -> None:
+    spoken(page)
+    # The double's voice is a tone of 220 Hz: dark below 500 Hz, light above 2 kHz.
+    shares = page.run(
+        """(() => {
+          const { width, height } = spectrogram;
+          const { data } = spectrogram.getContext("2d").getImageData(width / 2, 0, 1, height);
+          const rows = Array.from({ length: height }, (_, y) => data[4 * y] < 100);
+          const dark = (rows) => rows.filter(Boolean).length / rows.length;
+          const line = waveform.getContext("2d").getImageData(width / 2, 0, 1, waveform.height).data;
+          const wave = line.filter((v, i) => i % 4 === 3 && v > 200).length / waveform.height;
+          return [dark(rows.slice(0.85 * height)), dark(rows.slice(0, height / 2)), wave];
+        })()"""
+    )
+    assert shares[0] > 0.4 and shares[1] == 0 and 0.2 < shares[2] < 0.4
+
+
+def test_stopping_ends_the_request(page: Browser, server: Running) -> None:
+    server.engine.gate.clear()
+    dropped = server.engine.dropped
+    for end in (lambda: page.click("#stop"), lambda: page.key("Escape")):
+        page.click("#speak")
+        page.until("stage.dataset.state === 'streaming'")
+        end()
+        dropped += 1
+        eventually(lambda: server.engine.dropped == dropped and not server.engine.running)  # noqa: B023
+        page.until("stage.dataset.state === 'cut' && stop.hidden && !stage.classList.contains('playing')")
+    assert "cut short" in words(page, "spoken") and words(page, "problem") == ""
+
+
+def test_a_clip_is_dropped_chosen_and_kept(page: Browser, server: Running, clip: Path, tmp_path: Path) -> None:
+    page.drop("#drop", clip)
+    page.until("voice.selectedOptions[0].label === 'Anna.wav' && !document.getElementById('clip').hidden")
+    assert words(page, "clip-words") == "A clip of 3.0 s"
+    spoken(page)
+    assert server.engine.requests[-1].voice is server.engine.tts.named["clip"]
+
+    page.click("#clip-keep")
+    page.until("keep.open")
+    assert page.run("document.getElementById('keep-name').value") == "Anna"
+    page.click("#keep-do")
+    assert "consent first" in page.until("document.getElementById('keep-problem').textContent")
+    page.choose("#keep-file", clip)
+    page.until("document.getElementById('keep-consent').textContent === 'Anna.wav'")
+    page.click("#keep-do")
+    page.until("!keep.open && voice.selectedOptions[0].parentElement.label === 'Library'")
+    spoken(page)
+    kept = page.run("voice.value")
+    assert server.engine.requests[-1].voice is server.engine.tts.named[kept]
+
+    page.run("window.confirm = () => true")
+    page.click("#voice-remove")
+    page.until("voice.value === 'default'")
+    with httpx.Client(base_url=server.url) as http:
+        assert kept not in [voice["id"] for voice in http.get("/v1/audio/voices").json()["voices"]]
+
+    noise = tmp_path / "noise.wav"
+    noise.write_bytes(b"no audio at all" * 99)
+    page.choose("#file", noise)
+    page.until("voice.selectedOptions[0].label === 'noise.wav'")
+    page.click("#speak")
+    assert "cannot be decoded" in page.until("document.getElementById('voice-problem').textContent")
+    assert page.run("voice.getAttribute('aria-invalid')") == "true"
+    noise.write_bytes(bytes(11 << 20))
+    page.choose("#file", noise)
+    assert "has 11.0 MB" in page.until("document.getElementById('clip-problem').textContent")
+
+
+def test_a_voice_is_recorded(page: Browser, server: Running) -> None:
+    permission = {"permission": {"name": "microphone"}, "origin": server.url}
+    page.call("Browser.setPermission", setting="denied", **permission)
+    page.click("#record")
+    assert "not allowed" in page.until("document.getElementById('clip-problem').textContent")
+    page.call("Browser.setPermission", setting="granted", **permission)
+    page.click("#record")
+    page.until("record.getAttribute('aria-pressed') === 'true' && level.value > 0.05")
+    time.sleep(1.5)  # what is enrolled has to be half a second of speech at least
+    page.click("#record")
+    page.until("voice.selectedOptions[0].label.startsWith('Recording')")
+    assert page.run("record.getAttribute('aria-pressed')") == "false" and words(page, "clip-problem") == ""
+    spoken(page)
+    assert server.engine.requests[-1].voice is server.engine.tts.named["clip"]
+
+
+def test_downloads(page: Browser, server: Running, tmp_path: Path) -> None:
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    write(page, "9007199254740993", "seed")  # which no number of JavaScript holds
+    spoken(page)
+    made = len(server.engine.requests)
+    assert server.engine.requests[-1].parameters.seed == 9007199254740993
+    page.click("#download")
+    file = tmp_path / "speech-9007199254740993.wav"
+    eventually(file.exists)
+    with wave.open(str(file)) as found:
+        assert (found.getframerate(), found.getnchannels(), found.getsampwidth()) == (RATE, 1, 2)
+        samples = np.frombuffer(found.readframes(found.getnframes()), "<i2")
+    request = {"input": TEXT, "response_format": "pcm", "seed": 9007199254740993}
+    assert len(server.engine.requests) == made  # it was made of what was heard
+    assert samples.tobytes() == httpx.post(f"{server.url}/v1/audio/speech", json=request).content
+    for form, start in (("mp3", None), ("opus", b"OggS"), ("flac", b"fLaC")):
+        page.run(f"(format.value = '{form}', format.dispatchEvent(new Event('change')))")
+        assert "anew" in words(page, "format-note")
+        page.click("#download")
+        file = tmp_path / f"speech-9007199254740993.{form}"
+        eventually(file.exists)
+        assert file.read_bytes().startswith(start or (b"ID3", b"\xff"))
+        assert server.engine.requests[-1].parameters.seed == 9007199254740993
+
+
+def test_what_was_spoken_can_be_played_used_and_deleted(page: Browser, server: Running) -> None:
+    page.run("(exaggeration.value = 1.5, exaggeration.dispatchEvent(new Event('input')))")
+    spoken(page)
+    assert server.engine.requests[-1].parameters.exaggeration == 1.5
+    page.click("#reset")
+    spoken(page, "Another one.")
+    assert server.engine.requests[-1].parameters.exaggeration is None
+    made, heard = len(server.engine.requests), len(parts(page))
+    page.click("#spoken li:last-child .again")
+    page.until(f"heard.parts.length > {heard} && heard.level() > 0.1")
+    assert sum(part["seconds"] for part in parts(page)[heard:]) == pytest.approx(SECONDS, abs=1e-3)
+    page.click("#play")
+    page.until("!stage.classList.contains('playing')")
+    stopped = page.run("place.valueAsNumber")
+    page.run("place.focus()")
+    page.key("ArrowRight")
+    assert page.run("place.valueAsNumber") > stopped
+    page.click("#spoken li:last-child .use")
+    assert page.run("[text.value, exaggeration.valueAsNumber]") == [TEXT, 1.5]
+    assert page.run("seed.value") == str(server.engine.requests[0 - 2].parameters.seed)
+    page.click("#spoken li:last-child .delete")
+    assert page.run("spoken.children.length") == 1 and page.run("stage.dataset.state") == "empty"
+    page.click("#forget")
+    assert page.run("visit.hidden") and len(server.engine.requests) == made
+
+
+def test_errors_are_shown_where_they_belong(page: Browser, server: Running) -> None:
+    write(page, " ")
+    page.click("#speak")
+    assert "Type something" in page.until("document.getElementById('text-problem').textContent")
+    write(page, "x" * 1001)
+    page.click("#speak")
+    assert "1001 characters" in page.until("document.getElementById('text-problem').textContent")
+    write(page, TEXT)
+    write(page, "9", "temperature")
+    page.click("#speak")
+    assert "less than or equal to 5" in page.until("document.getElementById('temperature-problem').textContent")
+    assert page.run("document.activeElement.id") == "temperature" and words(page, "text-problem") == ""
+    assert page.run("temperature.getAttribute('aria-invalid')") == "true"
+    page.click("#reset")
+    write(page, "7 dwarfs", "seed")
+    page.click("#speak")
+    assert "whole number" in page.until("document.getElementById('seed-problem').textContent")
+    write(page, "", "seed")
+    page.run("seed.value = ''")
+    write(page, "fail")
+    page.click("#speak")
+    assert "could not speak it" in page.until("problem.textContent")
+    assert page.run("stage.dataset.state") == "empty"
+    write(page, "fail late: " + TEXT)
+    page.click("#speak")
+    assert "broke off" in page.until("problem.textContent")
+    assert page.run("stage.dataset.state") == "cut" and "cut short" in words(page, "spoken")
+
+
+def test_a_busy_server_says_when_to_come_again(page: Browser, server: Running) -> None:
+    server.engine.gate.clear()
+    body = {"input": TEXT, "response_format": "pcm"}
+    with httpx.Client(base_url=server.url) as http, contextlib.ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(http.stream("POST", "/v1/audio/speech", json=body))
+        page.click("#speak")
+        told = page.until("problem.textContent")
+        assert told.startswith("The server is busy.") and "Try again in" in told
+        server.engine.gate.set()
+    eventually(lambda: not server.engine.running)
+    spoken(page)
+    assert words(page, "problem") == ""
+
+
+def test_a_server_that_is_gone(browser: Browser, tmp_path: Path) -> None:
+    with running(tmp_path) as found:
+        opened(browser, found.url)
+    browser.click("#speak")
+    assert "does not answer" in browser.until("problem.textContent")
+    browser.until("engine.dataset.state === 'away'")
+
+
+def test_a_key_and_a_page_that_may_not_record(browser: Browser, tmp_path: Path) -> None:
+    """A name of another machine, without https."""
+    with running(tmp_path, host="0.0.0.0", api_keys=(KEY,)) as found:
+        browser.open(f"http://speech.example:{found.port}/")
+        browser.until("!document.getElementById('key-form').hidden && document.activeElement.id === 'key'")
+        browser.type("wrong-horse")
+        browser.key("Enter")
+        assert "not valid" in browser.until("document.getElementById('key-problem').textContent")
+        browser.type(KEY)
+        browser.key("Enter")
+        browser.until("document.getElementById('key-form').hidden && voice.options.length > 3")
+        spoken(browser)
+        assert browser.run("[sessionStorage.length, localStorage.length]") == [1, 0]
+        browser.click("#record")
+        assert "over https" in browser.until("document.getElementById('clip-problem').textContent")
+
+
+def test_the_keyboard_alone(page: Browser, server: Running) -> None:
+    page.run("document.activeElement.blur()")
+    seen = []
+    for _ in range(40):
+        page.key("Tab")
+        name = page.run("document.activeElement.id || document.activeElement.tagName")
+        if name == "BODY" or name in seen:
+            break
+        seen.append(name)
+        ring = "[document.activeElement, document.activeElement.closest('.script')]"
+        assert page.run(f"{ring}.some((e) => e && getComputedStyle(e).outlineStyle !== 'none')"), name
+    controls = ["SUMMARY", "text", "speak", "format", "voice", "choose", "record", "speed", "exaggeration", "seed"]
+    assert [name for name in seen if name in controls] == controls
+    page.run("text.focus()")
+    page.key("Enter", CONTROL)
+    page.until("heard.level() > 0.1")
+    page.key("Escape")
+    page.until("!stage.classList.contains('playing')")
+    page.until("stop.hidden")
+    page.run("document.querySelector('.slide').focus()")
+    page.key("ArrowRight")
+    assert page.run("speed.valueAsNumber") == pytest.approx(1.05)
+    page.key("Tab", SHIFT)
+    assert page.run("document.activeElement.id") == "speed"
+    page.run("text.focus()")
+    page.key("Enter", CONTROL)
+    page.until("stage.dataset.state === 'whole'")
+    assert server.engine.requests[-1].text == page.run("text.value")
+    page.run("play.focus()")
+    before = page.run("stage.classList.contains('playing')")
+    page.key("Space")
+    page.until(f"stage.classList.contains('playing') !== {json.dumps(before)}")
+
+
+def test_everything_has_a_name(page: Browser, clip: Path) -> None:
+    page.drop("#drop", clip)
+    spoken(page)
+    page.run("(more.open = true, engine.open = true)")
+    roles = {"button", "textbox", "slider", "spinbutton", "combobox", "checkbox", "link", "image", "meter", "dialog"}
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in roles]
+    assert len(found) > 25
+    assert [node for node in found if not node["name"]["value"].strip()] == []
+    names = [n["name"]["value"] for n in found if n["role"]["value"] in ("button", "textbox")]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+def test_no_sideways_scrolling(page: Browser, clip: Path, width: int) -> None:
+    page.size(width, 700, 2, mobile=width < 700)
+    spoken(page, TEXT + " " + "Donaudampfschifffahrt" * 9)
+    page.drop("#drop", clip)
+    page.run("(more.open = true, engine.open = true)")
+    write(page, "9", "temperature")
+    page.click("#speak")
+    page.until("document.getElementById('temperature-problem').textContent")
+    assert page.run("document.documentElement.scrollWidth") == width
+    outside = f"(e) => e.checkVisibility() && !e.matches('.unseen') && e.getBoundingClientRect().right > {width + 0.5}"
+    assert page.run(f"[...document.querySelectorAll('body *')].filter({outside}).map((e) => e.outerHTML)") == []
+    small = "(e) => e.checkVisibility() && e.getBoundingClientRect().height < 28"
+    assert page.run(f"[...document.querySelectorAll('button, select')].filter({small}).map((e) => e.id)") == []
+    page.click("#clip-keep")
+    page.until("keep.open")
+    box = page.run("(({left, right}) => [left, right])(keep.getBoundingClientRect())")
+    assert 0 <= box[0] and box[1] <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(page: Browser, clip: Path, scheme: str) -> None:
+    page.prefer(prefers_color_scheme=scheme)
+    page.drop("#drop", clip)
+    spoken(page)
+    write(page, "9", "temperature")
+    page.click("#speak")
+    page.until("document.getElementById('temperature-problem').textContent")
+    page.run("(more.open = true, engine.open = true)")
+    assert page.run(FAINT) == []
+    page.click("#clip-keep")
+    assert page.run(FAINT) == []
+    red, green, blue = page.run("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
+    assert (max(red, green, blue) < 60) == (scheme == "dark")
+
+
+def test_less_motion(page: Browser) -> None:
+    page.prefer(prefers_color_scheme="light", prefers_reduced_motion="reduce")
+    assert page.run("getComputedStyle(document.getElementById('drop')).transitionDuration") == "0s"
+    spoken(page)
+    page.until("!stage.classList.contains('playing')")
+
+
+def test_a_real_model_is_heard(browser: Browser, babbler: Path, clip: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    from chatterbox_vllm.serving.async_engine import AsyncChatterbox
+    from chatterbox_vllm.tts import ChatterboxTTS
+
+    def start() -> AsyncChatterbox:
+        return AsyncChatterbox(ChatterboxTTS.from_pretrained(babbler, "cpu", max_batch_size=2, max_model_len=512))
+
+    with running(tmp_path, start, "babble") as found:
+        try:
+            opened(browser, found.url)
+            assert browser.run("[temperature.value, temperature.max]") == ["0.8", "5"]
+            browser.drop("#drop", clip)
+            browser.until("voice.selectedOptions[0].label === 'Anna.wav'")
+            write(browser, "One. Two. Three. Four.")
+            browser.click("#speak")
+            browser.until("heard.level() > 0.01", 60)
+            browser.until("stage.dataset.state === 'whole'", 60)
+            browser.until("!stage.classList.contains('playing')", 60)
+            assert parts(browser)[0]["state"] == "streaming", "it began to play before all of it had come"
+            assert browser.complaints == [] and browser.run("visit.hidden") is False
+        finally:
+            found.engine.close()
+            found.engine.tts.shutdown()
+
+
+def test_a_browser_that_does_not_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(PageError, match="does not start"), chromium("/bin/false", tmp_path):
+        pass
+
+
+def test_the_double_can_be_waited_for() -> None:
+    assert FakeEngine().gate.is_set()
