@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 # Where it is named, and what distributions call it.
 _VARIABLE = "CHATTERBOX_CHROMIUM"
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_SECONDS = 20.0  # for the browser to start, or a page to do what it should
+_SECONDS = 10.0  # for the browser to start, or a page to do what it should
 # Keys that tests press: code, Windows' number, text.
 _KEYS = {
     "Enter": ("Enter", 13, "\r"),
@@ -138,7 +138,9 @@ class Browser:
     def _middle(self, selector: str) -> tuple[float, float]:
         element = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{element}.scrollIntoView({{block: 'center'}})")
-        box = self.run(f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())")
+        box = self.run(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
+        )
         return box[0], box[1]
 
     def size(self, width: int, height: int, scale: float = 1, mobile: bool = False) -> None:

@@ -37,7 +37,9 @@ def test_browsers_get_the_page_and_programs_a_greeting(http: httpx.Client) -> No
 
 
 def test_nothing_comes_from_elsewhere(http: httpx.Client) -> None:
-    policy = dict(part.split(" ", 1) for part in http.get("/", headers=BROWSER).headers["content-security-policy"].split("; "))
+    policy = dict(
+        part.split(" ", 1) for part in http.get("/", headers=BROWSER).headers["content-security-policy"].split("; ")
+    )
     assert policy["default-src"] == "'none'" and policy["script-src"] == policy["style-src"] == "'self'"
     assert "unsafe" not in str(policy) and "*" not in str(policy)
     for name, asset in assets().items():

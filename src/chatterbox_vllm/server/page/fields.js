@@ -61,6 +61,7 @@ class Field {
     number.step = "any";
     [range.min, range.max] = slide;
     range.step = step;
+    range.id = `${name}-slide`;
     range.setAttribute("aria-label", label);
     remark.textContent = note ?? "";
     remark.id = `${name}-note`;

@@ -61,7 +61,8 @@ export class Utterance {
     } catch (error) {
       this.state = "cut";
       if (error instanceof Failure || error.name === "AbortError") throw error;
-      throw new Failure("The speech broke off: the server failed, or the network did. What has come can be heard.");
+      const rest = this.seconds ? " What has come can be heard." : "";
+      throw new Failure(`The speech broke off: the server failed, or the network did.${rest}`);
     } finally {
       this.arrival = this.#elapsed();
     }

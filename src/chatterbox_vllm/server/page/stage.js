@@ -41,6 +41,7 @@ export class Stage {
   /** Show what has arrived of the utterance. */
   update() {
     const { utterance, player } = this;
+    $("stage").dataset.state = utterance.state;
     if (utterance.ended && !player.complete) {
       player.finish();
       this.pictures.show(utterance.analysis, Math.max(utterance.seconds, 0.1));
@@ -48,7 +49,6 @@ export class Stage {
       player.more();
       this.pictures.update();
     }
-    $("stage").dataset.state = utterance.state;
     $("play").disabled = !utterance.samples.length;
     $("download").disabled = !utterance.ended || !utterance.samples.length;
     this.#showPlace();
