@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -35,8 +36,13 @@ CONTROL, SHIFT = 2, 8
 
 
 def find_chromium() -> str | None:
-    """The program, if there is one."""
-    return os.environ.get(_VARIABLE) or next(filter(None, map(shutil.which, _NAMES)), None)
+    """The program, if there is one: what is named, or stands beside our Python (see .ci/browser), or is installed."""
+    beside = Path(sys.executable).parent / "chromium"
+    return (
+        os.environ.get(_VARIABLE)
+        or (str(beside) if beside.is_file() else None)
+        or next(filter(None, map(shutil.which, _NAMES)), None)
+    )
 
 
 class PageError(AssertionError):

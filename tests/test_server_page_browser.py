@@ -63,7 +63,9 @@ FAINT = """(() => {
   for (const element of document.querySelectorAll("body *")) {
     const style = getComputedStyle(element);
     const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!element.checkVisibility() || !(text || element.value) || element.matches(":disabled, .unseen, option")) continue;
+    if (!element.checkVisibility() || element.matches(":disabled, .unseen, option") || !(text || element.value)) {
+      continue;
+    }
     const [a, b] = [light(style.color), light(behind(element))].sort((x, y) => y - x);
     if (a / b < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5)) found.push(`${element.id} ${element.className} ${a / b}`);
   }
@@ -456,7 +458,7 @@ def test_no_sideways_scrolling(page: Browser, clip: Path, width: int) -> None:
     page.click("#clip-keep")
     page.until("$('keep').open")
     box = page.run("(({left, right}) => [left, right])($('keep').getBoundingClientRect())")
-    assert 0 <= box[0] and box[1] <= width
+    assert box[0] >= 0 and box[1] <= width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
