@@ -77,10 +77,8 @@ async function receive(utterance) {
     if (error.name !== "AbortError") report(error);
   }
   if (utterance.samples.length) visit.add(utterance);
-  if (stage.utterance === utterance) {
-    if (utterance.samples.length) stage.update();
-    else stage.forget(utterance);
-  }
+  if (!utterance.samples.length) stage.forget(utterance, visit.last);
+  else if (stage.utterance === utterance) stage.update();
   if (speaking === control) showSpeaking(false);
   engine.look();
 }

@@ -23,23 +23,24 @@ export class Clip {
     this.words = seconds === null ? "A clip of this visit" : `A clip of ${duration(seconds)}`;
   }
 
-  /** Play it, as far as the browser can. */
-  async play() {
-    try {
-      await new Audio(this.data).play();
-    } catch {
-      throw new Error("This browser cannot play the clip. The server may still be able to read it.");
-    }
+}
+
+/** Play a clip, as far as the browser can. @param {string} data a data URL @throws {Error} with words */
+export async function play(data) {
+  try {
+    await new Audio(data).play();
+  } catch {
+    throw new Error("This browser cannot play the clip. The server may still be able to read it.");
   }
 }
 
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
 
-function asDataUrl(file) {
+export function asDataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
+    reader.onerror = () => reject(new Error(`${file.name ?? "The clip"} cannot be read.`));
     reader.readAsDataURL(file);
   });
 }

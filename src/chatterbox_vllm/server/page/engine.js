@@ -31,7 +31,7 @@ export class Engine {
     } catch {
       this.wasReady = false;
       this.#tell("away", "the server does not answer");
-      $("engine-load").textContent = "";
+      $("engine-where").textContent = $("engine-load").textContent = "";
       $("engine-facts").replaceChildren();
     }
     clearTimeout(this.timer);
@@ -41,7 +41,8 @@ export class Engine {
   #show(found) {
     const { status, queue } = found;
     const waiting = (queue.queued ?? 0) + (queue.waiting_for_voice ?? 0);
-    this.#tell(status, [WORDS[status] ?? status, found.model, found.device].filter(Boolean).join(" · "));
+    this.#tell(status, WORDS[status] ?? status);
+    $("engine-where").textContent = found.device ? `${found.model} · ${found.device}` : found.model;
     const load = [];
     if (queue.unfinished) load.push(`${queue.unfinished} under way`);
     if (waiting) load.push(`${waiting} waiting`);

@@ -29,12 +29,17 @@ export class Stage {
     this.#showFormat();
   }
 
-  /** Take an utterance and play it; it may still be arriving. */
+  /** Take an utterance, which may still be arriving, and play it. */
   open(utterance) {
+    this.show(utterance);
+    this.player.play();
+  }
+
+  /** Take an utterance. */
+  show(utterance) {
     this.utterance = utterance;
     this.player.load(utterance.samples, utterance.ended);
     this.pictures.show(utterance.analysis, utterance.ended ? utterance.seconds : utterance.guess);
-    this.player.play();
     this.update();
   }
 
@@ -55,9 +60,13 @@ export class Stage {
     this.#showSaid();
   }
 
-  /** Show nothing, if it shows this one. */
-  forget(utterance) {
+  /** Show another utterance or nothing, if it shows this one. */
+  forget(utterance, other = null) {
     if (this.utterance !== utterance) return;
+    if (other) {
+      this.show(other);
+      return;
+    }
     this.player.load(null, true);
     this.utterance = null;
     this.pictures.show(null, 1);

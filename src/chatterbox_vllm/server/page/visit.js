@@ -15,6 +15,11 @@ export class Visit {
     });
   }
 
+  /** What was spoken last; null where nothing is left. */
+  get last() {
+    return [...this.entries.keys()].at(-1) ?? null;
+  }
+
   /** Add an utterance, before the others. */
   add(utterance) {
     const item = $("spoken-template").content.cloneNode(true).firstElementChild;

@@ -1,7 +1,7 @@
 // Who speaks: voices of the server, and clips of this visit.
 
 import { ask, getJson } from "./api.js";
-import { Clip } from "./clips.js";
+import { Clip, asDataUrl, play } from "./clips.js";
 import { $ } from "./dom.js";
 import * as problems from "./problems.js";
 import { recordWith } from "./recording.js";
@@ -16,7 +16,7 @@ export class Voices {
     this.listed = []; // as the server lists them
     this.mostBytes = LARGEST_CLIP;
     $("voice").addEventListener("change", () => this.#showChosen());
-    $("clip-play").addEventListener("click", () => this.chosenClip.play().catch((error) => this.#fail(error)));
+    $("clip-play").addEventListener("click", () => this.#hear());
     $("voice-remove").addEventListener("click", () => this.#remove());
     $("choose").addEventListener("click", () => $("file").click());
     $("file").addEventListener("change", () => {
@@ -76,17 +76,30 @@ export class Voices {
 
   #showChosen() {
     const clip = this.chosenClip;
-    $("clip").hidden = !clip;
-    $("clip-words").textContent = clip?.words ?? "";
-    $("voice-remove").hidden = !this.#chosenOfLibrary();
+    const voice = this.#chosenOfServer();
+    $("clip").hidden = !clip && !voice?.preview;
+    $("clip-words").textContent = clip?.words ?? "A clip of the speaker";
+    $("clip-keep").hidden = !clip;
+    $("voice-remove").hidden = voice?.kind !== "library";
   }
 
-  #chosenOfLibrary() {
-    return this.listed.find((voice) => voice.id === $("voice").value && voice.kind === "library");
+  #chosenOfServer() {
+    return this.listed.find((voice) => voice.id === $("voice").value);
+  }
+
+  /** Play the chosen clip, or the preview that the server keeps of the voice. */
+  async #hear() {
+    problems.clear();
+    try {
+      const clip = this.chosenClip?.data ?? (await asDataUrl(await (await ask(this.#chosenOfServer().preview)).blob()));
+      await play(clip);
+    } catch (error) {
+      this.#fail(error);
+    }
   }
 
   async #remove() {
-    const { id, name } = this.#chosenOfLibrary();
+    const { id, name } = this.#chosenOfServer();
     if (!confirm(`Remove the voice “${name}” from the server’s library, for everyone?`)) return;
     problems.clear();
     try {
