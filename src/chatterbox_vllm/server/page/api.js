@@ -34,7 +34,9 @@ async function reach(path, options) {
     return await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The server does not answer. See whether it still runs and whether this device is on its network.");
+    throw new Failure(
+      "The server does not answer. See whether it still runs and whether this device is on its network.",
+    );
   }
 }
 

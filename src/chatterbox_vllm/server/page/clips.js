@@ -9,7 +9,9 @@ export class Clip {
   static async of(file, most) {
     if (!file.size) throw new Error(`${file.name} is empty.`);
     if (file.size > most) {
-      throw new Error(`${file.name} has ${megabytes(file.size)}; the server takes ${megabytes(most)}. Cut it to 15 seconds.`);
+      throw new Error(
+        `${file.name} has ${megabytes(file.size)}; the server takes ${megabytes(most)}. Cut it to 15 seconds.`,
+      );
     }
     return new Clip(file, await asDataUrl(file), await secondsOf(file));
   }
@@ -22,7 +24,6 @@ export class Clip {
     this.name = file.name;
     this.words = seconds === null ? "A clip of this visit" : `A clip of ${duration(seconds)}`;
   }
-
 }
 
 /** Play a clip, as far as the browser can. @param {string} data a data URL @throws {Error} with words */
@@ -48,6 +49,9 @@ export function asDataUrl(file) {
 /** Its length, or null where the browser cannot tell: the server reads more formats than browsers do. */
 async function secondsOf(file) {
   const context = new OfflineAudioContext(1, 1, 24_000);
-  const decoded = await file.arrayBuffer().then((bytes) => context.decodeAudioData(bytes)).catch(() => null);
+  const decoded = await file
+    .arrayBuffer()
+    .then((bytes) => context.decodeAudioData(bytes))
+    .catch(() => null);
   return decoded?.duration ?? null;
 }

@@ -47,7 +47,9 @@ export class Engine {
     if (queue.unfinished) load.push(`${queue.unfinished} under way`);
     if (waiting) load.push(`${waiting} waiting`);
     $("engine-load").textContent = load.join(", ");
-    $("engine-facts").replaceChildren(...factsOf(found).flatMap(([name, value]) => [cell("dt", name), cell("dd", value)]));
+    $("engine-facts").replaceChildren(
+      ...factsOf(found).flatMap(([name, value]) => [cell("dt", name), cell("dd", value)]),
+    );
     if (found.ready && !this.wasReady) this.onReady();
     this.wasReady = found.ready;
   }
@@ -62,7 +64,10 @@ function factsOf({ model, device, tier, quantization, queue, loads, failure }) {
   const facts = [["Model", model]];
   if (device) facts.push(["Device", device]);
   if (tier) facts.push(["Tier", `${tier} GB`]);
-  for (const [part, name] of [["t3", "T3"], ["s3gen", "S3Gen"]]) {
+  for (const [part, name] of [
+    ["t3", "T3"],
+    ["s3gen", "S3Gen"],
+  ]) {
     if (quantization?.[part]) facts.push([name, quantization[part].method ?? "not quantized"]);
   }
   if (queue.uptime !== undefined) {

@@ -13,7 +13,12 @@ export class KeepDialog {
     $("clip-keep").addEventListener("click", () => this.#open());
     $("keep-choose").addEventListener("click", () => $("keep-file").click());
     $("keep-file").addEventListener("change", () => this.#take($("keep-file").files[0]));
-    this.recorder = recordWith($("keep-record"), null, (file) => this.#take(file), (error) => this.#fail(error));
+    this.recorder = recordWith(
+      $("keep-record"),
+      null,
+      (file) => this.#take(file),
+      (error) => this.#fail(error),
+    );
     $("keep-cancel").addEventListener("click", () => $("keep").close());
     $("keep").addEventListener("close", () => this.recorder.stop());
     $("keep-form").addEventListener("submit", (event) => {

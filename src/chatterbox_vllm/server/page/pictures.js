@@ -9,7 +9,7 @@ const MARK_ROOM = 80; // pixels that a mark of time takes at least
 
 export class Pictures {
   /**
-   * @param {{waveform: HTMLCanvasElement, spectrogram: HTMLCanvasElement, times: HTMLElement, pitches: HTMLElement}} places
+   * @param {{waveform: HTMLCanvasElement, spectrogram: HTMLCanvasElement, times: Element, pitches: Element}} places
    */
   constructor({ waveform, spectrogram, times, pitches }) {
     this.waveform = waveform.getContext("2d");
@@ -51,7 +51,7 @@ export class Pictures {
   #draw() {
     const { width } = this.spectrogram.canvas;
     const perPixel = (this.span * RATE) / width; // samples
-    const known = (this.analysis.columns - 1) * HOP; // the last column may yet be needed to draw between it and the next
+    const known = (this.analysis.columns - 1) * HOP; // what is drawn lies between two columns
     const end = Math.min(width, Math.floor(known / perPixel));
     if (end <= this.drawn) return;
     this.#drawWaveform(this.drawn, end, perPixel);

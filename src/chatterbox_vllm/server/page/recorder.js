@@ -72,7 +72,7 @@ export class Recorder {
 async function openMicrophone() {
   if (!isSecureContext || !navigator.mediaDevices) {
     throw new NoMicrophone(
-      "Browsers give the microphone only to pages of this machine (http://localhost) or over https. Choose a file instead.",
+      "Browsers give the microphone only to pages of this machine (http://localhost) or over https. Choose a file.",
     );
   }
   try {
@@ -81,7 +81,8 @@ async function openMicrophone() {
     return await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...plain } });
   } catch (error) {
     const reasons = {
-      NotAllowedError: "The browser was not allowed to use the microphone. Allow it in the browser’s settings for this page.",
+      NotAllowedError:
+        "The browser was not allowed to use the microphone. Allow it in the browser’s settings for this page.",
       NotFoundError: "There is no microphone. Choose a file instead.",
       NotReadableError: "Another program holds the microphone. Close it and try again.",
     };

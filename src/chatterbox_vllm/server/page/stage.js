@@ -11,6 +11,7 @@ const SLOW_TICK = 250; // milliseconds between moves of the place, for people wh
 export class Stage {
   constructor() {
     this.utterance = null;
+    this.here = null; // what the place and the clock show
     this.player = new Player();
     this.pictures = new Pictures({
       waveform: $("waveform"),
@@ -68,7 +69,7 @@ export class Stage {
       return;
     }
     this.player.load(null, true);
-    this.utterance = null;
+    this.utterance = this.here = null;
     this.pictures.show(null, 1);
     $("stage").dataset.state = "empty";
     $("play").disabled = $("download").disabled = $("place").disabled = true;
@@ -112,15 +113,19 @@ export class Stage {
   }
 
   #showPlace() {
-    if (!this.utterance) return;
+    const { utterance, player } = this;
+    if (!utterance) return;
+    const seconds = player.position / RATE;
+    const here = `${seconds} ${utterance.seconds} ${this.pictures.span}`;
+    if (here === this.here) return; // nothing to draw
+    this.here = here;
     const place = $("place");
-    const seconds = this.player.position / RATE;
-    place.disabled = !this.utterance.samples.length;
+    place.disabled = !utterance.samples.length;
     place.max = this.pictures.span;
     place.value = seconds;
-    const words = `${clock(seconds)} of ${clock(this.utterance.seconds)}`;
-    $("clock").textContent = `${clock(seconds)} / ${clock(this.utterance.seconds)}`;
-    place.setAttribute("aria-valuetext", words);
+    place.setAttribute("aria-valuetext", `${clock(seconds)} of ${clock(utterance.seconds)}`);
+    const words = `${clock(seconds)} / ${clock(utterance.seconds)}`;
+    if ($("clock").textContent !== words) $("clock").textContent = words;
   }
 
   #showSaid() {
@@ -131,7 +136,9 @@ export class Stage {
     if (firstAudio !== null) facts.push(`First audio after ${duration(firstAudio)}`);
     if (state === "streaming") facts.push("more is coming");
     if (utterance.ended && seconds) {
-      facts.push(`${duration(seconds)} of speech in ${duration(arrival)} (${(seconds / arrival).toFixed(1)} × real time)`);
+      facts.push(
+        `${duration(seconds)} of speech in ${duration(arrival)} (${(seconds / arrival).toFixed(1)} × real time)`,
+      );
     }
     if (state === "cut") facts.push(seconds ? "cut short" : "nothing was spoken");
     if (player.dry) facts.push(`ran dry ${player.dry === 1 ? "once" : `${player.dry} times`}`);

@@ -23,7 +23,12 @@ export class Voices {
       this.add($("file").files[0]);
       $("file").value = ""; // so that the same file can be chosen again
     });
-    recordWith($("record"), $("level"), (file) => this.add(file), (error) => this.#fail(error));
+    recordWith(
+      $("record"),
+      $("level"),
+      (file) => this.add(file),
+      (error) => this.#fail(error),
+    );
     this.#takeDrops();
   }
 
@@ -67,7 +72,12 @@ export class Voices {
   #list(choose) {
     const clips = this.clips.map(({ id, name }) => ({ id, name, kind: "clip" }));
     const voices = [...clips, ...this.listed];
-    const groups = Object.entries(GROUPS).map(([kind, label]) => group(label, voices.filter((voice) => voice.kind === kind)));
+    const groups = Object.entries(GROUPS).map(([kind, label]) =>
+      group(
+        label,
+        voices.filter((voice) => voice.kind === kind),
+      ),
+    );
     $("voice").replaceChildren(...groups.filter((each) => each.children.length));
     const known = voices.some((voice) => voice.id === choose);
     $("voice").value = known ? choose : DEFAULT;
