@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 # Where it is named, and what distributions call it.
 _VARIABLE = "CHATTERBOX_CHROMIUM"
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_SECONDS = 10.0  # for the browser to start, or a page to do what it should
+_SECONDS = 20.0  # for the browser to start, or a page to do what it should
 # Keys that tests press: code, Windows' number, text.
 _KEYS = {
     "Enter": ("Enter", 13, "\r"),

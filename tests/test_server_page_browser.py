@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import time
 import wave
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ AudioBufferSourceNode.prototype.start = function (when) {
 };
 AudioNode.prototype.connect = function (to) {
   if (to instanceof AudioDestinationNode) {
-    heard.analyser ??= new AnalyserNode(this.context);
+    heard.analyser ??= new AnalyserNode(this.context, { fftSize: 32768 }); // the last 1.4 s
     const wave = new Float32Array(heard.analyser.fftSize);
     heard.level = () => (heard.analyser.getFloatTimeDomainData(wave), Math.max(...wave.map(Math.abs)));
     connect.call(this, heard.analyser);
@@ -176,8 +177,12 @@ def test_parts_follow_one_another_without_a_gap(page: Browser, server: Running) 
         server.engine.pause = 0.0
     found = parts(page)
     assert len(found) > 2 and {part["state"] for part in found[:-1]} <= {"waiting", "streaming"}
-    for before, after in itertools.pairwise(found):
-        assert after["when"] == pytest.approx(before["when"] + before["seconds"], abs=1e-6)
+    gaps = [after["when"] - before["when"] - before["seconds"] for before, after in itertools.pairwise(found)]
+    dry = sum(gap > 1e-6 for gap in gaps)
+    assert min(gaps) > -1e-6 and dry < len(gaps)
+    # A busy machine may be too slow; then the page says so.
+    told = re.search(r"ran dry (once|\d+)", words(page, "said"))
+    assert dry == (0 if told is None else int(told[1].replace("once", "1")))
 
 
 def test_the_pictures_show_what_was_said(page: Browser) -> None:
@@ -195,6 +200,31 @@ def test_the_pictures_show_what_was_said(page: Browser) -> None:
         })()"""
     )
     assert shares[0] > 0.4 and shares[1] == 0 and 0.2 < shares[2] < 0.4
+
+
+def test_the_spectrum_is_right(page: Browser) -> None:
+    wave = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    found = page.run(
+        f"""import("/page/fft.js").then(({{ Fft }}) => {{
+          const fft = new Fft(64), powers = new Float32Array(32);
+          {wave.tolist()}.forEach((value, i) => {{ fft.real[fft.reversed[i]] = value; }});
+          fft.powers(powers);
+          return [...powers];
+        }})"""
+    )
+    np.testing.assert_allclose(found, np.abs(np.fft.rfft(wave)[:32]) ** 2, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_may_come_in_pieces_of_any_size(page: Browser) -> None:
+    samples = np.array([0, 1, -1, 258, -32768, 32767], "<i2")
+    pieces = np.split(np.frombuffer(samples.tobytes(), np.uint8), [1, 2, 2, 7])
+    found = page.run(
+        f"""import("/page/samples.js").then(({{ PcmReader }}) => {{
+          const reader = new PcmReader();
+          return {[piece.tolist() for piece in pieces]}.flatMap((piece) => [...reader.read(Uint8Array.from(piece))]);
+        }})"""
+    )
+    assert found == samples.tolist()
 
 
 def test_stopping_ends_the_request(page: Browser, server: Running) -> None:
@@ -365,6 +395,22 @@ def test_a_busy_server_says_when_to_come_again(page: Browser, server: Running) -
     eventually(lambda: not server.engine.running)
     spoken(page)
     assert words(page, "problem") == ""
+
+
+def test_what_the_engine_does(browser: Browser, tmp_path: Path) -> None:
+    with running(tmp_path) as found:
+        opened(browser, found.url)
+        assert words(browser, "engine-words") == "ready" and words(browser, "engine-where") == "fake · cpu"
+        write(browser, "die")
+        browser.click("#speak")
+        told = browser.until("$('problem').textContent")
+        assert "being loaded" in told and "Try again in 5 seconds" in told
+        browser.until("$('engine-facts').textContent.includes('Loaded againonce')")
+        spoken(browser)
+        found.engine.gate.clear()
+        browser.click("#speak")
+        assert browser.until("$('engine-load').textContent") == "1 under way"
+        found.engine.gate.set()
 
 
 def test_a_server_that_is_gone(browser: Browser, tmp_path: Path) -> None:

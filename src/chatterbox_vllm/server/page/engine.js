@@ -74,7 +74,7 @@ function factsOf({ model, device, tier, quantization, queue, loads, failure }) {
     facts.push(["Requests", `${queue.unfinished} under way, ${queue.completed} done, ${queue.failed} failed`]);
     facts.push(["Spoken", `${duration(queue.audio_seconds)} in ${duration(queue.uptime)}`]);
   }
-  if (loads) facts.push(["Loaded again", `${loads} times`]);
+  if (loads) facts.push(["Loaded again", loads === 1 ? "once" : `${loads} times`]);
   if (failure) facts.push(["Failure", failure]);
   return facts;
 }

@@ -23,7 +23,9 @@ router = APIRouter()
 async def greet(request: Request, service: Here) -> Response:
     """What this is; to browsers at `/`, the page to speak with."""
     if request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
-        return _answer(request, assets()["page.html"])
+        page = _answer(request, assets()["page.html"])
+        page.headers["vary"] = "Accept"
+        return page
     greeting = {
         "name": "chatterbox-vllm",
         "version": __version__,
@@ -56,10 +58,9 @@ async def asset(name: str, request: Request) -> Response:
 
 
 def _answer(request: Request, found: Asset) -> Response:
-    headers = {**found.headers, "vary": "Accept"}
     if request.headers.get("if-none-match") == found.tag:
-        return Response(status_code=304, headers=headers)
-    return Response(found.data, media_type=found.media_type, headers=headers)
+        return Response(status_code=304, headers=found.headers)
+    return Response(found.data, media_type=found.media_type, headers=found.headers)
 
 
 def _range(schema: dict[str, Any]) -> dict[str, float]:
