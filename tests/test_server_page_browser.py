@@ -43,6 +43,11 @@ AudioNode.prototype.connect = function (to) {
   return connect.call(this, to);
 };
 """
+# The address of what was last played as a whole.
+PLAYED = """(() => {
+  const { play } = HTMLMediaElement.prototype;
+  HTMLMediaElement.prototype.play = async function () { await play.call(this); window.played = this.src; };
+})()"""
 # Text whose colour is too close to what lies behind it: below 4.5 to 1, or 3 to 1 where it is large.
 FAINT = """(() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -246,6 +251,9 @@ def test_a_clip_is_dropped_chosen_and_kept(page: Browser, server: Running, clip:
     page.drop("#drop", clip)
     page.until("$('voice').selectedOptions[0].label === 'Anna.wav' && !$('clip').hidden")
     assert words(page, "clip-words") == "A clip of 3.0 s"
+    page.run(PLAYED)
+    page.click("#clip-play")
+    assert page.until("window.played").startswith("data:audio/wav;base64,")
     spoken(page)
     assert server.engine.requests[-1].voice is server.engine.tts.named["clip"]
 
@@ -369,6 +377,12 @@ def test_errors_are_shown_where_they_belong(page: Browser, server: Running) -> N
     assert "whole number" in page.until("$('seed-problem').textContent")
     write(page, "", "seed")
     page.run("$('seed').value = ''")
+    page.run("(window.AudioContext = class { constructor() { throw new Error('no way out') } }, 0)")
+    write(page, TEXT)
+    page.click("#speak")
+    assert "cannot play it (no way out)" in page.until("$('download-problem').textContent")
+    page.until("$('stage').dataset.state === 'whole' && $('stop').hidden && !$('stage').classList.contains('playing')")
+    page.click("#forget")
     write(page, "fail")
     page.click("#speak")
     assert "could not speak it" in page.until("$('problem').textContent")

@@ -29,7 +29,10 @@ export class Player extends EventTarget {
 
   /** Make the browser's audio ready. Call it while the user presses something: else browsers refuse. */
   async wake() {
-    this.context ??= new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+    if (!this.context) {
+      this.context = new AudioContext({ sampleRate: RATE, latencyHint: "interactive" });
+      this.context.addEventListener("statechange", () => this.more());
+    }
     if (this.context.state !== "running") await this.context.resume();
   }
 
@@ -40,16 +43,22 @@ export class Player extends EventTarget {
     return Math.max(this.from, Math.min(heard, this.scheduled));
   }
 
-  /** Play from here; at the end from the start. */
+  /** Play from here; at the end from the start. @throws {Error} the browser has no way to */
   async play() {
     if (this.playing || !this.samples) return;
     this.playing = true;
     if (this.complete && this.place >= this.samples.length) this.place = 0;
     this.from = this.scheduled = this.place;
     this.startedAt = null;
-    await this.wake();
-    this.more();
-    this.#changed();
+    try {
+      await this.wake();
+      this.more();
+    } catch (error) {
+      this.playing = false;
+      throw error;
+    } finally {
+      this.#changed();
+    }
   }
 
   pause() {

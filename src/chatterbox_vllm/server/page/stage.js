@@ -20,7 +20,7 @@ export class Stage {
       pitches: $("pitches"),
     });
     this.player.addEventListener("change", () => this.#showPlaying());
-    $("play").addEventListener("click", () => (this.player.playing ? this.player.pause() : this.player.play()));
+    $("play").addEventListener("click", () => (this.player.playing ? this.player.pause() : this.#play()));
     $("place").addEventListener("input", () => {
       this.player.seek(Math.round($("place").valueAsNumber * RATE));
       this.#showPlace();
@@ -33,7 +33,7 @@ export class Stage {
   /** Take an utterance, which may still be arriving, and play it. */
   open(utterance) {
     this.show(utterance);
-    this.player.play();
+    this.#play();
   }
 
   /** Take an utterance. */
@@ -90,6 +90,17 @@ export class Stage {
       problems.show({ ...error, param: null, message: error.message }, "download-problem");
     } finally {
       button.disabled = !this.utterance;
+    }
+  }
+
+  async #play() {
+    try {
+      await this.player.play();
+    } catch (error) {
+      problems.show(
+        new Error(`This browser cannot play it (${error.message}). It can be downloaded.`),
+        "download-problem",
+      );
     }
   }
 
