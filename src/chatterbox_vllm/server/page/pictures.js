@@ -114,9 +114,10 @@ export class Pictures {
   }
 
   #marks() {
-    const step = STEPS.find((seconds) => (seconds / this.span) * this.times.clientWidth >= MARK_ROOM) ?? 300;
+    const second = this.times.clientWidth / this.span; // pixels
+    const step = STEPS.find((seconds) => seconds * second >= MARK_ROOM) ?? 300;
     const marks = [];
-    for (let seconds = step; this.analysis && seconds < this.span; seconds += step) {
+    for (let seconds = step; this.analysis && (this.span - seconds) * second >= MARK_ROOM / 2; seconds += step) {
       marks.push(mark(`${seconds} s`, "left", seconds / this.span));
     }
     this.times.replaceChildren(...marks);
