@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -172,7 +173,10 @@ def chromium(program: str, profile: Path, *arguments: str) -> Iterator[Browser]:
     log = profile / "log"
     profile.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as written:
-        process = subprocess.Popen([program, *options, "about:blank"], stdout=written, stderr=written)
+        # A group of its own: what is called Chromium may be a script that starts it.
+        process = subprocess.Popen(
+            [program, *options, "about:blank"], stdout=written, stderr=written, start_new_session=True
+        )
     try:
         port = _port(profile / "DevToolsActivePort", process, log)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=_SECONDS) as answer:
@@ -180,12 +184,9 @@ def chromium(program: str, profile: Path, *arguments: str) -> Iterator[Browser]:
         with connect(target["webSocketDebuggerUrl"], max_size=None, compression=None) as connection:
             yield Browser(connection)
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its profile is of no further use
+        process.wait(10)
 
 
 def _port(file: Path, process: subprocess.Popen[bytes], log: Path) -> int:
