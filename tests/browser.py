@@ -103,10 +103,11 @@ class Browser:
             time.sleep(0.02)
         return found
 
-    def open(self, url: str, before: str = "") -> None:
-        """Load a page. `before` is a script that runs ahead of the page's own."""
-        if before:
-            self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
+    def open(self, url: str) -> None:
+        """Load a page, and forget what the one before has complained of."""
+        self.call("Page.navigate", url="about:blank")
+        self.until("location.href === 'about:blank'")
+        self.complaints.clear()
         self.call("Page.navigate", url=url)
         self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
 

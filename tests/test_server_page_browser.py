@@ -1,90 +1,31 @@
-"""The page at `/` in a real browser: what its user sees, hears and presses."""
+"""The page at `/` in a real browser: what its user sees and hears."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from tests.browser import CONTROL, SHIFT, Browser, PageError, chromium, find_chromium
-from tests.fake_server import RATE, Running, a_clip, eventually, running
-from tests.reasons import NO_CHROMIUM
+from tests.browser import Browser, PageError, chromium
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, eventually, running
+from tests.pages import TEXT, as_new, listening, opened, page_of, parts, spoken, words, write
 
-TEXT = "It is a truth universally acknowledged, that pages are listened to."
-SECONDS = len(TEXT) * 0.02
+SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
 KEY = "correct-horse"
 
-# What the page gives to the loudspeaker: when each part starts, and how loud it is at the moment.
-LISTENING = """
-window.$ = (id) => document.getElementById(id);
-window.heard = { parts: [], level: () => 0 };
-const { start } = AudioBufferSourceNode.prototype, { connect } = AudioNode.prototype;
-AudioBufferSourceNode.prototype.start = function (when) {
-  heard.parts.push({ when, seconds: this.buffer.duration, state: $("stage").dataset.state });
-  return start.call(this, when);
-};
-AudioNode.prototype.connect = function (to) {
-  if (to instanceof AudioDestinationNode) {
-    heard.analyser ??= new AnalyserNode(this.context, { fftSize: 32768 }); // the last 1.4 s
-    const wave = new Float32Array(heard.analyser.fftSize);
-    heard.level = () => (heard.analyser.getFloatTimeDomainData(wave), Math.max(...wave.map(Math.abs)));
-    connect.call(this, heard.analyser);
-  }
-  return connect.call(this, to);
-};
-"""
 # The address of what was last played as a whole.
 PLAYED = """(() => {
   const { play } = HTMLMediaElement.prototype;
   HTMLMediaElement.prototype.play = async function () { await play.call(this); window.played = this.src; };
 })()"""
-# Text whose colour is too close to what lies behind it: below 4.5 to 1, or 3 to 1 where it is large.
-FAINT = """(() => {
-  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-    return canvas.getImageData(0, 0, 1, 1).data;
-  };
-  const light = (colour) => {
-    const [r, g, b] = [...rgba(colour)].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-  };
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const colour = getComputedStyle(element).backgroundColor;
-      if (rgba(colour)[3] > 250) return colour;
-    }
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const style = getComputedStyle(element);
-    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!element.checkVisibility() || element.matches(":disabled, .unseen, option") || !(text || element.value)) {
-      continue;
-    }
-    const [a, b] = [light(style.color), light(behind(element))].sort((x, y) => y - x);
-    if (a / b < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5)) found.push(`${element.id} ${element.className} ${a / b}`);
-  }
-  return found;
-})()"""
-
-
-@pytest.fixture(scope="module")
-def program() -> str:
-    found = find_chromium()
-    if found is None:
-        pytest.skip(NO_CHROMIUM)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -101,59 +42,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def one_browser(program: str, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A browser whose microphone hears the clip."""
-    microphone = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-    heard = f"--use-file-for-fake-audio-capture={clip}"
-    names = "--host-resolver-rules=MAP speech.example 127.0.0.1"
-    with chromium(program, tmp_path_factory.mktemp("browser"), *microphone, heard, names) as found:
-        found.call("Page.addScriptToEvaluateOnNewDocument", source=LISTENING)
+def one_browser(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with listening(tmp_path_factory.mktemp("browser"), clip) as found:
         yield found
 
 
 @pytest.fixture
 def browser(one_browser: Browser) -> Browser:
-    one_browser.size(1280, 900)
-    one_browser.prefer(prefers_color_scheme="light")
-    one_browser.complaints.clear()
-    return one_browser
+    return as_new(one_browser)
 
 
 @pytest.fixture
-def page(browser: Browser, server: Running) -> Iterator[Browser]:
-    """The page, ready."""
-    opened(browser, server.url)
-    yield browser
-    server.engine.gate.set()
-    eventually(lambda: not server.engine.running)
-
-
-def opened(browser: Browser, url: str) -> None:
-    browser.open(f"{url}/")
-    browser.until("document.querySelectorAll('#voice option').length > 3 && $('engine').dataset.state === 'ok'")
-
-
-def write(page: Browser, text: str, control: str = "text") -> None:
-    """Replace what a control holds, as its user does."""
-    page.run(f"(document.getElementById('{control}').focus(), document.getElementById('{control}').select())")
-    page.type(text)
-
-
-def words(page: Browser, control: str) -> str:
-    found = page.run(f"document.getElementById('{control}').textContent")
-    assert isinstance(found, str)
-    return found
-
-
-def spoken(page: Browser, text: str = TEXT) -> None:
-    """Speak a text to its end."""
-    write(page, text)
-    page.click("#speak")
-    page.until("$('stage').dataset.state === 'whole' && $('stop').hidden")
-
-
-def parts(page: Browser) -> list[dict[str, Any]]:
-    return list(page.run("heard.parts"))
+def page(one_browser: Browser, server: Running) -> Iterator[Browser]:
+    with page_of(one_browser, server) as found:
+        yield found
 
 
 def test_audio_plays_while_it_streams(page: Browser, server: Running) -> None:
@@ -454,98 +356,6 @@ def test_a_key_and_a_page_that_may_not_record(browser: Browser, tmp_path: Path) 
         assert browser.run("[sessionStorage.length, localStorage.length]") == [1, 0]
         browser.click("#record")
         assert "over https" in browser.until("$('clip-problem').textContent")
-
-
-def test_the_keyboard_alone(page: Browser, server: Running) -> None:
-    page.run("document.activeElement.blur()")
-    seen = []
-    for _ in range(40):
-        page.key("Tab")
-        name = page.run("document.activeElement.id || document.activeElement.parentElement.id")
-        if not name or name in seen:
-            break
-        seen.append(name)
-        ring = "[document.activeElement, document.activeElement.closest('.script')]"
-        assert page.run(f"{ring}.some((e) => e && getComputedStyle(e).outlineStyle !== 'none')"), name
-    sliders = [f"{name}{end}" for name in ("speed", *server.engine.tts.defaults) for end in ("", "-slide")]
-    sliders = [name for name in sliders if not name.startswith("diffusion")]  # under "More"
-    beside = ["voice", "choose", "record", *sliders, "more", "seed"]
-    assert seen == ["engine", "text", "speak", "format", *beside]
-    page.run("$('text').focus()")
-    page.key("Enter", CONTROL)
-    page.until("heard.level() > 0.1")
-    page.key("Escape")
-    page.until("!$('stage').classList.contains('playing')")
-    page.until("$('stop').hidden")
-    page.run("document.querySelector('.slide').focus()")
-    page.key("ArrowRight")
-    assert page.run("$('speed').valueAsNumber") == pytest.approx(1.05)
-    page.key("Tab", SHIFT)
-    assert page.run("document.activeElement.id") == "speed"
-    page.run("$('text').focus()")
-    page.key("Enter", CONTROL)
-    page.until("$('stage').dataset.state === 'whole'")
-    assert server.engine.requests[-1].text == page.run("$('text').value")
-    page.run("play.focus()")
-    before = page.run("$('stage').classList.contains('playing')")
-    page.key("Space")
-    page.until(f"$('stage').classList.contains('playing') !== {json.dumps(before)}")
-
-
-def test_everything_has_a_name(page: Browser, clip: Path) -> None:
-    page.drop("#drop", clip)
-    spoken(page)
-    page.run("($('more').open = true, $('engine').open = true)")
-    roles = {"button", "textbox", "slider", "spinbutton", "combobox", "checkbox", "link", "image", "meter", "dialog"}
-    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in roles]
-    assert len(found) > 25
-    assert [node for node in found if not node["name"]["value"].strip()] == []
-    names = [n["name"]["value"] for n in found if n["role"]["value"] in ("button", "textbox")]
-    assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("width", [320, 375, 768, 1280])
-def test_no_sideways_scrolling(page: Browser, clip: Path, width: int) -> None:
-    page.size(width, 700, 2, mobile=width < 700)
-    spoken(page, TEXT + " " + "Donaudampfschifffahrt" * 9)
-    page.drop("#drop", clip)
-    page.run("($('more').open = true, $('engine').open = true)")
-    write(page, "9", "temperature")
-    page.click("#speak")
-    page.until("$('temperature-problem').textContent")
-    assert page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-    outside = f"(e) => e.checkVisibility() && !e.matches('.unseen') && e.getBoundingClientRect().right > {width + 0.5}"
-    assert page.run(f"[...document.querySelectorAll('body *')].filter({outside}).map((e) => e.outerHTML)") == []
-    small = "(e) => e.checkVisibility() && e.getBoundingClientRect().height < 28"
-    assert page.run(f"[...document.querySelectorAll('button, select')].filter({small}).map((e) => e.id)") == []
-    page.click("#clip-keep")
-    page.until("$('keep').open")
-    box = page.run("(({left, right}) => [left, right])($('keep').getBoundingClientRect())")
-    assert box[0] >= 0 and box[1] <= width
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast(page: Browser, clip: Path, scheme: str) -> None:
-    page.prefer(prefers_color_scheme=scheme)
-    page.drop("#drop", clip)
-    spoken(page)
-    write(page, "9", "temperature")
-    page.click("#speak")
-    page.until("$('temperature-problem').textContent")
-    page.run("($('more').open = true, $('engine').open = true)")
-    assert page.run(FAINT) == []
-    page.click("#clip-keep")
-    assert page.run(FAINT) == []
-    red, green, blue = page.run("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
-    assert (max(red, green, blue) < 60) == (scheme == "dark")
-
-
-def test_less_motion(page: Browser) -> None:
-    page.prefer(prefers_color_scheme="light", prefers_reduced_motion="reduce")
-    assert page.run("getComputedStyle($('drop')).transitionDuration") == "0s"
-    spoken(page)
-    page.until("!$('stage').classList.contains('playing')")
 
 
 def test_a_real_model_is_heard(browser: Browser, babbler: Path, clip: Path, tmp_path: Path) -> None:
