@@ -39,6 +39,7 @@ class FakeTTS:
     device = torch.device("cpu")
     settings: dict[str, Any] = {"tier": None}
     voices = ["builtin", "anna", "bert"]
+    codebook = None
 
     def __init__(self) -> None:
         self.conds: Voice | None = a_voice()
