@@ -90,6 +90,13 @@ def test_home_assistant(http: httpx.Client) -> None:
     body = {"model": "tts-1-hd", "input": TEXT, "voice": "shimmer", "speed": 1.0, "response_format": "mp3"}
     with http.stream("POST", "/v1/audio/speech", json={**body, "cfg_weight": 0.3}) as answer:
         assert len(next(answer.iter_bytes(1024))) == 1024
+    # Its list of voices, and its check of the key: an empty text, which is refused for what it is.
+    listed = http.get("/v1/audio/voices", params={"limit": 100}, headers={"User-Agent": "HomeAssistant-OpenAI-TTS"})
+    assert listed.status_code == 200 and {"id": "anna", "name": "anna"}.items() <= listed.json()["voices"][2].items()
+    assert http.post("/v1/audio/speech", json={**body, "input": ""}).status_code == 400
+    for form in ("opus", "aac", "flac", "wav", "pcm"):
+        answer = http.post("/v1/audio/speech", json={**body, "response_format": form, "language": "en"})
+        assert answer.status_code == 200 and answer.content
 
 
 def test_wyoming_openai(http: httpx.Client) -> None:
