@@ -87,12 +87,16 @@ def test_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(voices: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, running and ready, and its address."""
+def served(voices: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, running and ready, and its address.
+
+    Args:
+        variables: of the environment.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ["serve", "--model", "babble", "--device", "cpu", "--port", str(port), "--no-watermark"]
-    environment = os.environ | {"CHATTERBOX_VOICES": str(voices)}
+    environment = os.environ | {"CHATTERBOX_VOICES": str(voices)} | variables
     process = subprocess.Popen(
         [sys.executable, "-m", "chatterbox_vllm", *words], stderr=subprocess.PIPE, text=True, env=environment
     )

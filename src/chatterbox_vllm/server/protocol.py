@@ -8,6 +8,10 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+# What comes of a request after its answer is read and dropped for so long. A client that is still sending would see a
+# connection that is closed at once as broken, and not the answer.
+_LINGER_SECONDS = 5.0
+
 
 def connection_class(most: int, patience: float) -> type[asyncio.Protocol]:
     """A class for uvicorn's `http`.
@@ -43,6 +47,15 @@ def connection_class(most: int, patience: float) -> type[asyncio.Protocol]:
         def handle_websocket_upgrade(self, event: Any) -> None:
             self._stop_waiting()
             super().handle_websocket_upgrade(event)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:
+                self.loop.call_later(_LINGER_SECONDS, self._close_unfinished, self.cycle)
+
+        def _close_unfinished(self, cycle: Any) -> None:
+            if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
+                self.transport.abort()
 
         def _wait_for_request(self) -> None:
             if self._patience is None:
