@@ -102,7 +102,7 @@ def served(voices: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[st
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        eventually(lambda: process.poll() is not None or _answers(url), 180)
+        eventually(lambda: process.poll() is not None or _answers(url), 400)
         assert process.poll() is None, process.communicate()[1]
         yield process, url
     finally:

@@ -106,14 +106,14 @@ class VoiceLibrary:
         try:
             self.records.put(record, overwrite)
         except FileExistsError:  # another process was faster
-            self.contents.remove_unused(digests, self.records.digests)
+            self._drop(set(digests))
             raise _taken(name) from None
         for part in parts:  # what was there may have been removed before the record pointed to it
             self._put(*part)
         if overwrite:
             if (plain := self._plain(name, voice.codebook)) is not None:
                 self._earlier.delete(plain)
-            self.contents.remove_unused(_digests(earlier), self.records.digests)
+            self._drop(_digests(earlier))
         return self._entry(record)
 
     def check_free(self, name: str, codebook: str | None = None, overwrite: bool = False) -> None:
@@ -215,9 +215,9 @@ class VoiceLibrary:
                 gone.append(self._earlier.delete(plain))
             if not any(gone):
                 raise self._unknown(name)
-            self.contents.remove_unused(_digests(records), self.records.digests)
         except OSError as error:
             raise OutputError(f"{self.directory}: {name!r} cannot be removed ({error.strerror or error})") from error
+        self._drop(_digests(records))
         return records[0].id if records else plain.id if plain is not None else name
 
     def sweep(self) -> Swept:
@@ -321,6 +321,17 @@ class VoiceLibrary:
                 "to a directory that can be written"
             ) from error
         return self.contents.put(data, suffix)
+
+    def _drop(self, digests: set[str]) -> None:
+        """Remove contents that nothing points to any more.
+
+        Raises:
+            OutputError: a file cannot be removed.
+        """
+        try:
+            self.contents.remove_unused(digests, self.records.digests)
+        except OSError as error:
+            raise OutputError(f"{self.directory}: content cannot be removed ({error.strerror or error})") from error
 
     def _of_name(self, name: str) -> list[VoiceRecord]:
         """The records of a name, for all codebooks; damaged ones are left out."""

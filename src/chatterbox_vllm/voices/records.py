@@ -5,6 +5,7 @@ Files are named by digests or by numbers that are drawn here. What users call a 
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -160,7 +161,10 @@ class Records(Generic[Record]):
             ConfigError: the directory cannot be read.
         """
         try:
-            names = [path.stem for path in self.directory.iterdir() if path.suffix == ".json"]
+            # No `Path` for each of them: names are looked up for every request, and there may be thousands.
+            names = [
+                name[:-5] for name in os.listdir(self.directory) if name.startswith(prefix) and name.endswith(".json")
+            ]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -168,7 +172,7 @@ class Records(Generic[Record]):
                 f"{self.directory}: the library of voices cannot be read ({error.strerror}); set CHATTERBOX_VOICES "
                 "to another directory"
             ) from error
-        return sorted(name for name in names if name.startswith(prefix) and self._pattern.fullmatch(name))
+        return sorted(name for name in names if self._pattern.fullmatch(name))
 
     def all(self) -> Iterator[Record]:
         """All records that can be read: one that is damaged does not hide the others.
