@@ -208,7 +208,11 @@ def test_bad_reference_clips(refused, tmp_path: Path) -> None:
     assert not (tmp_path / "o.wav").exists()
 
 
-def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_voices(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoken: tuple[Path, subprocess.CompletedProcess],
+) -> None:
     clip = spoken[0]
     assert main(["voices", "add", str(clip), "ada", "--model", "babble"]) == 0
     assert main(["voices", "add", str(clip), "ada", "--model", "babble"]) == 2  # taken
@@ -231,6 +235,11 @@ def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subproce
     heard = spoken[0].with_name("heard.wav")
     assert main(["voices", "play", "ada", "-o", str(heard)]) == 0  # no model is loaded for it
     assert np.allclose(decode_audio(heard)[0], decode_audio(preview)[0], atol=1e-4)
+    played: list[Path] = []
+    monkeypatch.setattr("chatterbox_vllm.cli.voices.sound", played.append)
+    monkeypatch.chdir(heard.parent)
+    assert main(["voices", "play", "ada"]) == 0 and played == [Path("ada.wav")]  # some players know WAV alone
+    assert Path("ada.wav").read_bytes() == heard.read_bytes()
     assert main(["voices", "sweep"]) == 0 and "removed 0 files" in capsys.readouterr().out
     given = {"model": "babble"}
     assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])

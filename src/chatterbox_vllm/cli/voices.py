@@ -153,19 +153,16 @@ def play(
     quiet: bool,
 ) -> None:
     """Play the clip that a voice was made of, or a text that it speaks."""
+    file = output or Path(f"{Path(voice).stem}.wav")
     if text is None and (preview := _preview(voice)) is not None:
-        if output is None:
-            sound(preview)
-            return
         from chatterbox_vllm.audio.decode import decode_audio
 
-        with Destination.of(output, None) as destination:
+        with Destination.of(file, None) as destination:
             destination.write(*decode_audio(preview))
-        return
-    text = _SENTENCE if text is None else text
-    check_text(text)
-    file = output or Path(f"{Path(voice).stem}.wav")
-    speak_to(Destination.of(file, None), text, voice, given, quiet)
+    else:
+        text = _SENTENCE if text is None else text
+        check_text(text)
+        speak_to(Destination.of(file, None), text, voice, given, quiet)
     if output is None:
         sound(file)
 
