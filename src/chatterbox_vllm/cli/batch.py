@@ -10,7 +10,7 @@ import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat
-from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters, with_model
+from chatterbox_vllm.cli.options import VoiceOption, check_voice, loaded, speech_parameters, with_model
 from chatterbox_vllm.cli.say import BABBLES
 from chatterbox_vllm.cli.texts import read_pauses
 from chatterbox_vllm.errors import ConfigError
@@ -91,7 +91,7 @@ def batch(
                     folder.begin(run)
                     summary = Batch(source, folder, None, *work).run()
                 else:
-                    with load(given) as tts:
+                    with loaded(given) as tts:
                         folder.begin(run, engine_identity(tts.settings))
                         summary = Batch(source, folder, tts, *work).run()
     if not quiet:

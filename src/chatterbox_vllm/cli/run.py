@@ -6,7 +6,6 @@ SIGTERM and SIGHUP put away what was begun, too, and exit with 143 and 129.
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
+from chatterbox_vllm.cli import process
 from chatterbox_vllm.cli.interrupts import Ended, endings_raised, keep_interrupts
 from chatterbox_vllm.errors import ChatterboxError
 
@@ -63,8 +63,7 @@ def entry() -> NoReturn:
 
     After an interrupt not even exit functions run: what has been torn from its work may hang in them.
     """
-    # Imports make a million objects that stay. Looking through them again and again took a tenth of a start.
-    gc.set_threshold(100_000, 20, 100)
+    process.take()
     # Threads that spin while they wait for each other took ten times as long where other processes want the cores, too.
     # On idle cores waiting without spinning costs a fifth; OMP_WAIT_POLICY=ACTIVE in the environment lets them spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
