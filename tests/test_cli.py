@@ -28,6 +28,7 @@ from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.options import check_voice
 from chatterbox_vllm.families.babble import babble_directory
 
+LIST = ["voices", "list", "--model", "babble"]
 SAY = ("say", "Good morning.", "--seed", "3", "-o")
 
 
@@ -274,6 +275,16 @@ def test_a_reader_that_has_gone() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [LIST, [*LIST, "--json", "-"], ["--help"], ["--version"]])
+def test_standard_output_that_is_full(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = run(*words, capture_output=False, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "standard output", "No space left on device")
 
 
 def interruptible() -> None:

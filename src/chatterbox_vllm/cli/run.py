@@ -18,7 +18,8 @@ from typer.core import TyperGroup
 
 from chatterbox_vllm.cli import process
 from chatterbox_vllm.cli.interrupts import Ended, endings_raised, keep_interrupts
-from chatterbox_vllm.errors import ChatterboxError
+from chatterbox_vllm.cli.outputs import StandardOutput
+from chatterbox_vllm.errors import ChatterboxError, OutputError
 
 PROGRAM = "chatterbox-vllm"
 FAILED, INTERRUPTED = 2, 130
@@ -68,8 +69,7 @@ def entry() -> NoReturn:
     # On idle cores waiting without spinning costs a fifth; OMP_WAIT_POLICY=ACTIVE in the environment lets them spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal may lack characters of ours, and a path may hold bytes that are no text.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout = StandardOutput.in_place_of(sys.stdout)
     keep_interrupts()
     with endings_raised():
         status = main()
@@ -88,8 +88,8 @@ def _flushed(status: int) -> int:
             output.flush()
     except BrokenPipeError:
         status = status or FAILED
-    except OSError as error:
-        status = status or _fail(f"standard output cannot be written ({error.strerror}); send it elsewhere")
+    except OutputError as error:
+        status = status or _fail(str(error))
     if errors is not None:
         with suppress(OSError):  # the terminal may be gone
             errors.flush()
