@@ -255,7 +255,7 @@ class ModelConfig(_FromFile):
             )
         try:
             # From JSON, not from the dictionary: there a list may stand for a tuple.
-            config: Self = _reader(cls).validate_json(json.dumps(data))
+            config: Self = _reader().validate_json(json.dumps(data))
         except ValidationError as error:
             raise ConfigError(f"{path}: {_described(error.errors()[0])}") from error
         for part, stored in config.quantized.parts.items():
@@ -276,11 +276,11 @@ class ModelConfig(_FromFile):
 
 
 @functools.cache
-def _reader(config: type) -> Any:
+def _reader() -> Any:
     """Pydantic's reader of a configuration: it takes 20 ms to make, and a command reads its model's several times."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(config)
+    return TypeAdapter(ModelConfig)
 
 
 # Pydantic's kinds of faults in our words; it words the others well enough.

@@ -114,7 +114,7 @@ def _as_begun(given: Keywords, output_dir: Path, overwrite: bool) -> Keywords:
 
 def _named(given: Keywords, model: Path) -> dict[str, str]:
     """What names the model, for `_as_begun` wherever it is asked."""
-    named = {name: str(given[name]) for name in ("model", "revision") if name in given}
+    named: dict[str, str] = {name: str(given[name]) for name in ("model", "revision") if name in given}
     if Path(named.get("model", "")).absolute() == model.absolute():
         named["model"] = str(model.absolute())
     return named
