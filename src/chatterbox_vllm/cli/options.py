@@ -81,7 +81,9 @@ def loaded(given: Keywords, **defaults: Any) -> Iterator[ChatterboxTTS]:
     except BaseException:
         tts.shutdown()
         raise
-    if not process.is_own():
+    if process.is_own():
+        tts.t3_stage.end_with_process()
+    else:
         tts.shutdown()
 
 
