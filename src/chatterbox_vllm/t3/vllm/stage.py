@@ -368,7 +368,12 @@ class T3Stage:
 
     def end_with_process(self) -> None:
         """In place of `close` where the process is about to exit: vLLM would take the engine apart then, for 2 s."""
-        self._engine.engine_core._finalizer.detach()  # vLLM's own exit function; the directory has one, too
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        self._engine.engine_core._finalizer.detach()  # vLLM's own exit function
+        # A file goes with the groups. The directory has an exit function, too.
+        destroy_model_parallel()
+        destroy_distributed_environment()
 
 
 def _finish_reason(output: Any) -> Literal["stop", "length"]:
