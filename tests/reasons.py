@@ -8,12 +8,14 @@ import pytest
 
 NO_TOKENIZER = "the published tokenizer.json is not at hand"
 NO_CLIP = "the recording that the oracle cloned is not at hand"
+NO_CHROMIUM = "there is no Chromium: install one (docs/serving.md says how), or name it in CHATTERBOX_CHROMIUM"
 NO_TRITON = "Triton is not installed"  # it is where there is a GPU
 
 ACCEPTED = (
     NO_TOKENIZER,
     NO_CLIP,
     NO_TRITON,
+    NO_CHROMIUM,
     "could not import 'pesq'",  # which takes a C compiler to install
     "root may read everything",
 )

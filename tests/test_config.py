@@ -17,7 +17,9 @@ def test_no_file_means_the_published_sizes(tmp_path: Path) -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     config = ModelConfig(
-        t3=T3Config(num_layers=3, rope_theta=1e4), s3gen=S3GenConfig(flow=FlowConfig(cfg_rate=0.5, meanflow=True))
+        t3=T3Config(num_layers=3, rope_theta=1e4),
+        s3gen=S3GenConfig(flow=FlowConfig(cfg_rate=0.5, meanflow=True)),
+        diffusion_steps=4,
     )
     (tmp_path / "config.json").write_text(config.to_json())
     assert ModelConfig.from_directory(tmp_path) == config
@@ -38,6 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"format": "chatterbox", "s3gen": {"flow": {"meanflow": 1}}}, "s3gen: flow: meanflow: .*boolean, found 1"),
         ({"format": "chatterbox", "quantized": {"t3": {}}}, "quantized: t3: method: the field is missing"),
         ({"format": "chatterbox", "quantized": {"t3": {"method": "zip"}}}, "quantized.t3: expected .*found 'zip'"),
+        ({"format": "chatterbox", "diffusion_steps": 101}, "diffusion_steps: .*100"),
         ('{"format": "chatterbox", "t3": {"rope_theta": NaN}}', "t3: rope_theta: .*finite"),
     ],
 )

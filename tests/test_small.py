@@ -137,6 +137,14 @@ def test_what_it_says_is_speech_of_a_natural_length(speaker: Any) -> None:
         assert -30 < figures.level < -15 and figures.clipped < 0.001 and figures.repetition < 0.7
 
 
+def test_it_takes_as_many_steps_as_its_configuration_names(speaker: Any) -> None:
+    assert speaker.defaults["diffusion_steps"] == 4
+    plain, four, ten = (
+        speaker.generate("Well done.", seed=1, **steps) for steps in ({}, *({"diffusion_steps": n} for n in (4, 10)))
+    )
+    assert plain.equal(four) and not plain.equal(ten)
+
+
 def test_noise_of_the_same_level_is_not_taken_for_speech(babbler: Path) -> None:
     import numpy as np
 

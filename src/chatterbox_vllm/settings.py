@@ -271,7 +271,12 @@ SPEECH = (
         default=1000,
         option="--max-tokens",
     ),
-    Setting("diffusion_steps", "solver steps from noise to mel, 1 to 100", default=10, option="--diffusion-steps"),
+    Setting(
+        "diffusion_steps",
+        "solver steps from noise to mel, 1 to 100",
+        unset="what the model's config.json names, else 10",
+        option="--diffusion-steps",
+    ),
     Setting("seed", "the same seed gives the same audio", unset="a new one each time", option="--seed"),
 )
 # Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -274,6 +274,13 @@ class ChatterboxTTS:
     def count_text_tokens(self, text: str) -> int:
         """How many text tokens a text has as it stands, for accounts."""
         return len(self._engine.scheduler.preparation.prompts.tokenizer.encode(text))
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """What is spoken with where a request names nothing else, by parameter; those that the model has."""
+        prompts = self._engine.scheduler.preparation.prompts
+        values = asdict(prompts.values(SpeechParameters()))
+        return {name: value for name, value in values.items() if name not in prompts.family.absent}
 
     @property
     def voices(self) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from typing_extensions import Self
 
 from chatterbox_vllm.errors import ConfigError
@@ -215,11 +215,13 @@ class ModelConfig(_FromFile):
         synthetic: whether the weights are made up rather than trained; None where nobody says, as in published files.
         codebook: what its speech tokens are called; None are the published ones. A voice holds tokens, so one of
             another codebook would be nonsense.
+        diffusion_steps: solver steps of its flow where nobody says otherwise; None are the family's.
     """
 
     family: str | None = None
     synthetic: bool | None = None
     codebook: str | None = None
+    diffusion_steps: Annotated[int, Interval(ge=1, le=100)] | None = None
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
@@ -269,7 +271,7 @@ class ModelConfig(_FromFile):
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
-        for name in ("family", "synthetic", "codebook"):
+        for name in ("family", "synthetic", "codebook", "diffusion_steps"):
             if fields[name] is None:
                 del fields[name]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"

@@ -60,6 +60,7 @@ class PromptMaker:
     def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
         self.config = config
         self.family = family_of(config.family)
+        self.defaults = self.family.defaults_of(config)
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len
@@ -100,13 +101,13 @@ class PromptMaker:
         return self.prompt(self._conditioning(voice.conditioning, values.exaggeration), piece), piece.values
 
     def values(self, parameters: SpeechParameters) -> SpeechValues:
-        """What is asked for, and the family's defaults for the rest.
+        """What is asked for, and the model's defaults for the rest.
 
         Raises:
             ConfigError: a parameter that the family does not have, or more tokens than the model has positions for.
         """
         family, most = self.family, self.builder.config.speech_positions - 1
-        values = parameters.resolved(family.defaults, family.absent, f"the {family.name} model")
+        values = parameters.resolved(self.defaults, family.absent, f"the {family.name} model")
         if parameters.max_tokens is not None and parameters.max_tokens > most:
             raise ConfigError(f"max_tokens={parameters.max_tokens} is more than this model's {most}")
         return replace(values, max_tokens=min(values.max_tokens, most))

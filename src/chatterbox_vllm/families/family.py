@@ -7,7 +7,7 @@ look at its name, so that another family is another module beside english.py and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +71,12 @@ class Family:
     normalize: Normalizer
     read_prompt_builder: Callable[[T3Config, Weights], PromptBuilder]
     absent: frozenset[str] = frozenset()
+
+    def defaults_of(self, config: ModelConfig) -> SpeechValues:
+        """How a model of the family speaks where nobody says otherwise: `defaults`, but as its configuration says."""
+        if config.diffusion_steps is None:
+            return self.defaults
+        return replace(self.defaults, diffusion_steps=config.diffusion_steps)
 
     @property
     def optional_files(self) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from chatterbox_vllm.server.limits import Stalled
 from chatterbox_vllm.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-# Probes come every few seconds.
-_QUIET = ("/health", "/health/live", "/health/ready", "/metrics")
+# Probes come every few seconds, and the page in many files.
+_QUIET = ("/health", "/metrics", "/page")
 
 
 class Access:
@@ -55,7 +55,10 @@ class Access:
                 self._log(scope, answer, seconds)
 
     def _log(self, scope: Scope, answer: _Answer, seconds: float) -> None:
-        level = logging.DEBUG if scope["path"] in _QUIET and answer.status < 400 else logging.INFO
+        quiet = answer.status < 400 and any(
+            scope["path"] == path or scope["path"].startswith(f"{path}/") for path in _QUIET
+        )
+        level = logging.DEBUG if quiet else logging.INFO
         if not logger.isEnabledFor(level):
             return
         # Without the query: it may hold text.

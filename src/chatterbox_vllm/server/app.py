@@ -22,7 +22,7 @@ from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.limits import Limits
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.options import ServerOptions
-from chatterbox_vllm.server.routes import docs, health, live, models, realtime, sillytavern, speech, voices
+from chatterbox_vllm.server.routes import docs, health, live, models, page, realtime, sillytavern, speech, voices
 from chatterbox_vllm.server.service import Service
 from chatterbox_vllm.server.speaking import Speaker
 from chatterbox_vllm.server.voices import VoiceBook
@@ -91,7 +91,7 @@ def make_app(
     for router in (speech.router, voices.router, models.router, health.router, realtime.router, live.router):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)  # for base URLs without /v1
-    for router in (docs.router, health.root, sillytavern.router, _greeting(model)):
+    for router in (docs.router, health.root, sillytavern.router, page.router):
         app.include_router(router)
     app.add_exception_handler(ApiError, _failed)
     app.add_exception_handler(ChatterboxError, _failed)
@@ -99,21 +99,6 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return Access(Gate(Limits(app, options), options, app.routes), metrics)
-
-
-def _greeting(model: str) -> Any:
-    from fastapi import APIRouter
-
-    router = APIRouter(tags=["server"])
-
-    @router.get("/", summary="Greet")
-    @router.get("/v1", include_in_schema=False)
-    @router.get("/v1/", include_in_schema=False)
-    async def greet() -> dict[str, str]:
-        """What this is."""
-        return {"name": "chatterbox-vllm", "version": __version__, "model": model, "documentation": "/docs"}
-
-    return router
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -11,12 +11,14 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatterbox_vllm.server.asgi import REQUEST_ID, headers_of, refuse
+from chatterbox_vllm.server.assets import assets
 from chatterbox_vllm.server.errors import ApiError
 from chatterbox_vllm.server.options import ServerOptions, is_loopback
 
 MOST_HEADER_BYTES = 16 << 10
-# What opens without a key: it tells nothing that is anybody's, and probes have no key.
+# What opens without a key: it tells nothing that is anybody's, and probes have no key; the page asks its user for one.
 OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/health", "/health/live", "/health/ready", "/docs", "/openapi.json"})
+OPEN_PATHS |= {"/page/facts.json", *(f"/page/{name}" for name in assets())}
 # Browsers cannot set headers of a WebSocket; OpenAI's clients then send the key as a subprotocol.
 _KEY_PROTOCOL = "openai-insecure-api-key."
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

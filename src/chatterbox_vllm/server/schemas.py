@@ -187,6 +187,22 @@ class Health(BaseModel):
     failure: str | None
 
 
+class PageField(BaseModel):
+    """A number that the page lets people choose: what the server takes, and what the model speaks with of itself."""
+
+    low: float
+    high: float
+    default: float
+
+
+class PageFacts(BaseModel):
+    """What the page at `/` has to know of the server; `max_clip` is in bytes."""
+
+    max_text: int
+    max_clip: int
+    fields: dict[str, PageField]
+
+
 class ShimBody(BaseModel):
     """What SillyTavern's Chatterbox provider sends."""
 

@@ -16,7 +16,7 @@ from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_e
 from chatterbox_vllm.audio.tempo import Tempo
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult, draw_seed
-from chatterbox_vllm.errors import GenerationError
+from chatterbox_vllm.errors import AudioError, CheckpointError, GenerationError
 from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.metrics import Metrics
@@ -154,7 +154,10 @@ class Speaker:
             raise found from error
 
     async def _request(self, engine: AsyncChatterbox, order: Order) -> SpeechRequest:
-        voice = await self.voices.voice(engine.tts, order.wish)
+        try:
+            voice = await self.voices.voice(engine.tts, order.wish)
+        except (AudioError, CheckpointError) as error:
+            raise api_error(error, "voice" if order.wish.clip is None else "ref_audio") from error
         return SpeechRequest(
             order.text,
             voice,

@@ -143,7 +143,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     voicing = make_synthesis(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
     if voice is not None:
         try:
-            voicing.warm_up(voice, family.defaults.diffusion_steps)
+            voicing.warm_up(voice, family.defaults_of(config).diffusion_steps)
         except ChatterboxError as error:
             voicing.close()
             talker.close()
