@@ -24,6 +24,7 @@ import soundfile
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import __version__
+from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.cli import main
@@ -195,7 +196,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
         (("say", "Hi.", "-o", out, "--pause", "scene=long"), ("--pause", "paragraph", "scene=long")),
         (("say", "Привет, как дела?", "-o", out, "--model", "babble"), ("Cyrillic",)),
         (("say", "Hi [pause:3] there.", "-o", out, "--model", "babble"), ("[pause:0.5s]",)),
-        (("voices", "save", "clip.wav", "a/b"), ("a/b",)),
+        (("voices", "add", "clip.wav", "a/b"), ("a/b",)),
         (("voices", "show", "nobody", "--model", "babble"), ("nobody", "builtin")),
         (("download", "babble", "--revision", "x"), ("babble", "no revisions")),
         (("estimate", "--json", tmp_path / "missing" / "out.json"), ("missing",)),
@@ -236,12 +237,19 @@ def test_bad_reference_clips(refused, tmp_path: Path) -> None:
     assert not (tmp_path / "o.wav").exists()
 
 
-def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_voices(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoken: tuple[Path, subprocess.CompletedProcess],
+) -> None:
     clip = spoken[0]
-    assert main(["voices", "save", str(clip), "ada", "--model", "babble"]) == 0
-    assert main(["voices", "save", str(clip), "ada", "--model", "babble"]) == 2  # taken
+    assert main(["voices", "add", str(clip), "ada", "--model", "babble"]) == 0
+    assert main(["voices", "add", str(clip), "ada", "--model", "babble"]) == 2  # taken
     assert "named 'ada' already" in capsys.readouterr().err
-    assert main(["voices", "save", str(clip), "ada", "--model", "babble", "--overwrite", "--quiet"]) == 0
+    assert (
+        main(["voices", "add", str(clip), "ada", "--model", "babble", "--overwrite", "--quiet", "--language", "en-GB"])
+        == 0
+    )
     assert capsys.readouterr().out == ""
     assert main(["voices", "list", "--model", "babble", "--json", "-"]) == 0
     entry, own = json.loads(capsys.readouterr().out)
@@ -251,10 +259,24 @@ def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subproce
     assert main(["voices", "show", "ada", "--model", "babble"]) == 0
     shown = capsys.readouterr().out
     assert "ada" in shown and "babble: builtin" in shown and entry["file"] in shown and "mel frames" in shown
+    preview = Path(entry["preview"])
+    assert preview.suffix == ".flac" and str(preview) in shown and entry["languages"] == ["en-GB"]
+    heard = spoken[0].with_name("heard.wav")
+    assert main(["voices", "play", "ada", "-o", str(heard)]) == 0  # no model is loaded for it
+    assert np.allclose(decode_audio(heard)[0], decode_audio(preview)[0], atol=1e-4)
+    played: list[Path] = []
+    monkeypatch.setattr("chatterbox_vllm.cli.voices.sound", played.append)
+    monkeypatch.chdir(heard.parent)
+    assert main(["voices", "play", "ada"]) == 0 and played == [Path("ada.wav")]  # some players know WAV alone
+    assert Path("ada.wav").read_bytes() == heard.read_bytes()
+    assert main(["voices", "sweep"]) == 0 and "removed 0 files" in capsys.readouterr().out
     given = {"model": "babble"}
     assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])
     assert check_voice("builtin", given) == Path(own["file"])
-    assert main(["voices", "delete", "ada"]) == 0 and main(["voices", "delete", "ada"]) == 2
+    preview.write_bytes(b"fLaC")
+    assert main(["voices", "sweep"]) == 2 and "ada" in capsys.readouterr().err
+    assert main(["voices", "remove", "ada"]) == 0 and main(["voices", "remove", "ada"]) == 2
+    assert not preview.exists()
     assert main(["download", "babble"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(babble_directory())
 

@@ -127,16 +127,20 @@ def check_voice(voice: str | None, given: Keywords) -> Path | None:
     from chatterbox_vllm.families.voices import voices_of
     from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.voices.files import check_voice_file
-    from chatterbox_vllm.voices.library import VoiceLibrary, is_voice_name
+    from chatterbox_vllm.voices.library import VoiceLibrary
+    from chatterbox_vllm.voices.naming import is_voice_name
     from chatterbox_vllm.voices.saved import is_saved_voice
 
     library = VoiceLibrary()
-    path = library.look_up(voice)
-    if path is None:
-        named = is_voice_name(voice)
-        own = voices_of(resolve_model(given.get("model"), given.get("revision"))) if named else {}
-        path = library.find(voice, own)
+    own = {}
+    if library.look_up(voice) is None and is_voice_name(voice):
+        own = voices_of(resolve_model(given.get("model"), given.get("revision")))
+    path = library.find(voice, own)
     # A clip can be told to be bad without a model.
-    saved = os.access(path, os.R_OK) and is_saved_voice(path)
-    check_voice_file(path, model_config(given) if saved else None)
+    if not (os.access(path, os.R_OK) and is_saved_voice(path)):
+        check_voice_file(path)
+        return path
+    config = model_config(given)
+    path = library.find(voice, own, config.codebook)  # a name may have a voice for each kind of model
+    check_voice_file(path, config)
     return path
