@@ -5,10 +5,12 @@ What a process of its own is needed for runs in one; all else runs in this one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.options import check_voice
 from chatterbox_vllm.families.babble import babble_directory
 
+LIST = ["voices", "list", "--model", "babble"]
 SAY = ("say", "Good morning.", "--seed", "3", "-o")
 
 
@@ -81,6 +84,32 @@ def test_say(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
     assert done.stdout.startswith(f"{path}: {len(wave) / rate:.2f} s, seed 3, babble")
     assert 0.01 < np.abs(wave).max() < 0.99 and np.sqrt(np.mean(wave**2)) > 0.01
     assert Watermarker().detect(wave, rate) > 0.9
+
+
+def test_say_leaves_nothing_behind(spoken: tuple[Path, subprocess.CompletedProcess], tmp_path: Path) -> None:
+    """The process does not take its engine apart as it ends, and yet no file and no child of it stays."""
+    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
+    shutil.copytree(os.environ["CHATTERBOX_VLLM_CACHE"], cache, ignore=shutil.ignore_patterns("t3"))
+    (cache / "t3").write_text("in the way, so that the engine starts from a temporary directory")
+    temporary.mkdir()
+    environment = os.environ | {"CHATTERBOX_VLLM_CACHE": str(cache), "TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "chatterbox_vllm", *SAY, tmp_path / "out.wav", "--model", "babble"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert "cannot be kept" in process.communicate(timeout=300)[1] and process.returncode == 0
+    assert (tmp_path / "out.wav").read_bytes() == spoken[0].read_bytes()
+    assert list(temporary.iterdir()) == []
+    assert sessions().count(process.pid) == 0
+
+
+def sessions() -> list[int]:
+    """The session that each process of this machine belongs to."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(int(stat.read_text().rpartition(")")[2].split()[3]))
+    return found
 
 
 def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
@@ -296,6 +325,16 @@ def test_a_reader_that_has_gone() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [LIST, [*LIST, "--json", "-"], ["--help"], ["--version"]])
+def test_standard_output_that_is_full(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = run(*words, capture_output=False, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "standard output", "No space left on device")
 
 
 def interruptible() -> None:

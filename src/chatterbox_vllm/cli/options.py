@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatterbox_vllm.cli import process
 from chatterbox_vllm.cli.arguments import Keywords
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import SPEECH, TEXT
@@ -57,11 +60,37 @@ def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
 
     keywords = defaults | {name: value for name, value in given.items() if name not in _OF_REQUESTS}
     if "quantization_strategy" not in keywords:
-        return ChatterboxTTS.from_pretrained(**keywords)
+        tts = ChatterboxTTS.from_pretrained(**keywords)
+    else:
+        _check_strategy_alone(keywords)
+        tts = ChatterboxTTS.from_pretrained_quantized(**keywords)
+    process.started()
+    return tts
+
+
+@contextmanager
+def loaded(given: Keywords, **defaults: Any) -> Iterator[ChatterboxTTS]:
+    """`load` for as long as the command works with the model.
+
+    Where the process ends with the command, an engine that has done its work is not taken apart, which takes a second
+    or two: what it holds goes with the process, and exit functions remove its files.
+    """
+    tts = load(given, **defaults)
+    try:
+        yield tts
+    except BaseException:
+        tts.shutdown()
+        raise
+    if process.is_own():
+        tts.t3_stage.end_with_process()
+    else:
+        tts.shutdown()
+
+
+def _check_strategy_alone(keywords: Keywords) -> None:
     others = [name for name in keywords if name.startswith(("use_quantization", "quantization_method", "quantize_"))]
     if others:
         raise ConfigError(f"quantization_strategy says every part's method: leave {', '.join(others)} out")
-    return ChatterboxTTS.from_pretrained_quantized(**keywords)
 
 
 def with_model(given: Keywords) -> Keywords:
