@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.audio.watermark_stream import mark_next
+from chatterbox_vllm.audio.watermark_stream import StreamPart, mark_parts
 
 RATE = 24_000
 
@@ -21,7 +21,7 @@ def test_parts_are_marked_together() -> None:
     marked, before = [], np.empty(0, np.float32)
     cuts = [0, 5760, 5760, 17_760, 41_760, 41_765, 80_000, len(wave)]
     for first, end in zip(cuts, cuts[1:], strict=False):
-        part, before = mark_next(watermarker, before, wave[first:end], end == len(wave))
+        ((part, before),) = mark_parts(watermarker, [StreamPart(before, wave[first:end], end == len(wave))])
         assert len(part) == end - first and part.dtype == np.float32
         marked.append(part)
     whole = np.concatenate(marked)
@@ -32,3 +32,21 @@ def test_parts_are_marked_together() -> None:
     seams = np.array(cuts[1:-1])
     natural = np.abs(np.diff(watermarker.apply(wave) - wave)).max()
     assert np.abs(mark[seams] - mark[seams - 1]).max() <= natural
+
+
+def test_parts_of_many_utterances_are_marked_as_each_alone() -> None:
+    watermarker, wave = Watermarker(), vowels(2.0)
+    nothing = np.empty(0, np.float32)
+    parts = [
+        StreamPart(nothing, wave[:9600], last=False),
+        StreamPart(wave[:6000], wave[6000:15_600], last=True),
+        StreamPart(nothing, nothing, last=True),
+        StreamPart(nothing, wave[20_000:29_600], last=False),
+        StreamPart(wave[:6000], wave[6000:6010], last=True),
+    ]
+    together = mark_parts(watermarker, parts)
+    for part, (marked, seen) in zip(parts, together, strict=True):
+        ((alone, alone_seen),) = mark_parts(watermarker, [part])
+        np.testing.assert_allclose(marked, alone, atol=1e-6)
+        np.testing.assert_array_equal(seen, alone_seen)
+        assert len(part.part) == 0 or not np.array_equal(marked, part.part)

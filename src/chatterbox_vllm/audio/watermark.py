@@ -9,6 +9,8 @@ import sys
 import threading
 import types
 import warnings
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,26 +50,33 @@ class Watermarker:
             if self._net is None:
                 self._net = _load(self.device)
 
+    def apply(self, wave: np.ndarray) -> np.ndarray:
+        """Mark speech: `apply_all` for one wave."""
+        return self.apply_all([wave])[0]
+
     @torch.inference_mode()
     @ieee_float32()
-    def apply(self, wave: np.ndarray) -> np.ndarray:
-        """Mark speech.
+    def apply_all(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Mark speech; waves of one length go through the network together.
 
         Args:
-            wave: float32 (samples,) at 24 kHz, of any length. A wave below about 0.1 s is marked too, but too short for
-                the detector to be sure; silence carries no mark.
+            waves: each float32 (samples,) at 24 kHz, of any length. A wave below about 0.1 s is marked too, but too
+                short for the detector to be sure; silence carries no mark.
 
         Returns:
-            The marked wave, float32, of the same length.
+            The marked waves, float32, each of its length.
         """
         self.load()
-        wave = np.asarray(wave, dtype=np.float32)
-        if not len(wave):
-            return wave
-        length = max(math.ceil(len(wave) / HOP_SAMPLES) * HOP_SAMPLES, SHORTEST_SAMPLES)
-        padded = np.pad(wave, (0, length - len(wave)))
-        marked = self._net.apply_watermark(padded, SAMPLE_RATE)
-        return np.ascontiguousarray(marked[: len(wave)], dtype=np.float32)
+        marked = [np.asarray(wave, dtype=np.float32) for wave in waves]
+        alike: defaultdict[int, list[int]] = defaultdict(list)
+        for i, wave in enumerate(marked):
+            if len(wave):
+                alike[max(math.ceil(len(wave) / HOP_SAMPLES) * HOP_SAMPLES, SHORTEST_SAMPLES)].append(i)
+        for length, rows in alike.items():
+            batch = np.stack([np.pad(marked[i], (0, length - len(marked[i]))) for i in rows])
+            for i, row in zip(rows, self._net.apply_watermark(batch, SAMPLE_RATE), strict=True):
+                marked[i] = np.ascontiguousarray(row[: len(marked[i])], dtype=np.float32)
+        return marked
 
     @torch.inference_mode()
     @ieee_float32()
@@ -122,12 +131,13 @@ class PerthWatermarker:
     def __init__(self, net: Any):
         self.net = net
 
-    def apply_watermark(self, wave: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Floats (samples,) at `sample_rate` Hz, marked; of nearly the same length."""
+    def apply_watermark(self, waves: np.ndarray, sample_rate: int) -> list[np.ndarray]:
+        """Floats (waves, samples) at `sample_rate` Hz, marked; of nearly the same length."""
         rate = self.net.hp.sample_rate
-        level, phase = self._levels(resample(wave, sample_rate, rate))
-        marked, _ = self.net.encoder(level[None])
-        return resample(self.net.ap.magphase_to_signal(marked[0], phase).cpu().numpy(), rate, sample_rate)
+        levels, phases = self._levels(np.stack([resample(wave, sample_rate, rate) for wave in waves]))
+        marked, _ = self.net.encoder(levels)
+        signals = self.net.ap.magphase_to_signal(marked, phases).cpu().numpy()
+        return [resample(signal, rate, sample_rate) for signal in signals]
 
     def get_watermark(self, wave: np.ndarray, sample_rate: int) -> float:
         """The decoder's answer, 0 to 1 where the wave holds sound."""
@@ -167,7 +177,7 @@ class AudioProcessor(torch.nn.Module):
         self.stretch.register_buffer("phase_advance", torch.zeros(hp.n_fft // 2 + 1, 1))
 
     def signal_to_magphase(self, signal: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples (n,) at 32 kHz to scaled level and phase, both (n_fft / 2 + 1, frames)."""
+        """Samples (..., n) at 32 kHz to scaled level and phase, both (..., n_fft / 2 + 1, frames)."""
         spectrum = torch.stft(
             torch.as_tensor(signal).float(),
             n_fft=self.hp.n_fft,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from chatterbox_vllm.audio.watermark import SAMPLE_RATE, Watermarker
@@ -12,27 +15,42 @@ _CONTEXT_SAMPLES = SAMPLE_RATE // 4
 _FADE_SAMPLES = SAMPLE_RATE // 200
 
 
-def mark_next(
-    watermarker: Watermarker, before: np.ndarray, part: np.ndarray, last: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mark the next part of an utterance.
+@dataclass(frozen=True, eq=False)
+class StreamPart:
+    """The next part of an utterance.
 
-    Args:
-        before: float32, what the previous call gave for it; empty at the start.
+    Attributes:
+        before: float32, what `mark_parts` gave for the part before it; empty at the start.
         part: float32 (samples,) at 24 kHz.
         last: whether the utterance ends with it.
+    """
+
+    before: np.ndarray
+    part: np.ndarray
+    last: bool
+
+
+def mark_parts(watermarker: Watermarker, parts: Sequence[StreamPart]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mark the next parts of some utterances.
 
     Returns:
-        The marked part, and what the next call is given as `before`.
+        For each the marked part, and what the next call is given as `before`.
     """
-    seen = np.concatenate([before, part])
-    if not len(part):
-        return part, seen
-    mark = watermarker.apply(seen)[len(before) :] - part
-    fade = min(_FADE_SAMPLES, len(part) // 2)
+    seen = [np.concatenate([own.before, own.part]) for own in parts]
+    marked = watermarker.apply_all([wave if len(own.part) else own.part for own, wave in zip(parts, seen, strict=True)])
+    return [
+        (_faded(own, wave[len(own.before) :]), known[-_CONTEXT_SAMPLES:]) if len(own.part) else (own.part, known)
+        for own, wave, known in zip(parts, marked, seen, strict=True)
+    ]
+
+
+def _faded(own: StreamPart, marked: np.ndarray) -> np.ndarray:
+    """A part with its mark faded in and out where other parts join."""
+    mark = marked - own.part
+    fade = min(_FADE_SAMPLES, len(mark) // 2)
     rise = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
-    if len(before):
+    if len(own.before):
         mark[:fade] *= rise
-    if not last:
+    if not own.last:
         mark[len(mark) - fade :] *= rise[::-1]
-    return part + mark, seen[-_CONTEXT_SAMPLES:]
+    return own.part + mark

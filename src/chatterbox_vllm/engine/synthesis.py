@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.audio.watermark_stream import mark_next
+from chatterbox_vllm.audio.watermark_stream import StreamPart, mark_parts
 from chatterbox_vllm.cuda.streams import Urgency, new_stream
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage
@@ -28,6 +28,7 @@ from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.voices.voice import Voice
 
 Outcome = Spoken | ChatterboxError
+_Told = tuple[str, ToSpeak, Outcome]  # a segment, what was to be spoken, and what came of it
 _WATERMARK_THREADS = 4
 
 
@@ -115,8 +116,9 @@ class InlineSynthesis:
             outcomes = self.stage.run(list(batch.values()), meanwhile)
         except AbandonedError:
             return []
-        found = zip(batch.items(), outcomes, strict=True)
-        return [(key, _marked(self.watermarker, own, outcome)) for (key, own), outcome in found if key in self._wanted]
+        told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
+        # Each by itself: a segment's audio is not to depend on the last bit on what is spoken beside it.
+        return [marked for one in told if one[0] in self._wanted for marked in _marked(self.watermarker, [one])]
 
     @property
     def waiting(self) -> int:
@@ -165,10 +167,11 @@ class ThreadedSynthesis:
             together = len(self.stage.choose([whole] * most))
             trials: list[list[ToSpeak]] = [[whole], [whole] * together, [chunk], [chunk] * most]
             for trial in trials:
-                for outcome in self.stage.run(trial):
+                outcomes = self.stage.run(trial)
+                for outcome in outcomes:
                     if isinstance(outcome, Exception):
                         raise outcome
-            _watermarked(self.watermarker, chunk, outcome)
+            _watermarked(self.watermarker, [("", own, outcome) for own, outcome in zip(trial, outcomes, strict=True)])
 
         self._speaker.submit(speak).result()
 
@@ -212,11 +215,15 @@ class ThreadedSynthesis:
                     batch, self._waiting.entries = self._waiting.entries, {}
                     self._out.update(batch)
             outcomes = [GenerationError(f"S3Gen failed: {error}")] * len(batch)
-        for (segment_id, utterance), outcome in zip(batch.items(), outcomes, strict=True):
-            self._markers.submit(self._mark, segment_id, utterance, outcome)
+        told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
+        chunks = [one for one in told if isinstance(one[2], SpokenChunk)]
+        # Chunks are short and many of one length: together they take a few launches in place of a few for each.
+        for job in [chunks, *([one] for one in told if not isinstance(one[2], SpokenChunk))]:
+            self._markers.submit(self._mark, job)
 
-    def _mark(self, segment_id: str, utterance: ToSpeak, outcome: Outcome) -> None:
-        self._finished.put((segment_id, _marked(self.watermarker, utterance, outcome)))
+    def _mark(self, told: list[_Told]) -> None:
+        for marked in _marked(self.watermarker, told):
+            self._finished.put(marked)
 
     @property
     def waiting(self) -> int:
@@ -234,27 +241,35 @@ class ThreadedSynthesis:
         self._markers.shutdown(wait=True, cancel_futures=True)
 
 
-def _watermarked(watermarker: Watermarker | None, utterance: ToSpeak, outcome: Outcome) -> Outcome:
-    """The waveform in memory of its own, marked where there is a watermarker; an error as it is."""
-    if isinstance(outcome, SpokenChunk) and isinstance(utterance, ChunkToSpeak):
-        if watermarker is None:
-            return replace(outcome, audio=outcome.audio.clone())
-        before = outcome.heard if utterance.before is None else utterance.before.heard
-        marked, heard = mark_next(watermarker, before, outcome.audio.numpy(), outcome.last)
-        return replace(outcome, audio=torch.from_numpy(marked), heard=heard)
-    if not isinstance(outcome, torch.Tensor):
-        return outcome
-    if watermarker is None:
-        return outcome.clone()
-    return torch.from_numpy(watermarker.apply(outcome.numpy()))
-
-
-def _marked(watermarker: Watermarker | None, utterance: ToSpeak, outcome: Outcome) -> Outcome:
+def _marked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:
     """`_watermarked`, with an error in the place of what cannot be marked."""
     try:
-        return _watermarked(watermarker, utterance, outcome)
+        return _watermarked(watermarker, told)
     except Exception as error:
-        return GenerationError(f"the watermark failed: {error}")
+        return [(key, GenerationError(f"the watermark failed: {error}")) for key, _, _ in told]
+
+
+def _watermarked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:
+    """The waveforms in memory of their own, marked where there is a watermarker; an error as it is."""
+    outcomes = {key: _whole(watermarker, outcome) for key, _, outcome in told}
+    chunks = [
+        (key, chunk, chunk.heard if own.before is None else own.before.heard)
+        for key, own, chunk in told
+        if isinstance(chunk, SpokenChunk) and isinstance(own, ChunkToSpeak)
+    ]
+    if watermarker is None:
+        outcomes |= {key: replace(chunk, audio=chunk.audio.clone()) for key, chunk, _ in chunks}
+    else:
+        parts = [StreamPart(before, chunk.audio.numpy(), chunk.last) for _, chunk, before in chunks]
+        for (key, chunk, _), (audio, heard) in zip(chunks, mark_parts(watermarker, parts), strict=True):
+            outcomes[key] = replace(chunk, audio=torch.from_numpy(audio), heard=heard)
+    return list(outcomes.items())
+
+
+def _whole(watermarker: Watermarker | None, outcome: Outcome) -> Outcome:
+    if not isinstance(outcome, torch.Tensor):
+        return outcome
+    return outcome.clone() if watermarker is None else torch.from_numpy(watermarker.apply(outcome.numpy()))
 
 
 def make_synthesis(stage: S3GenStage, watermarker: Watermarker | None, device: torch.device) -> Synthesis:
