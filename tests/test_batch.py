@@ -411,9 +411,26 @@ def test_faults_are_told_before_the_model_loads(tmp_path: Path, capsys: pytest.C
 def test_nothing_to_speak_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     source = write(tmp_path / "in.jsonl", {"text": "..."}, {"text": "\u200b"}, {"text": "* * *"})
-    monkeypatch.setattr("chatterbox_vllm.cli.batch.load", None)
+    monkeypatch.setattr("chatterbox_vllm.cli.batch.loaded", None)
     assert main(["batch", str(source), "-d", str(tmp_path / "out"), "--model", "babble"]) == 1
     assert ["no text to speak" in entry["error"] for entry in manifest(tmp_path / "out")] == [True] * 3
+
+
+def test_a_run_goes_on_with_the_model_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no model was named, and the default is another one by now."""
+    pytest.importorskip("vllm")
+    source = write(tmp_path / "in.jsonl", {"text": "..."})
+    command = ["batch", str(source), "-d", str(tmp_path / "out")]
+    monkeypatch.setattr("chatterbox_vllm.setup.models.default_model", lambda: "babble")
+    assert main(command) == 1
+    monkeypatch.setattr("chatterbox_vllm.setup.models.default_model", lambda: "small")
+    assert main(command) == 1
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["named"] == {"model": "babble"}
+    assert main([*command, "--model", "small"]) == 2 and "another model" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 1
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["named"] == {"model": "small"}
 
 
 def test_killed_twice(tmp_path: Path, babbler: Path) -> None:

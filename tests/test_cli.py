@@ -5,10 +5,12 @@ What a process of its own is needed for runs in one; all else runs in this one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,12 +24,14 @@ import soundfile
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import __version__
+from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.options import check_voice
 from chatterbox_vllm.families.babble import babble_directory
 
+LIST = ["voices", "list", "--model", "babble"]
 SAY = ("say", "Good morning.", "--seed", "3", "-o")
 
 
@@ -80,6 +84,32 @@ def test_say(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
     assert done.stdout.startswith(f"{path}: {len(wave) / rate:.2f} s, seed 3, babble")
     assert 0.01 < np.abs(wave).max() < 0.99 and np.sqrt(np.mean(wave**2)) > 0.01
     assert Watermarker().detect(wave, rate) > 0.9
+
+
+def test_say_leaves_nothing_behind(spoken: tuple[Path, subprocess.CompletedProcess], tmp_path: Path) -> None:
+    """The process does not take its engine apart as it ends, and yet no file and no child of it stays."""
+    cache, temporary = tmp_path / "cache", tmp_path / "temporary"
+    shutil.copytree(os.environ["CHATTERBOX_VLLM_CACHE"], cache, ignore=shutil.ignore_patterns("t3"))
+    (cache / "t3").write_text("in the way, so that the engine starts from a temporary directory")
+    temporary.mkdir()
+    environment = os.environ | {"CHATTERBOX_VLLM_CACHE": str(cache), "TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "chatterbox_vllm", *SAY, tmp_path / "out.wav", "--model", "babble"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert "cannot be kept" in process.communicate(timeout=300)[1] and process.returncode == 0
+    assert (tmp_path / "out.wav").read_bytes() == spoken[0].read_bytes()
+    assert list(temporary.iterdir()) == []
+    assert sessions().count(process.pid) == 0
+
+
+def sessions() -> list[int]:
+    """The session that each process of this machine belongs to."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(int(stat.read_text().rpartition(")")[2].split()[3]))
+    return found
 
 
 def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
@@ -166,7 +196,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
         (("say", "Hi.", "-o", out, "--pause", "scene=long"), ("--pause", "paragraph", "scene=long")),
         (("say", "Привет, как дела?", "-o", out, "--model", "babble"), ("Cyrillic",)),
         (("say", "Hi [pause:3] there.", "-o", out, "--model", "babble"), ("[pause:0.5s]",)),
-        (("voices", "save", "clip.wav", "a/b"), ("a/b",)),
+        (("voices", "add", "clip.wav", "a/b"), ("a/b",)),
         (("voices", "show", "nobody", "--model", "babble"), ("nobody", "builtin")),
         (("download", "babble", "--revision", "x"), ("babble", "no revisions")),
         (("estimate", "--json", tmp_path / "missing" / "out.json"), ("missing",)),
@@ -207,12 +237,19 @@ def test_bad_reference_clips(refused, tmp_path: Path) -> None:
     assert not (tmp_path / "o.wav").exists()
 
 
-def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_voices(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    spoken: tuple[Path, subprocess.CompletedProcess],
+) -> None:
     clip = spoken[0]
-    assert main(["voices", "save", str(clip), "ada", "--model", "babble"]) == 0
-    assert main(["voices", "save", str(clip), "ada", "--model", "babble"]) == 2  # taken
+    assert main(["voices", "add", str(clip), "ada", "--model", "babble"]) == 0
+    assert main(["voices", "add", str(clip), "ada", "--model", "babble"]) == 2  # taken
     assert "named 'ada' already" in capsys.readouterr().err
-    assert main(["voices", "save", str(clip), "ada", "--model", "babble", "--overwrite", "--quiet"]) == 0
+    assert (
+        main(["voices", "add", str(clip), "ada", "--model", "babble", "--overwrite", "--quiet", "--language", "en-GB"])
+        == 0
+    )
     assert capsys.readouterr().out == ""
     assert main(["voices", "list", "--model", "babble", "--json", "-"]) == 0
     entry, own = json.loads(capsys.readouterr().out)
@@ -222,10 +259,24 @@ def test_voices(capsys: pytest.CaptureFixture[str], spoken: tuple[Path, subproce
     assert main(["voices", "show", "ada", "--model", "babble"]) == 0
     shown = capsys.readouterr().out
     assert "ada" in shown and "babble: builtin" in shown and entry["file"] in shown and "mel frames" in shown
+    preview = Path(entry["preview"])
+    assert preview.suffix == ".flac" and str(preview) in shown and entry["languages"] == ["en-GB"]
+    heard = spoken[0].with_name("heard.wav")
+    assert main(["voices", "play", "ada", "-o", str(heard)]) == 0  # no model is loaded for it
+    assert np.allclose(decode_audio(heard)[0], decode_audio(preview)[0], atol=1e-4)
+    played: list[Path] = []
+    monkeypatch.setattr("chatterbox_vllm.cli.voices.sound", played.append)
+    monkeypatch.chdir(heard.parent)
+    assert main(["voices", "play", "ada"]) == 0 and played == [Path("ada.wav")]  # some players know WAV alone
+    assert Path("ada.wav").read_bytes() == heard.read_bytes()
+    assert main(["voices", "sweep"]) == 0 and "removed 0 files" in capsys.readouterr().out
     given = {"model": "babble"}
     assert check_voice("ada", given) == check_voice(entry["file"], given) == Path(entry["file"])
     assert check_voice("builtin", given) == Path(own["file"])
-    assert main(["voices", "delete", "ada"]) == 0 and main(["voices", "delete", "ada"]) == 2
+    preview.write_bytes(b"fLaC")
+    assert main(["voices", "sweep"]) == 2 and "ada" in capsys.readouterr().err
+    assert main(["voices", "remove", "ada"]) == 0 and main(["voices", "remove", "ada"]) == 2
+    assert not preview.exists()
     assert main(["download", "babble"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(babble_directory())
 
@@ -274,6 +325,16 @@ def test_a_reader_that_has_gone() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [LIST, [*LIST, "--json", "-"], ["--help"], ["--version"]])
+def test_standard_output_that_is_full(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = run(*words, capture_output=False, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "standard output", "No space left on device")
 
 
 def interruptible() -> None:

@@ -30,9 +30,9 @@ def here(babbler: Path) -> planning.Settings:
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """The watermark is looked for again."""
-    preflight.check_watermark.cache_clear()
+    preflight.cpu_watermarker.cache_clear()
     yield
-    preflight.check_watermark.cache_clear()
+    preflight.cpu_watermarker.cache_clear()
 
 
 def test_a_plan_that_can_be_loaded_passes(here: planning.Settings) -> None:

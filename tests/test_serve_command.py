@@ -87,18 +87,22 @@ def test_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(voices: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, running and ready, and its address."""
+def served(voices: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, running and ready, and its address.
+
+    Args:
+        variables: of the environment.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ["serve", "--model", "babble", "--device", "cpu", "--port", str(port), "--no-watermark"]
-    environment = os.environ | {"CHATTERBOX_VOICES": str(voices)}
+    environment = os.environ | {"CHATTERBOX_VOICES": str(voices)} | variables
     process = subprocess.Popen(
         [sys.executable, "-m", "chatterbox_vllm", *words], stderr=subprocess.PIPE, text=True, env=environment
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        eventually(lambda: process.poll() is not None or _answers(url), 180)
+        eventually(lambda: process.poll() is not None or _answers(url), 400)
         assert process.poll() is None, process.communicate()[1]
         yield process, url
     finally:

@@ -6,6 +6,7 @@ import base64
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.voices.library import VoiceLibrary
 from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running
+from tests.fakes import a_voice
 
 TEXT = "It is a truth universally acknowledged, that servers are spoken to."
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
@@ -88,6 +90,13 @@ def test_home_assistant(http: httpx.Client) -> None:
     body = {"model": "tts-1-hd", "input": TEXT, "voice": "shimmer", "speed": 1.0, "response_format": "mp3"}
     with http.stream("POST", "/v1/audio/speech", json={**body, "cfg_weight": 0.3}) as answer:
         assert len(next(answer.iter_bytes(1024))) == 1024
+    # Its list of voices, and its check of the key: an empty text, which is refused for what it is.
+    listed = http.get("/v1/audio/voices", params={"limit": 100}, headers={"User-Agent": "HomeAssistant-OpenAI-TTS"})
+    assert listed.status_code == 200 and {"id": "anna", "name": "anna"}.items() <= listed.json()["voices"][2].items()
+    assert http.post("/v1/audio/speech", json={**body, "input": ""}).status_code == 400
+    for form in ("opus", "aac", "flac", "wav", "pcm"):
+        answer = http.post("/v1/audio/speech", json={**body, "response_format": form, "language": "en"})
+        assert answer.status_code == 200 and answer.content
 
 
 def test_wyoming_openai(http: httpx.Client) -> None:
@@ -166,6 +175,38 @@ def test_aliases_of_the_library_are_the_servers_too(http: httpx.Client, server: 
     assert server.engine.requests[-1].voice is server.engine.tts.named["anna"]
     listed = {voice["id"]: voice for voice in http.get("/v1/audio/voices").json()["voices"]}
     assert listed["the host"]["speaks_as"] == "anna" and listed["narrator"]["speaks_as"] == "bert"
+
+
+def test_previews_languages_and_voices_of_other_models(http: httpx.Client, server: Running) -> None:
+    clip = a_clip()
+    consent = http.post("/v1/audio/voice_consents", data={"name": "C", "language": "de"}, files={"recording": clip})
+    form = {"name": "Clara / 1", "consent": consent.json()["id"], "languages": "de, en-US"}
+    made = http.post("/v1/audio/voices", data=form, files={"audio_sample": clip}).json()
+    form |= {"name": "Dora", "preview": "false", "languages": ""}
+    assert http.post("/v1/audio/voices", data=form, files={"audio_sample": clip}).status_code == 200
+    bad = http.post("/v1/audio/voices", data=form | {"languages": "no tag!"}, files={"audio_sample": clip})
+    assert bad.status_code == 400 and "BCP 47" in bad.json()["error"]["message"]
+
+    library = VoiceLibrary(server.voices)
+    library.save("elsewhere", replace(a_voice(), codebook="of another model"))
+    library.set_alias("the guest", "Clara / 1")
+    listed = {voice["name"]: voice for voice in http.get("/v1/audio/voices").json()["voices"]}
+    assert "elsewhere" not in listed and listed["Dora"]["preview"] is None
+    clara = listed["Clara / 1"]
+    assert clara["id"] == made["id"] and clara["languages"] == ["de", "en-US"] and clara["created_at"]
+    for path in (clara["preview"], "/audio/voices/the guest/preview"):
+        preview = http.get(path)
+        assert preview.headers["content-type"] == "audio/flac" and 2.5 < seconds_of(preview.content) <= 3
+    for name in ("Dora", "anna", "nobody", "..%2F..%2Fx", "alloy"):
+        assert http.get(f"/v1/audio/voices/{name}/preview").status_code == 404, name
+    shown = next(v for v in http.get("/get_predefined_voices").json() if v["display_name"] == "Clara / 1")
+    assert shown["voice_id"] == made["id"] and shown["language"] == "de"
+
+    path = library.get("Clara / 1").preview
+    assert path is not None
+    path.write_bytes(b"fLaC")
+    damaged = http.get(clara["preview"])
+    assert damaged.status_code == 409 and damaged.json()["error"]["code"] == "voice_unusable"
 
 
 def test_batch(http: httpx.Client) -> None:

@@ -173,6 +173,11 @@ def test_a_clip_is_dropped_chosen_and_kept(page: Browser, server: Running, clip:
     asked, known = server.engine.requests[-1].voice, dict(server.engine.tts.named)
     assert asked is not known.pop("clip") and any(asked is voice for voice in known.values())
 
+    assert words(page, "clip-words") == "A clip of the speaker" and page.run("$('clip-keep').hidden")
+    page.run("(window.played = null, 0)")
+    page.click("#clip-play")
+    assert page.until("window.played").startswith("data:audio/flac;base64,")
+
     page.run("window.confirm = () => true")
     page.click("#voice-remove")
     page.until("$('voice').value === 'default'")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import openai
 import pytest
 
 from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.voices.library import VoiceLibrary
 from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, eventually, running
 
 TEXT = "It is a truth universally acknowledged, that servers are spoken to."
@@ -210,9 +211,10 @@ def test_consents_and_voices(client: openai.OpenAI, server: Running) -> None:
     voices = client.audio.voices
     voice = voices.create(audio_sample=("v.wav", clip), consent=made[0].id, name="Anna: the one & only / ../../x")
     assert voice.object == "audio.voice" and voice.type == "audio_sample" and voice.id.startswith("voice_")
+    kept = VoiceLibrary(server.voices).get(voice.id)
     for name in ({"id": voice.id}, voice.id, voice.name):
         client.audio.speech.create(model="tts-1", voice=name, input=TEXT)
-        assert server.engine.requests[-1].voice is server.engine.tts.named[voice.id]
+        assert server.engine.requests[-1].voice is server.engine.tts.named[kept.path.stem]
     with pytest.raises(openai.ConflictError):
         voices.create(audio_sample=("v.wav", clip), consent=made[0].id, name=voice.name)
     with pytest.raises(openai.NotFoundError, match="no consent"):
@@ -220,9 +222,11 @@ def test_consents_and_voices(client: openai.OpenAI, server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="cannot be decoded"):
         voices.create(audio_sample=("v.wav", b"no audio at all" * 99), consent=made[0].id, name="Berta")
     files = {path.relative_to(server.voices).as_posix() for path in server.voices.rglob("*") if path.is_file()}
-    assert {f"{voice.id}.pt", f"{voice.id}.json"} <= files
-    assert all(Path(name).stem.partition("_")[0] in ("voice", "cons") for name in files)
+    assert all(re.fullmatch(r"(names|contents|consents)/(cons_)?[0-9a-f-]{24,64}\.[a-z]+", name) for name in files), (
+        files
+    )
     assert voices.delete(voice.id).object == "audio.voice.deleted"
     with pytest.raises(openai.NotFoundError):
         voices.delete(voice.id)
-    assert not list(server.voices.glob("voice_*"))
+    left = [path.relative_to(server.voices).parts[0] for path in server.voices.rglob("*") if path.is_file()]
+    assert set(left) == {"consents"}

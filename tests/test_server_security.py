@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.server import remote
+from chatterbox_vllm.server import protocol, remote
 from chatterbox_vllm.server.errors import ApiError
 from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.remote import fetch_public, is_public
@@ -140,6 +140,23 @@ def test_slow_clients(locked: Running) -> None:
                 got = b""
             assert got.startswith(answered) and bool(got) == bool(answered)
             assert time.monotonic() - started < 3
+
+
+def test_a_body_that_goes_on_after_the_answer_ends_nothing_but_itself(
+    locked: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client can read why it was refused; a trickle then does not hold the connection for ever."""
+    monkeypatch.setattr(protocol, "_LINGER_SECONDS", 0.5)
+    head = "POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900000\r\n"
+    for key, status in (("", b"401"), (f"Authorization: Bearer {KEYS[0]}\r\n", b"413")):
+        with socket.create_connection(("127.0.0.1", locked.port)) as raw:
+            raw.settimeout(5)
+            raw.sendall((head + key + "\r\n").encode() + bytes(200_000))
+            assert raw.recv(1 << 16).split()[1] == status
+            with pytest.raises(ConnectionError):
+                for _ in range(40):
+                    raw.sendall(b"x")
+                    time.sleep(0.1)
 
 
 def test_a_client_that_takes_nothing_is_cut_off(locked: Running) -> None:

@@ -287,6 +287,11 @@ class ChatterboxTTS:
         """The names of the voices that come with the model: "builtin", which `conds` is at first, and others."""
         return list(voices_of(self.directory))
 
+    @property
+    def codebook(self) -> str | None:
+        """Of the model's speech tokens, see `ModelConfig.codebook`; its voices are of the same."""
+        return self._enroller.config.codebook
+
     def builtin_voice(self, name: str) -> Voice:
         """One of `voices`. To speak with it: `tts.conds = tts.builtin_voice(name)`.
 

@@ -122,16 +122,19 @@ def kaldi_fbank(wave: torch.Tensor, num_mels: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=8)
-def mel_filterbank(rate: int, fft_size: int, num_mels: int, max_hz: float) -> torch.Tensor:
-    """Triangular filters on Slaney's mel scale, each of unit area, from 0 Hz: float32 [num_mels, fft_size // 2 + 1].
+def mel_filterbank(rate: int, fft_size: int, num_mels: int, max_hz: float, min_hz: float = 0.0) -> torch.Tensor:
+    """Triangular filters on Slaney's mel scale, each of unit area: float32 [num_mels, fft_size // 2 + 1].
 
     Slaney, Auditory Toolbox (1998): linear below 1 kHz (200/3 Hz a mel), logarithmic above (27 mels for a factor 6.4).
     Equal to `librosa.filters.mel`, whose import takes seconds.
     """
     hz_per_mel, knee_hz = 200.0 / 3, 1000.0
     knee, log_step = knee_hz / hz_per_mel, math.log(6.4) / 27.0
-    top = max_hz / hz_per_mel if max_hz < knee_hz else knee + math.log(max_hz / knee_hz) / log_step
-    mels = np.linspace(0.0, top, num_mels + 2)
+
+    def mel(hz: float) -> float:
+        return hz / hz_per_mel if hz < knee_hz else knee + math.log(hz / knee_hz) / log_step
+
+    mels = np.linspace(mel(min_hz), mel(max_hz), num_mels + 2)
     edges = np.where(mels < knee, hz_per_mel * mels, knee_hz * np.exp(log_step * (mels - knee)))
     bins = np.fft.rfftfreq(fft_size, 1.0 / rate)
     ramps = edges[:, None] - bins[None]

@@ -131,14 +131,7 @@ class PerthWatermarker:
 
     def get_watermark(self, wave: np.ndarray, sample_rate: int) -> float:
         """The decoder's answer, 0 to 1 where the wave holds sound."""
-        from scipy.signal import resample_poly
-
-        rate = self.net.hp.sample_rate
-        if rate != sample_rate:
-            divisor = math.gcd(rate, sample_rate)
-            length = math.ceil(len(wave) * (float(rate) / sample_rate))
-            wave = resample_poly(wave, rate // divisor, sample_rate // divisor)[:length]
-        level, _ = self._levels(wave)
+        level, _ = self._levels(resample(wave, sample_rate, self.net.hp.sample_rate))
         return float(self.net.decoder(level[None])[0].clip(0.0, 1.0))
 
     def _levels(self, wave: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

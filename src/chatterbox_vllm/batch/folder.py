@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,9 +25,18 @@ from chatterbox_vllm.batch.identity import differences
 from chatterbox_vllm.errors import ConfigError, OutputError
 
 MANIFEST, RUN, LOCK = "manifest.jsonl", "run.json", ".lock"
-_ENGINE = "engine"  # in the run's file
+_ENGINE, _NAMED = "engine", "named"  # in the run's file
 # Left by a process that was killed while it wrote (audio/encode.py, and here).
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial|\.(run\.json|manifest\.jsonl)\.partial")
+
+
+def named_model(path: Path) -> dict[str, str]:
+    """The keywords that name the model of a directory's run; none where there is no run, or a damaged one."""
+    try:
+        named = json.loads((path / RUN).read_bytes())[_NAMED]
+        return {str(keyword): str(name) for keyword, name in named.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # `Folder.open` tells
 
 
 class Folder:
@@ -108,19 +117,23 @@ class Folder:
                 self._refuse_strangers()
             if earlier is not None:
                 self._engine = earlier.pop(_ENGINE, None)
+                earlier.pop(_NAMED, None)
                 if run["seed"] is None:
                     run = run | {"seed": earlier.get("seed")}
                 self._require_same(earlier, run)
                 self._settle(retry_failed)
         return run
 
-    def begin(self, run: dict[str, Any], engine: dict[str, Any] | None = None) -> None:
+    def begin(
+        self, run: dict[str, Any], engine: dict[str, Any] | None = None, named: Mapping[str, str] | None = None
+    ) -> None:
         """Write down what the run is, unless it goes on, and open the manifest.
 
         Apart from `open`, so that a model that does not load leaves no run behind and an earlier one alone.
 
         Args:
             engine: `engine_identity`; None where no row can be spoken, and so no model was loaded.
+            named: what the model was asked for by, for `named_model`.
 
         Raises:
             ConfigError: the run's files so far were spoken by an engine that computes otherwise.
@@ -133,7 +146,7 @@ class Folder:
             if self._overwrite:
                 self._forget()
             if not (self.path / RUN).exists() or self._engine is None:
-                facts = json.dumps(run | {_ENGINE: engine}, indent=1, ensure_ascii=False)
+                facts = json.dumps(run | {_ENGINE: engine, _NAMED: dict(named or {})}, indent=1, ensure_ascii=False)
                 self._replace(RUN, [facts.encode() + b"\n"])
             self._manifest = (self.path / MANIFEST).open("ab", buffering=0)
 

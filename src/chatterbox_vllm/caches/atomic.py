@@ -32,9 +32,19 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
         if overwrite:
             partial.replace(path)
         else:
-            os.link(partial, path)
+            _link(partial, path)
             partial.unlink()
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file its second name, unless another file has it."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        # Where the answer of a network file system got lost, its client asks again and finds its own work.
+        if partial.stat().st_nlink != 2:
+            raise

@@ -7,6 +7,7 @@ beside its files (see `ModelConfig.from_directory`); the code is the same for bo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -243,7 +244,7 @@ class ModelConfig(_FromFile):
         Raises:
             ConfigError: as `from_directory`.
         """
-        from pydantic import TypeAdapter, ValidationError  # time that `--help` need not take
+        from pydantic import ValidationError  # time that `--help` need not take
 
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -256,7 +257,7 @@ class ModelConfig(_FromFile):
             )
         try:
             # From JSON, not from the dictionary: there a list may stand for a tuple.
-            config: Self = TypeAdapter(cls).validate_json(json.dumps(data))
+            config: Self = _reader().validate_json(json.dumps(data))
         except ValidationError as error:
             raise ConfigError(f"{path}: {_described(error.errors()[0])}") from error
         for part, stored in config.quantized.parts.items():
@@ -274,6 +275,14 @@ class ModelConfig(_FromFile):
             if fields[name] is None:
                 del fields[name]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
+
+
+@functools.cache
+def _reader() -> Any:
+    """Pydantic's reader of a configuration: it takes 20 ms to make, and a command reads its model's several times."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ModelConfig)
 
 
 # Pydantic's kinds of faults in our words; it words the others well enough.

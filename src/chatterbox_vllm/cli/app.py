@@ -38,9 +38,17 @@ for command in (
 _voices = typer.Typer(
     help="Voices by name: list, play, show; add, remove and alias those of your own.", context_settings=_HELP
 )
-for command in (voices.save, voices.list_, voices.play, voices.show, voices.delete, voices.alias):
+for command in (
+    voices.add,
+    voices.list_,
+    voices.play,
+    voices.show,
+    voices.remove,
+    voices.alias,
+    voices.sweep,
+):
     _voices.command(command.__name__.rstrip("_"), cls=Command, context_settings=_HELP)(command)
-for name, command in (("add", voices.save), ("remove", voices.delete)):  # other words for the same
+for name, command in (("save", voices.add), ("delete", voices.remove)):  # what they were called
     _voices.command(name, cls=Command, context_settings=_HELP, hidden=True)(command)
 app.add_typer(_voices, name="voices")
 

@@ -23,6 +23,7 @@ Strategy = Literal["conservative", "mixed", "aggressive", "nf4", "int8", "auto"]
 _TYPES: dict[str, Any] = {
     "cors_origins": list[str],
     "cuda_graphs": bool,
+    "diffusion_steps": int,
     "dtype": DType,
     "gpu_memory_utilization": float,
     "idle_seconds": float,

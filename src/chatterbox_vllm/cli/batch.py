@@ -10,11 +10,11 @@ import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat
-from chatterbox_vllm.cli.options import VoiceOption, check_voice, load, speech_parameters, with_model
+from chatterbox_vllm.cli.options import VoiceOption, check_voice, loaded, speech_parameters, with_model
 from chatterbox_vllm.cli.say import BABBLES
 from chatterbox_vllm.cli.texts import read_pauses
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
+from chatterbox_vllm.settings import ENGINE, MODEL, MODEL_NAME, QUANTIZATION, SPEECH, TEXT
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -71,11 +71,12 @@ def batch(
     parameters = speech_parameters(given)
     reading = Reading(read_pauses(given.get("pauses", ())), given.get("clean_text", False))
     suffix = check_suffix(f".{audio_format}")
-    given = with_model(given)
+    given = with_model(_as_begun(given, output_dir, overwrite))
     clip = check_voice(voice, given)
     with Input(input, format) as source:
         device, rows = resolve_device(given.get("device", "auto")), source.check()
         model = resolve_model(given.get("model"), given.get("revision"))
+        named = _named(given, model)
         wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device, reading)
         with Folder(output_dir) as folder:
             run = folder.open(wanted, rows, overwrite, retry_failed)
@@ -88,15 +89,35 @@ def batch(
                 told = tell_faults(source, folder)
                 work = parameters, clip, suffix, told, reading
                 if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
-                    folder.begin(run)
+                    folder.begin(run, None, named)
                     summary = Batch(source, folder, None, *work).run()
                 else:
-                    with load(given) as tts:
-                        folder.begin(run, engine_identity(tts.settings))
+                    with loaded(given) as tts:
+                        folder.begin(run, engine_identity(tts.settings), named)
                         summary = Batch(source, folder, tts, *work).run()
     if not quiet:
         print(f"{output_dir}: {_summary(summary, parameters, model)}")
     return SOME_FAILED if summary.failed else 0
+
+
+def _as_begun(given: Keywords, output_dir: Path, overwrite: bool) -> Keywords:
+    """The keywords; where nothing names a model, with that of the run that goes on.
+
+    What the default is depends on the network, so it may be another model than when the run began.
+    """
+    from chatterbox_vllm.batch.folder import named_model
+
+    if overwrite or given.keys() & {"model", "revision"} or MODEL_NAME.from_environment():
+        return given
+    return given | named_model(output_dir)
+
+
+def _named(given: Keywords, model: Path) -> dict[str, str]:
+    """What names the model, for `_as_begun` wherever it is asked."""
+    named: dict[str, str] = {name: str(given[name]) for name in ("model", "revision") if name in given}
+    if Path(named.get("model", "")).absolute() == model.absolute():
+        named["model"] = str(model.absolute())
+    return named
 
 
 def _summary(summary: Summary, parameters: SpeechParameters, model: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
-from chatterbox_vllm.cli.options import JsonOption, VoiceOption, check_voice, load
+from chatterbox_vllm.cli.options import JsonOption, VoiceOption, check_voice, loaded
 from chatterbox_vllm.cli.outputs import beside, check_writable, write_json
 from chatterbox_vllm.cli.progress import progress_bar
 from chatterbox_vllm.cli.texts import check_text, read_text
@@ -125,7 +125,7 @@ def bench(
     # Before our model loads, so that each side has the machine to itself.
     upstream = _run_upstream(measured, given, clip, upstream_python) if Part.UPSTREAM in only else None
     defaults = {"max_batch_size": max(batch_sizes)} if batch_sizes else {}
-    with load(given, **defaults) as tts:
+    with loaded(given, **defaults) as tts:
         if clip is not None:
             tts.prepare_conditionals(clip)
         facts = _facts(tts, measured, given)

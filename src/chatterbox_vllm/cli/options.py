@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatterbox_vllm.cli import process
 from chatterbox_vllm.cli.arguments import Keywords
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import SPEECH, TEXT
@@ -57,11 +60,37 @@ def load(given: Keywords, **defaults: Any) -> ChatterboxTTS:
 
     keywords = defaults | {name: value for name, value in given.items() if name not in _OF_REQUESTS}
     if "quantization_strategy" not in keywords:
-        return ChatterboxTTS.from_pretrained(**keywords)
+        tts = ChatterboxTTS.from_pretrained(**keywords)
+    else:
+        _check_strategy_alone(keywords)
+        tts = ChatterboxTTS.from_pretrained_quantized(**keywords)
+    process.started()
+    return tts
+
+
+@contextmanager
+def loaded(given: Keywords, **defaults: Any) -> Iterator[ChatterboxTTS]:
+    """`load` for as long as the command works with the model.
+
+    Where the process ends with the command, an engine that has done its work is not taken apart, which takes a second
+    or two: what it holds goes with the process, and exit functions remove its files.
+    """
+    tts = load(given, **defaults)
+    try:
+        yield tts
+    except BaseException:
+        tts.shutdown()
+        raise
+    if process.is_own():
+        tts.t3_stage.end_with_process()
+    else:
+        tts.shutdown()
+
+
+def _check_strategy_alone(keywords: Keywords) -> None:
     others = [name for name in keywords if name.startswith(("use_quantization", "quantization_method", "quantize_"))]
     if others:
         raise ConfigError(f"quantization_strategy says every part's method: leave {', '.join(others)} out")
-    return ChatterboxTTS.from_pretrained_quantized(**keywords)
 
 
 def with_model(given: Keywords) -> Keywords:
@@ -98,16 +127,20 @@ def check_voice(voice: str | None, given: Keywords) -> Path | None:
     from chatterbox_vllm.families.voices import voices_of
     from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.voices.files import check_voice_file
-    from chatterbox_vllm.voices.library import VoiceLibrary, is_voice_name
+    from chatterbox_vllm.voices.library import VoiceLibrary
+    from chatterbox_vllm.voices.naming import is_voice_name
     from chatterbox_vllm.voices.saved import is_saved_voice
 
     library = VoiceLibrary()
-    path = library.look_up(voice)
-    if path is None:
-        named = is_voice_name(voice)
-        own = voices_of(resolve_model(given.get("model"), given.get("revision"))) if named else {}
-        path = library.find(voice, own)
+    own = {}
+    if library.look_up(voice) is None and is_voice_name(voice):
+        own = voices_of(resolve_model(given.get("model"), given.get("revision")))
+    path = library.find(voice, own)
     # A clip can be told to be bad without a model.
-    saved = os.access(path, os.R_OK) and is_saved_voice(path)
-    check_voice_file(path, model_config(given) if saved else None)
+    if not (os.access(path, os.R_OK) and is_saved_voice(path)):
+        check_voice_file(path)
+        return path
+    config = model_config(given)
+    path = library.find(voice, own, config.codebook)  # a name may have a voice for each kind of model
+    check_voice_file(path, config)
     return path

@@ -5,12 +5,50 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+
+from typing_extensions import Self
 
 from chatterbox_vllm.errors import OutputError
 
 STANDARD_OUTPUT = Path("-")
+
+
+class StandardOutput(TextIOWrapper):
+    """Standard output that raises OutputError where it cannot be written, at whatever print that happens.
+
+    A pipe whose reader has gone stays a BrokenPipeError. A terminal may lack characters of ours, and a path may hold
+    bytes that are no text: both are escaped.
+    """
+
+    @classmethod
+    def in_place_of(cls, stream: TextIOWrapper) -> Self:
+        """The stream's successor; the stream itself is of no use after that."""
+        encoding, line, through = stream.encoding, stream.line_buffering, stream.write_through
+        stream.flush()
+        return cls(stream.detach(), encoding, "backslashreplace", None, line, through)
+
+    def write(self, text: str) -> int:
+        with _output_told():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _output_told():
+            super().flush()
+
+
+@contextmanager
+def _output_told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written ({error.strerror}); send it elsewhere") from error
 
 
 def check_writable(path: Path) -> None:

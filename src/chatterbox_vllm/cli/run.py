@@ -6,7 +6,6 @@ SIGTERM and SIGHUP put away what was begun, too, and exit with 143 and 129.
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ from typing import Any, NoReturn, TextIO
 import typer
 from typer.core import TyperGroup
 
+from chatterbox_vllm.cli import process
 from chatterbox_vllm.cli.interrupts import Ended, endings_raised, keep_interrupts
-from chatterbox_vllm.errors import ChatterboxError
+from chatterbox_vllm.cli.outputs import StandardOutput
+from chatterbox_vllm.errors import ChatterboxError, OutputError
 
 PROGRAM = "chatterbox-vllm"
 FAILED, INTERRUPTED = 2, 130
@@ -63,14 +64,12 @@ def entry() -> NoReturn:
 
     After an interrupt not even exit functions run: what has been torn from its work may hang in them.
     """
-    # Imports make a million objects that stay. Looking through them again and again took a tenth of a start.
-    gc.set_threshold(100_000, 20, 100)
+    process.take()
     # Threads that spin while they wait for each other took ten times as long where other processes want the cores, too.
     # On idle cores waiting without spinning costs a fifth; OMP_WAIT_POLICY=ACTIVE in the environment lets them spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal may lack characters of ours, and a path may hold bytes that are no text.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout = StandardOutput.in_place_of(sys.stdout)
     keep_interrupts()
     with endings_raised():
         status = main()
@@ -89,8 +88,8 @@ def _flushed(status: int) -> int:
             output.flush()
     except BrokenPipeError:
         status = status or FAILED
-    except OSError as error:
-        status = status or _fail(f"standard output cannot be written ({error.strerror}); send it elsewhere")
+    except OutputError as error:
+        status = status or _fail(str(error))
     if errors is not None:
         with suppress(OSError):  # the terminal may be gone
             errors.flush()

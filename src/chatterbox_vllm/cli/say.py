@@ -10,7 +10,7 @@ import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, Destination
-from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, load, speech_parameters, with_model
+from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, loaded, speech_parameters, with_model
 from chatterbox_vllm.cli.outputs import beside
 from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
@@ -64,7 +64,7 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     from chatterbox_vllm.engine.request import SpeechRequest
 
     output = destination.path
-    with destination, load(given, max_batch_size=1) as tts:
+    with destination, loaded(given, max_batch_size=1) as tts:
         if clip is not None:
             tts.prepare_conditionals(clip)
         if tts.conds is None:

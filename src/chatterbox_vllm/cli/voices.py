@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ from chatterbox_vllm.cli.players import play as sound
 from chatterbox_vllm.cli.run import PROGRAM
 from chatterbox_vllm.cli.say import speak_to
 from chatterbox_vllm.cli.texts import check_text
-from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.settings import MODEL, SPEECH
 
 _SENTENCE = "This is how I sound. Would you like to hear more?"
@@ -24,21 +24,42 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="of a saved vo
 
 
 @from_settings(MODEL)
-def save(
+def add(
     *,
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="a clip of the voice, or a saved voice's file")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="letters, digits, - and _")],
+    language: Annotated[
+        list[str] | None, typer.Option("--language", metavar="TAG", help="what the clip speaks, such as en-US")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview/--no-preview", help="keep the clip's first 6 s, for people to hear who it is")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a voice of that name")] = False,
     given: Keywords,
     quiet: bool,
 ) -> None:
-    """Enrol the voice of a clip and save it by name, so that --voice NAME speaks with it."""
-    from chatterbox_vllm.setup.enrolling import voice_of
-    from chatterbox_vllm.voices.library import VoiceLibrary
+    """Enrol the voice of a clip and save it by name, so that --voice NAME speaks with it.
 
-    library = VoiceLibrary()
-    library.check_free(name, overwrite)
-    path = library.save(name, voice_of(clip, **with_model(given)), overwrite)
+    A name may have a voice for each kind of model: add it once more with another --model.
+    """
+    from chatterbox_vllm.voices.naming import check_language, check_voice_name
+
+    check_voice_name(name)
+    for tag in language or ():
+        check_language(tag)
+    from chatterbox_vllm.setup.enrolling import voice_of
+    from chatterbox_vllm.voices.entries import About
+    from chatterbox_vllm.voices.files import check_voice_file, preview_of_file
+    from chatterbox_vllm.voices.library import VoiceLibrary
+    from chatterbox_vllm.voices.saved import is_saved_voice
+
+    given, library = with_model(given), VoiceLibrary()
+    if not (clip.is_file() and is_saved_voice(clip)):
+        check_voice_file(clip)
+    library.check_free(name, model_config(given).codebook, overwrite)
+    voice = voice_of(clip, **given)
+    about = About(preview_of_file(clip) if preview else None, tuple(language or ()))
+    path = library.save(name, voice, overwrite, about)
     if not quiet:
         print(f"{name}: saved in {path}")
 
@@ -53,17 +74,20 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
 
     library = VoiceLibrary()
     voices, (model, own) = library.voices(), _model_voices(given)
-    called = {record.id: record.name for record in library.records.all()}  # of voices made through a server
     aliases = library.aliases()
     if json is not None:
-        entries: list[dict[str, str | int]] = [
+        entries: list[dict[str, Any]] = [
             {
                 "name": v.name,
+                "id": v.id,
                 "from": "library",
                 "file": str(v.path),
                 "bytes": v.bytes,
                 "saved": v.saved.isoformat(timespec="seconds"),
-                "called": called.get(v.name, v.name),
+                "codebook": v.codebook,
+                "languages": v.languages,
+                "preview": None if v.preview is None else str(v.preview),
+                "consent": v.consent,
             }
             for v in voices
         ]
@@ -76,12 +100,20 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
         return
     if voices:
         rows = [
-            (called.get(v.name, v.name), f"{v.bytes / 1024:.0f} KiB", f"{v.saved.astimezone():%Y-%m-%d %H:%M}")
+            (
+                v.name,
+                "?" if v.is_plain else v.codebook or "published",
+                ", ".join(v.languages),
+                "yes" if v.preview else "no",
+                f"{v.bytes / 1024:.0f} KiB",
+                f"{v.saved.astimezone():%Y-%m-%d %H:%M}",
+            )
             for v in voices
         ]
-        show(Grid(f"In {library.directory}", rows, ("voice", "size", "saved"), numbers=True))
+        heads = ("voice", "models", "languages", "preview", "size", "saved")
+        show(Grid(f"In {library.directory}", rows, heads, numbers=True))
     else:
-        print(f"no voice is saved in {library.directory}; save one with {PROGRAM} voices save CLIP NAME")
+        print(f"no voice is saved in {library.directory}; save one with {PROGRAM} voices add CLIP NAME")
     if aliases:
         print(f"aliases: {', '.join(f'{alias} is {voice}' for alias, voice in aliases.items())}")
     if own:
@@ -105,7 +137,12 @@ def _model_voices(given: Keywords) -> tuple[str, dict[str, Path]]:
 def play(
     *,
     voice: Annotated[str, typer.Argument(metavar="VOICE", help=VOICE_HELP, show_default=False)],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="what to say")] = _SENTENCE,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TEXT", help="what to say", show_default=f"its preview, or where it has none: {_SENTENCE}"
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -115,12 +152,33 @@ def play(
     given: Keywords,
     quiet: bool,
 ) -> None:
-    """Speak a sentence with a voice, and play it."""
-    check_text(text)
+    """Play the clip that a voice was made of, or a text that it speaks."""
     file = output or Path(f"{Path(voice).stem}.wav")
-    speak_to(Destination.of(file, None), text, voice, given, quiet)
+    if text is None and (preview := _preview(voice)) is not None:
+        from chatterbox_vllm.audio.decode import decode_audio
+
+        with Destination.of(file, None) as destination:
+            destination.write(*decode_audio(preview))
+    else:
+        text = _SENTENCE if text is None else text
+        check_text(text)
+        speak_to(Destination.of(file, None), text, voice, given, quiet)
     if output is None:
         sound(file)
+
+
+def _preview(voice: str) -> Path | None:
+    """The preview of a saved voice, found to be whole."""
+    from chatterbox_vllm.voices.library import VoiceLibrary
+
+    library = VoiceLibrary()
+    if Path(voice).is_file():
+        return None
+    found = library.look_for(voice) or library.look_for(library.alias(voice) or "")
+    if found is not None and found.preview is not None:
+        library.contents.read(found.preview)
+        return found.preview
+    return None
 
 
 @from_settings(MODEL)
@@ -138,14 +196,17 @@ def show(
     from chatterbox_vllm.voices.library import VoiceLibrary
     from chatterbox_vllm.voices.voice import Voice
 
-    library = VoiceLibrary()
-    path = library.look_up(voice)
-    if path is None:
+    library, own = VoiceLibrary(), {}
+    if library.look_up(voice) is None:
         given = with_model(given)
-        path = library.find(voice, _model_voices(given)[1])
+        own = _model_voices(given)[1]
+        library.find(voice, own)
     # Without a model's name, the published sizes are enough and nothing is downloaded.
-    found = Voice.load(path, model_config(given) if "model" in given else DEFAULT_FAMILY.config)
-    facts = {
+    config = model_config(given) if "model" in given else DEFAULT_FAMILY.config
+    path = library.find(voice, own, config.codebook)
+    found = Voice.load(path, config)
+    kept = None if Path(voice).is_file() else library.look_for(voice, config.codebook)
+    facts: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,
         "T3's speech prompt, tokens": len(found.conditioning.speech_prompt),
@@ -154,6 +215,8 @@ def show(
         "fits": given.get("model", DEFAULT_FAMILY.name),
         "key": found.key,
     }
+    if kept is not None:
+        facts |= {"languages": ", ".join(kept.languages), "preview": str(kept.preview or ""), "id": kept.id}
     if json is not None:
         write_json(json, facts)
     if json != STANDARD_OUTPUT:
@@ -161,13 +224,25 @@ def show(
 
 
 @from_settings()
-def delete(*, name: NameArgument, quiet: bool) -> None:
-    """Delete a voice that is saved by name."""
+def remove(*, name: NameArgument, quiet: bool) -> None:
+    """Remove a voice that is saved by name, for all kinds of models, with its preview."""
     from chatterbox_vllm.voices.library import VoiceLibrary
 
     VoiceLibrary().delete(name)
     if not quiet:
-        print(f"{name}: deleted")
+        print(f"{name}: removed")
+
+
+@from_settings()
+def sweep(*, quiet: bool) -> None:
+    """Look through all saved voices, and remove files that none of them needs, as a killed process leaves them."""
+    from chatterbox_vllm.voices.library import VoiceLibrary
+
+    swept = VoiceLibrary().sweep()
+    if not quiet:
+        print(f"removed {len(swept.removed)} files that no voice needs")
+    if swept.faults:
+        raise CheckpointError("; ".join(swept.faults))
 
 
 @from_settings(MODEL)
@@ -185,7 +260,7 @@ def alias(
     if (voice is None) is not remove:
         raise ConfigError("give a VOICE for the alias, or --remove to take it back")
     library = VoiceLibrary()
-    if voice is not None and library.saved_as(voice) is None and voice not in _model_voices(given)[1]:
+    if voice is not None and library.look_for(voice) is None and voice not in _model_voices(given)[1]:
         library.find(voice)  # tells which names there are
     library.set_alias(name, voice)
     if not quiet:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from chatterbox_vllm.audio.features import RATE_24K
+from chatterbox_vllm.audio.features import RATE_24K, mel_filterbank
 
 _FFT, _HOP = 1024, 256  # 43 ms and 11 ms at 24 kHz
 _BANDS = 40
@@ -96,9 +96,7 @@ def _speech_bins() -> slice:
 
 def _log_bands(power: torch.Tensor) -> torch.Tensor:
     """Log magnitudes [frames, bands] of triangular bands on the mel scale, none far below the largest."""
-    from librosa.filters import mel
-
-    filters = torch.from_numpy(mel(sr=RATE_24K, n_fft=_FFT, n_mels=_BANDS, fmin=_LOWEST, fmax=_HIGHEST)).double()
+    filters = mel_filterbank(RATE_24K, _FFT, _BANDS, _HIGHEST, _LOWEST).double()
     bands = power @ filters.T
     return 0.5 * bands.clamp(min=max(float(bands.max()) * 10 ** (-_DEPTH_DB / 10), 1e-17)).log()
 

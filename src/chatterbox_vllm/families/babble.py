@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from chatterbox_vllm.audio.features import RATE_16K, mel_filterbank
 from chatterbox_vllm.caches.disk import built_once, cache_directory
 from chatterbox_vllm.checkpoint.config import (
     CONFIG_FILE,
@@ -139,10 +140,8 @@ def _random_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _speech_tokenizer_filters(shape: tuple[int, ...]) -> torch.Tensor:
-    from librosa.filters import mel
-
     mels, bins = shape
-    return torch.from_numpy(mel(sr=16_000, n_fft=2 * (bins - 1), n_mels=mels))
+    return mel_filterbank(RATE_16K, 2 * (bins - 1), mels, RATE_16K / 2)
 
 
 # Residual channels of T3 that no random weight writes to.

@@ -7,7 +7,7 @@ from pathlib import Path
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.registry import family_of
-from chatterbox_vllm.voices.library import SUFFIX, is_voice_name, named_alike
+from chatterbox_vllm.voices.naming import SUFFIX, is_voice_name, named_alike
 
 # Of a model's directory, where it has more voices than one.
 VOICES = "voices"

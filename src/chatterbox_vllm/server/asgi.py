@@ -34,8 +34,6 @@ async def refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) ->
             await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
             return
         kind = "websocket.http"
-    elif error.status in (408, 413, 431):
-        headers["connection"] = "close"  # the rest of the request is not read
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": f"{kind}.response.start", "status": error.status, "headers": raw})
     await send({"type": f"{kind}.response.body", "body": body, "more_body": False})

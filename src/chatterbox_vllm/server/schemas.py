@@ -140,6 +140,9 @@ class ListedVoice(BaseModel):
     name: str
     kind: Literal["library", "model", "alias"]
     speaks_as: str | None = Field(default=None, description="the voice that an alias stands for")
+    created_at: int | None = Field(default=None, description="when a voice of the library was made")
+    languages: list[str] = Field(default=[], description="BCP 47 tags of what the reference clip spoke, as far as told")
+    preview: str | None = Field(default=None, description="path of a short clip of the speaker, where there is one")
 
 
 class VoiceList(BaseModel):

@@ -8,15 +8,20 @@ import binascii
 import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from chatterbox_vllm.errors import ChatterboxError, ConfigError
+from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.errors import ChatterboxError, ConfigError, OutputError
 from chatterbox_vllm.server.errors import ApiError
 from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.remote import fetch_public
 from chatterbox_vllm.server.schemas import ListedVoice
+from chatterbox_vllm.voices.entries import About, NamedVoice
 from chatterbox_vllm.voices.library import VoiceLibrary
-from chatterbox_vllm.voices.records import VoiceRecord, check_label, draw_id
+from chatterbox_vllm.voices.naming import check_label
+from chatterbox_vllm.voices.preview import preview_of
+from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
 
 if TYPE_CHECKING:
     from chatterbox_vllm.tts import ChatterboxTTS
@@ -49,10 +54,11 @@ class VoiceBook:
         self._options = options
         self._enrolling = asyncio.Semaphore(_ENROLLING)
         self._own: tuple[str, ...] = ()
+        self._codebook: str | None = None
 
     def learn(self, tts: ChatterboxTTS) -> None:
-        """Take down the names of the model's own voices, which are listed also while the model is unloaded."""
-        self._own = tuple(tts.voices)
+        """Take down which voices the model has and can use; they are listed also while it is unloaded."""
+        self._own, self._codebook = tuple(tts.voices), tts.codebook
 
     def check_options(self, tts: ChatterboxTTS) -> None:
         """Refuse options that name voices which there are not, before a request meets them.
@@ -110,16 +116,17 @@ class VoiceBook:
             raise ApiError(400, "ref_audio: is neither base64 nor an address", "ref_audio", "invalid_audio") from None
 
     def _named(self, tts: ChatterboxTTS, name: str | None) -> Voice:
+        saved = None if name is None else self.library.look_for(name, tts.codebook)
         target = name
-        if name is not None and self.library.saved_as(name) is None and name not in self._own:
+        if name is not None and saved is None and name not in self._own:
             target = self._stands_for(name)
+            saved = None if target is None else self.library.look_for(target, tts.codebook)
         if target is None or target == DEFAULT:
             if tts.conds is None:
                 raise ApiError(400, "the model has no voice of its own: name one", "voice", "voice_needed")
             return tts.conds
-        saved = self.library.saved_as(target)
         if saved is not None:
-            return tts.enrol(self.library.get(saved).path)
+            return self.library.read(saved, tts.enrol)
         if target in self._own:
             return tts.builtin_voice(target)
         raise self.unknown(str(name))
@@ -130,7 +137,7 @@ class VoiceBook:
         Raises:
             ApiError: the name is no alias.
         """
-        if (voice := self._aliases().get(name)) is not None:
+        if (voice := self._options.voice_aliases.get(name) or self.library.alias(name)) is not None:
             return voice
         if name == DEFAULT:
             return None
@@ -141,10 +148,6 @@ class VoiceBook:
             return alike[0] if alike else others[OPENAI_VOICES.index(name) % len(others)] if others else None
         raise self.unknown(name)
 
-    def _aliases(self) -> dict[str, str]:
-        """The library's aliases, and before them the server's own."""
-        return self.library.aliases() | self._options.voice_aliases
-
     def unknown(self, name: str) -> ApiError:
         """The answer for a name that means nothing."""
         names = [voice.name for voice in self.listed()]
@@ -154,23 +157,20 @@ class VoiceBook:
         )
 
     def listed(self) -> list[ListedVoice]:
-        """All voices: those of the library, the model's own, and aliases."""
-        records = {record.id: record for record in self.library.records.all()}
-        entries = []
-        for saved in self.library.voices():
-            known = records.get(saved.name)
-            entries.append(ListedVoice(id=saved.name, name=known.name if known else saved.name, kind="library"))
+        """All voices that the model can use: those of the library, the model's own, and aliases."""
+        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.codebook == self._codebook]
+        entries = [_listed(voice) for voice in saved]
         entries.append(ListedVoice(id=DEFAULT, name=DEFAULT, kind="model"))
         entries += [ListedVoice(id=name, name=name, kind="model") for name in self._own]
         taken = {entry.id for entry in entries}
-        for alias in (*self._aliases(), *OPENAI_VOICES):
+        for alias in (*(self.library.aliases() | self._options.voice_aliases), *OPENAI_VOICES):
             if alias not in taken:
                 taken.add(alias)
                 stands = self._stands_for(alias) or DEFAULT
                 entries.append(ListedVoice(id=alias, name=alias, kind="alias", speaks_as=stands))
         return entries
 
-    def add(self, name: str, voice: Voice, consent: str | None, created_at: int) -> VoiceRecord:
+    def add(self, name: str, voice: Voice, about: About) -> NamedVoice:
         """Keep a voice of an owner's.
 
         Raises:
@@ -178,20 +178,50 @@ class VoiceBook:
             ConfigError, OutputError: the name is none, or it cannot be written.
         """
         label = check_label(name)
-        if self.library.saved_as(label) is not None:
-            raise ApiError(409, f"there is a voice {label!r} already; choose another name", "name", "name_taken")
-        record = VoiceRecord(draw_id("voice"), label, created_at, consent)
-        self.library.save(record.id, voice)
-        self.library.records.put(record)
-        return record
+        taken = ApiError(409, f"there is a voice {label!r} already; choose another name", "name", "name_taken")
+        if self.library.look_for(label) is not None:
+            raise taken
+        try:
+            return self.library.keep(label, voice, about=about, numbered=True)
+        except OutputError:
+            if self.library.look_for(label) is not None:  # somebody else was faster
+                raise taken from None
+            raise
 
     def delete(self, voice: str) -> str | None:
         """Remove a voice of the library by its id or name; None where there is none."""
-        saved = self.library.saved_as(voice)
-        if saved is None:
-            return None
         try:
-            self.library.delete(saved)
-        except ConfigError:  # somebody else was faster
+            return self.library.delete(voice)
+        except ConfigError:
             return None
-        return saved
+
+    def preview(self, voice: str) -> bytes | None:
+        """The preview of a voice or of what an alias stands for, as FLAC; None where there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        saved = self.library.look_for(voice, self._codebook)
+        if saved is None and voice not in self._own:
+            try:
+                target = self._stands_for(voice)
+            except ApiError:
+                return None
+            saved = None if target is None else self.library.look_for(target, self._codebook)
+        return None if saved is None or saved.preview is None else self.library.contents.read(saved.preview)
+
+
+def preview_of_clip(clip: bytes) -> bytes:
+    """The preview of a reference clip, the bytes of an audio file that was enrolled."""
+    return preview_of(*decode_audio(clip, MAX_REFERENCE_SECONDS))
+
+
+def _listed(voice: NamedVoice) -> ListedVoice:
+    return ListedVoice(
+        id=voice.id,
+        name=voice.name,
+        kind="library",
+        created_at=round(voice.saved.timestamp()),
+        languages=list(voice.languages),
+        preview=None if voice.preview is None else f"/v1/audio/voices/{quote(voice.id, safe='')}/preview",
+    )

@@ -28,7 +28,7 @@ from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup.planning import Settings
-from chatterbox_vllm.setup.preflight import preflight
+from chatterbox_vllm.setup.preflight import cpu_watermarker, preflight
 from chatterbox_vllm.setup.support import require_support, support
 from chatterbox_vllm.setup.tiers import Plan
 from chatterbox_vllm.t3.quantization.methods import method_in_force
@@ -129,7 +129,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         keep=plan.enrolment != "released",
     )
     builder = family.read_prompt_builder(config.t3, files["t3"])
-    watermarker = Watermarker(aside) if settings.watermark else None
+    watermarker = _watermarker(aside) if settings.watermark else None
     s3gen = S3Gen.from_weights(
         config.s3gen,
         files["s3gen"],
@@ -161,6 +161,10 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         lookahead=config.s3gen.flow.lookahead,
     )
     return Parts(plan, Engine(scheduler, talker, voicing), enroller, voice)
+
+
+def _watermarker(device: torch.device) -> Watermarker:
+    return cpu_watermarker() if device.type == "cpu" else Watermarker(device)
 
 
 def _t3_options(settings: Settings, plan: Plan) -> T3Options:

@@ -33,20 +33,22 @@ def preflight(settings: Settings, plan: Plan) -> None:
     check_card(settings.device)
     check_model_len(settings.config.t3, plan.max_model_len)
     if settings.watermark:
-        check_watermark()
+        cpu_watermarker()
     check_memory(settings, plan)
     if settings.cuda_graphs:
         check_disk()
 
 
 @functools.cache
-def check_watermark() -> None:
-    """Load the watermark's network once, to see that it can be.
+def cpu_watermarker() -> Watermarker:
+    """The watermark with its network loaded on the CPU, once for all models of this process.
 
     Raises:
         ConfigError: resemble-perth or something that it needs cannot be loaded.
     """
-    Watermarker("cpu").load()
+    watermarker = Watermarker("cpu")
+    watermarker.load()
+    return watermarker
 
 
 def check_memory(settings: Settings, plan: Plan) -> None:

@@ -11,6 +11,7 @@ from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import AudioError
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
+from chatterbox_vllm.voices.preview import preview_of
 from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
 from chatterbox_vllm.voices.saved import is_saved_voice
 from chatterbox_vllm.voices.voice import Voice
@@ -66,6 +67,15 @@ def check_voice_file(path: Path, config: ModelConfig | None = None) -> None:
         Voice.load(path, config)
     else:
         check_reference(*_decoded(path))
+
+
+def preview_of_file(path: Path) -> bytes | None:
+    """The preview of a clip that was enrolled; None for a saved voice, which holds none.
+
+    Raises:
+        AudioError: the clip cannot be read or decoded.
+    """
+    return None if _is_saved(path) else preview_of(*_decoded(path))
 
 
 def _decoded(clip: Path | bytes) -> tuple[np.ndarray, int]:

@@ -1,48 +1,47 @@
-"""Voices by name: saved voices in one directory."""
+"""Voices by name, in a directory that processes and machines may share.
+
+names/      a small record for each name and codebook, which points to
+contents/   files named by the digest of what they hold: the voice itself, and a short clip of the speaker
+aliases/    names that stand for voices
+consents/   recordings of speakers who agree, kept by servers
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import stat
-import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from difflib import get_close_matches
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from chatterbox_vllm.caches.atomic import whole_file
 from chatterbox_vllm.checkpoint.config import ModelConfig
-from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
-from chatterbox_vllm.voices.records import Records, VoiceRecord, check_label
+from chatterbox_vllm.errors import ChatterboxError, CheckpointError, ConfigError, OutputError
+from chatterbox_vllm.voices import preview as previews
+from chatterbox_vllm.voices.aliases import Aliases
+from chatterbox_vllm.voices.contents import Contents
+from chatterbox_vllm.voices.earlier import EarlierVoices, PlainVoice
+from chatterbox_vllm.voices.entries import About, NamedVoice, Swept, entry_of, entry_of_plain
+from chatterbox_vllm.voices.naming import (
+    SUFFIX,
+    check_label,
+    check_voice_name,
+    draw_id,
+    is_voice_id,
+    name_key,
+    named_alike,
+)
+from chatterbox_vllm.voices.place import default_directory
+from chatterbox_vllm.voices.records import Records, VoiceRecord, record_key
+from chatterbox_vllm.voices.saved import read_voice
 from chatterbox_vllm.voices.voice import Voice
 
-SUFFIX = ".pt"
-_ALIASES = "aliases.json"
-_LONGEST_NAME = 64
-_MOST_TOLD = 10
-
-
-@dataclass(frozen=True)
-class NamedVoice:
-    """A voice of the library.
-
-    Attributes:
-        bytes: of its file.
-        saved: when it was written.
-    """
-
-    name: str
-    path: Path
-    bytes: int
-    saved: datetime
+# While a content is taken aside to be removed, a reader may find it missing for a moment.
+_LOOKS, _READS, _LOOK_SECONDS = 20, 3, 0.05
 
 
 class VoiceLibrary:
-    """The saved voices of a directory, one file each; it is made when the first voice is saved.
+    """The saved voices of a directory; it is made when the first voice is saved.
 
-    Files are written whole or not at all, so that processes may share the directory.
+    Every file appears whole or not at all and nothing is locked, so that processes may share the directory, also over
+    a network file system.
 
     Args:
         directory: None is what CHATTERBOX_VOICES names, or else `chatterbox-vllm/voices` in the user's data directory.
@@ -53,62 +52,122 @@ class VoiceLibrary:
 
     def __init__(self, directory: Path | None = None):
         self.directory = directory or default_directory()
+        self.contents = Contents(self.directory / "contents")
+        self.records = Records(
+            self.directory / "names", VoiceRecord, lambda record: record.key, r"[0-9a-f]{32}-[0-9a-f]{8}"
+        )
+        self._aliases = Aliases(self.directory)
+        self._earlier = EarlierVoices(self.directory)
 
-    def save(self, name: str, voice: Voice, overwrite: bool = False) -> Path:
-        """Keep a voice under a name.
+    def save(self, name: str, voice: Voice, overwrite: bool = False, about: About | None = None) -> Path:
+        """Keep a voice under a name that is easily typed; see `keep`.
 
         Returns:
             Its file.
 
         Raises:
-            ConfigError: the name cannot be used.
-            OutputError: the library has a voice of that name and it is not to be overwritten, or cannot be written.
+            ConfigError, OutputError: as `keep`; or the name is none of letters, digits, '-' and '_'.
         """
-        path = self.check_free(name, overwrite)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set CHATTERBOX_VOICES "
-                "to a directory that can be written"
-            ) from error
-        voice.save(path, overwrite)
-        return path
+        return self.keep(check_voice_name(name), voice, overwrite, about).path
 
-    def check_free(self, name: str, overwrite: bool = False) -> Path:
-        """The file that `save` would write; costs nothing, so ask before a voice is enrolled.
+    def keep(
+        self, name: str, voice: Voice, overwrite: bool = False, about: About | None = None, numbered: bool = False
+    ) -> NamedVoice:
+        """Keep a voice under any name. A name may have one voice for each codebook.
+
+        Args:
+            overwrite: whether it may take the place of one that is there.
+            numbered: whether the voice's id is a new number and not its name.
 
         Raises:
-            ConfigError, OutputError: as `save`, for the name.
+            ConfigError: the name cannot be used.
+            OutputError: the library has such a voice and it is not to be overwritten, or it cannot be written.
         """
-        path = self._path(name)
-        if not overwrite and path.exists():
-            raise OutputError(f"there is a voice named {name!r} already; choose another name, or delete it first")
-        return path
+        about = about or About()
+        name = check_label(name)
+        self.check_free(name, voice.codebook, overwrite)
+        parts = [(voice.to_bytes(), SUFFIX)] + ([(about.preview, previews.SUFFIX)] if about.preview else [])
+        paths = [self._put(*part) for part in parts]
+        siblings = self._of_name(name)
+        number = siblings[0].id if siblings else draw_id("voice") if numbered else name
+        digests = [path.stem for path in paths]
+        record = VoiceRecord(
+            name,
+            number,
+            int(time.time()),
+            voice.codebook,
+            digests[0],
+            len(parts[0][0]),
+            digests[1] if about.preview else None,
+            about.languages,
+            about.consent,
+        )
+        earlier = [old for old in siblings if old.codebook == voice.codebook]
+        try:
+            self.records.put(record, overwrite)
+        except FileExistsError:  # another process was faster
+            self._drop(set(digests))
+            raise _taken(name) from None
+        for part in parts:  # what was there may have been removed before the record pointed to it
+            self._put(*part)
+        if overwrite:
+            if (plain := self._plain(name, voice.codebook)) is not None:
+                self._earlier.delete(plain)
+            self._drop(_digests(earlier))
+        return self._entry(record)
+
+    def check_free(self, name: str, codebook: str | None = None, overwrite: bool = False) -> None:
+        """Whether `save` would take a name; costs nothing, so ask before a voice is enrolled.
+
+        Raises:
+            ConfigError, OutputError: as `keep`, for the name.
+        """
+        if is_voice_id(check_label(name)):
+            raise ConfigError(f"a voice cannot be named {name!r}, which is what ids look like; choose another name")
+        taken = self.records.path(record_key(name, codebook)).exists() or self._plain(name, codebook) is not None
+        if taken and not overwrite:
+            raise _taken(name)
 
     def voices(self) -> list[NamedVoice]:
-        """All voices in the order of their names; other files are left alone.
+        """All voices in the order of their names. Other files are left alone, and so are damaged ones.
 
         Raises:
             ConfigError: the directory cannot be read.
         """
-        try:
-            paths = sorted(self.directory.iterdir()) if self.directory.exists() else []
-        except OSError as error:
-            raise ConfigError(
-                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set CHATTERBOX_VOICES "
-                "to another directory"
-            ) from error
-        entries = (_entry(path) for path in paths if path.suffix == SUFFIX and is_voice_name(path.stem))
-        return [entry for entry in entries if entry is not None]
+        found = [self._entry(record) for record in self.records.all()]
+        found += [entry_of_plain(voice) for voice in self._earlier.all()]
+        return sorted(found, key=lambda voice: (voice.name, voice.codebook or "", voice.is_plain))
 
-    def get(self, name: str) -> NamedVoice:
-        """The voice of a name: `get(name).path` is its file, for `ChatterboxTTS.enrol`.
+    def look_for(self, name: str, codebook: str | None = None) -> NamedVoice | None:
+        """The voice of a name or an id, or None.
+
+        Args:
+            codebook: of the model that is to speak. Where the name has voices, but none for it, it is one of those.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        record = self.records.get(record_key(name, codebook))
+        if record is not None:
+            return self._whole(record)
+        others = self._of_name(name) or self._of_id(name)
+        fitting = [voice for voice in others if voice.codebook == codebook]
+        plain = self._earlier.find(name)
+        if plain is not None and not fitting:
+            return entry_of_plain(plain)
+        return self._whole((fitting or others)[0]) if others else None
+
+    def get(self, name: str, codebook: str | None = None) -> NamedVoice:
+        """The voice of a name or an id: `get(name).path` is its file, for `ChatterboxTTS.enrol`.
+
+        Args:
+            codebook: as for `look_for`.
 
         Raises:
             ConfigError: there is none.
+            CheckpointError: it is damaged.
         """
-        entry = _entry(self._path(name))
+        entry = self.look_for(name, codebook)
         if entry is None:
             raise self._unknown(name)
         return entry
@@ -120,59 +179,89 @@ class VoiceLibrary:
             ConfigError: there is none.
             CheckpointError: its file is damaged, or made for another model.
         """
-        return Voice.load(self.get(name).path, config)
+        config = config or ModelConfig()
+        return self.read(self.get(name, config.codebook), lambda path: Voice.load(path, config))
 
-    def delete(self, name: str) -> None:
-        """Remove the voice of a name.
+    def read(self, voice: NamedVoice, reader: Callable[[Path], Voice]) -> Voice:
+        """What a reader makes of a voice's file.
+
+        Raises:
+            ChatterboxError: what the reader raises.
+        """
+        for _ in range(_READS - 1):
+            try:
+                return reader(voice.path)
+            except ChatterboxError:  # perhaps it is aside for the moment, see `contents`
+                time.sleep(_LOOK_SECONDS)
+        return reader(voice.path)
+
+    def delete(self, name: str) -> str:
+        """Remove the voice of a name or an id, for all codebooks, with all content that no other voice uses.
+
+        Returns:
+            Its id.
 
         Raises:
             ConfigError: there is none.
             OutputError: it cannot be removed.
         """
-        path = self._path(self.saved_as(name) or name)
+        records = self._of_name(name) or self._of_id(name)
+        plain = self._earlier.find(name)
+        # Damaged ones as well.
+        keys = {*self.records.keys(f"{name_key(name)}-"), *(record.key for record in records)}
         try:
-            path.unlink()
-            self.records.delete(path.stem)
-        except FileNotFoundError:
-            raise self._unknown(name) from None
+            gone = [self.records.delete(key) for key in keys]
+            if plain is not None:
+                gone.append(self._earlier.delete(plain))
+            if not any(gone):
+                raise self._unknown(name)
         except OSError as error:
-            raise OutputError(f"{path}: the voice cannot be deleted ({error.strerror})") from error
+            raise OutputError(f"{self.directory}: {name!r} cannot be removed ({error.strerror or error})") from error
+        self._drop(_digests(records))
+        return records[0].id if records else plain.id if plain is not None else name
 
-    def look_up(self, name_or_path: str) -> Path | None:
-        """An existing file, or that of the voice of a name; None where there is neither."""
-        if _entry(Path(name_or_path)) is not None:
-            return Path(name_or_path)
-        saved = self.saved_as(name_or_path)
-        return None if saved is None else self._path(saved)
+    def sweep(self) -> Swept:
+        """Remove what nothing points to and what killed processes have left behind, and look through all voices.
 
-    def saved_as(self, name: str) -> str | None:
-        """The name of a voice's file: of a voice of that name, or of one that its owner calls so; None without one."""
-        if is_voice_name(name) and _entry(self._path(name)) is not None:
-            return name
-        called = (record.id for record in self.records.all() if record.name == name)
-        return next((saved for saved in called if _entry(self._path(saved)) is not None), None)
+        Raises:
+            ConfigError: the directory cannot be read.
+            OutputError: a file cannot be removed.
+        """
+        try:
+            removed = self.contents.sweep(self.records.digests) + self.records.sweep() + self._aliases.records.sweep()
+        except OSError as error:
+            raise OutputError(f"{self.directory}: cannot be swept ({error.strerror or error})") from error
+        faults = self.records.faults() + self._aliases.records.faults()
+        for record in self.records.all():
+            try:
+                self.read(self._whole(record), Voice.unchecked)
+                if record.preview is not None:
+                    self.contents.read(self.contents.path(record.preview, previews.SUFFIX))
+            except CheckpointError as error:
+                if self.records.get(record.key) == record:  # else it was removed meanwhile
+                    faults.append(f"{record.name}: {error}")
+        for plain in self._earlier.all():
+            try:
+                read_voice(plain.path)
+            except CheckpointError as error:
+                faults.append(f"{plain.name}: {error}")
+        return Swept(tuple(removed), tuple(faults))
 
-    @property
-    def records(self) -> Records:
-        """What is known of voices that were made through a server, whose files have numbers for names."""
-        return Records(self.directory, "voice", VoiceRecord)
+    def alias(self, name: str) -> str | None:
+        """What an alias stands for; None for a name that is none.
+
+        Raises:
+            CheckpointError: the file that holds it is damaged.
+        """
+        return self._aliases.get(name)
 
     def aliases(self) -> dict[str, str]:
         """Names that stand for voices, of this library or of a model, by the alias.
 
         Raises:
-            CheckpointError: the file that holds them is damaged.
+            CheckpointError: the file of earlier versions that holds them is damaged.
         """
-        path = self.directory / _ALIASES
-        try:
-            found = json.loads(path.read_bytes())
-            if not isinstance(found, dict) or not all(isinstance(voice, str) for voice in found.values()):
-                raise ValueError("it is no table of names")
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); delete it and set the aliases anew") from error
-        return found
+        return self._aliases.all()
 
     def set_alias(self, alias: str, voice: str | None) -> None:
         """Let a name stand for a voice; None takes the alias back.
@@ -181,36 +270,39 @@ class VoiceLibrary:
             ConfigError: the alias cannot be a name, is a voice's own, or is none that could be taken back.
             OutputError: it cannot be written.
         """
-        found = self.aliases()
         if voice is None:
-            if found.pop(alias, None) is None:
-                raise ConfigError(f"there is no alias {alias!r}; give one{named_alike(alias, found)}")
+            self._aliases.delete(alias)
+        elif self.look_for(alias) is not None:
+            raise ConfigError(f"{alias!r} is a voice of its own: choose another alias, or remove that voice first")
         else:
-            check_label(alias, "an alias")
-            if self.saved_as(alias) is not None:
-                raise ConfigError(f"{alias!r} is a voice of its own: choose another alias, or remove that voice first")
-            found[alias] = voice
-        path = self.directory / _ALIASES
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                file.write(json.dumps(found, ensure_ascii=False, indent=1, sort_keys=True).encode())
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error}); make room") from error
+            self._aliases.put(alias, voice)
 
-    def find(self, name_or_path: str, own: Mapping[str, Path] | None = None) -> Path:
+    def look_up(self, name_or_path: str, codebook: str | None = None) -> Path | None:
+        """An existing file, or that of the voice of a name; None where there is neither.
+
+        Raises:
+            CheckpointError: the voice of that name is damaged.
+        """
+        if _is_file(Path(name_or_path)):
+            return Path(name_or_path)
+        found = self.look_for(name_or_path, codebook)
+        return None if found is None else found.path
+
+    def find(self, name_or_path: str, own: Mapping[str, Path] | None = None, codebook: str | None = None) -> Path:
         """The file that a user of this machine means: an existing file, or the voice of that name, here or a model's.
 
         Args:
             own: files of the voices that come with a model, by name; a saved voice of the same name goes before.
+            codebook: of the model that is to speak.
 
         Raises:
             ConfigError: there is no such file or voice.
+            CheckpointError: the voice of that name is damaged.
         """
         own = own or {}
-        path = self.look_up(name_or_path) or own.get(name_or_path)
-        if path is None and (meant := self.aliases().get(name_or_path)) is not None:
-            path = self.look_up(meant) or own.get(meant)
+        path = self.look_up(name_or_path, codebook) or own.get(name_or_path)
+        if path is None and (meant := self.alias(name_or_path)) is not None:
+            path = self.look_up(meant, codebook) or own.get(meant)
         if path is None:
             others = " or with the model" if own else ""
             names = [*(voice.name for voice in self.voices()), *own]
@@ -220,60 +312,86 @@ class VoiceLibrary:
             )
         return path
 
-    def _path(self, name: str) -> Path:
-        if not is_voice_name(name):
-            raise ConfigError(
-                f"a voice cannot be named {name!r}; use 1 to {_LONGEST_NAME} letters, digits, '-' and '_', a letter or "
-                "digit first"
-            )
-        return self.directory / f"{name}{SUFFIX}"
+    def _put(self, data: bytes, suffix: str) -> Path:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.directory}: the library of voices cannot be made ({error.strerror}); set CHATTERBOX_VOICES "
+                "to a directory that can be written"
+            ) from error
+        return self.contents.put(data, suffix)
+
+    def _drop(self, digests: set[str]) -> None:
+        """Remove contents that nothing points to any more.
+
+        Raises:
+            OutputError: a file cannot be removed.
+        """
+        try:
+            self.contents.remove_unused(digests, self.records.digests)
+        except OSError as error:
+            raise OutputError(f"{self.directory}: content cannot be removed ({error.strerror or error})") from error
+
+    def _of_name(self, name: str) -> list[VoiceRecord]:
+        """The records of a name, for all codebooks; damaged ones are left out."""
+        found = []
+        for key in self.records.keys(f"{name_key(name)}-"):
+            try:
+                record = self.records.get(key)
+            except CheckpointError:
+                continue
+            if record is not None:
+                found.append(record)
+        return found
+
+    def _plain(self, name: str, codebook: str | None) -> PlainVoice | None:
+        """A voice of that name and codebook that lies in the directory itself, or a damaged one."""
+        plain = self._earlier.find(name)
+        try:
+            return plain if plain is not None and read_voice(plain.path)[2] == codebook else None
+        except CheckpointError:
+            return plain
+
+    def _of_id(self, name: str) -> list[VoiceRecord]:
+        return [voice for voice in self.records.all() if voice.id == name] if is_voice_id(name) else []
+
+    def _entry(self, record: VoiceRecord) -> NamedVoice:
+        preview = self.contents.path(record.preview, previews.SUFFIX) if record.preview else None
+        return entry_of(record, self.contents.path(record.voice, SUFFIX), preview)
+
+    def _whole(self, record: VoiceRecord) -> NamedVoice:
+        """The entry of a record whose content is there.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        entry = self._entry(record)
+        for look in range(_LOOKS):
+            if entry.path.exists() or self.contents.restore(entry.path):
+                return entry
+            if self.records.get(record.key) != record:  # it was removed or replaced meanwhile
+                break
+            time.sleep(_LOOK_SECONDS if look else 0)
+        raise CheckpointError(
+            f"the voice {record.name!r} is damaged: {entry.path} is missing; remove the voice and add it anew"
+        )
 
     def _unknown(self, name: str) -> ConfigError:
         alike = named_alike(name, [voice.name for voice in self.voices()])
         return ConfigError(f"there is no voice named {name!r} in {self.directory}; give the name of one{alike}")
 
 
-def named_alike(name: str, names: Iterable[str]) -> str:
-    """For the end of a message: the names that come nearest to one that is unknown, or else the first few."""
-    by_fold = {known.casefold(): known for known in names}
-    near = get_close_matches(name.casefold(), by_fold, n=_MOST_TOLD)
-    told = [by_fold[fold] for fold in near] or list(by_fold.values())[:_MOST_TOLD]
-    return f", such as {', '.join(told)}" if told else " (there are none yet)"
+def _digests(records: Iterable[VoiceRecord]) -> set[str]:
+    return {digest for record in records for digest in (record.voice, record.preview) if digest is not None}
 
 
-def _entry(path: Path) -> NamedVoice | None:
-    """What a file's name and status tell; None where there is no file."""
+def _taken(name: str) -> OutputError:
+    return OutputError(f"there is a voice named {name!r} already; choose another name, or remove it first")
+
+
+def _is_file(path: Path) -> bool:
     try:
-        status = path.stat()
+        return path.is_file()
     except (OSError, ValueError):  # ValueError: a null character in the name
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    saved = datetime.fromtimestamp(status.st_mtime, timezone.utc)
-    return NamedVoice(path.stem, path, status.st_size, saved)
-
-
-def is_voice_name(name: object) -> bool:
-    """Whether a voice can be kept under that name: letters (of any script, composed), digits, '-' and '_'."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) <= _LONGEST_NAME
-        and name[0].isalnum()
-        and all(character.isalnum() or character in "-_" for character in name)
-        and unicodedata.is_normalized("NFC", name)
-        and len((name + SUFFIX).encode()) <= 255
-    )
-
-
-def default_directory() -> Path:
-    """CHATTERBOX_VOICES, or this package's place in the user's data directory.
-
-    Raises:
-        ConfigError: the user has no home directory.
-    """
-    if own := os.environ.get("CHATTERBOX_VOICES"):
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "chatterbox-vllm" / "voices"
-    except RuntimeError as error:
-        raise ConfigError(f"there is no place for voices ({error}); set CHATTERBOX_VOICES to a directory") from error
+        return False

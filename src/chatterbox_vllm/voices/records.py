@@ -1,44 +1,74 @@
-"""What is known of a saved voice beside its sound, in a JSON file next to it; and recordings of consent.
+"""What is known of a voice beside its sound, and of a speaker's consent: small JSON files, one a thing.
 
-Files are named by numbers that are drawn here. What users call a thing stands inside.
+Files are named by digests or by numbers that are drawn here. What users call a thing stands inside.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import secrets
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import StringConstraints, TypeAdapter
 
 from chatterbox_vllm.caches.atomic import whole_file
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
+from chatterbox_vllm.voices.contents import DIGEST, left_behind, look_anew
+from chatterbox_vllm.voices.naming import NUMBER, check_label, check_language, draw_id, name_key
 
-_NUMBER_BYTES = 12
 _MOST_BYTES = 64 << 10
-_LONGEST_NAME = 200
+
+Digest = Annotated[str, StringConstraints(pattern=f"^{DIGEST}$")]
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
 class VoiceRecord:
-    """A voice as its owner knows it.
+    """A voice of a name for models of one codebook; a name may have one for each.
 
     Attributes:
-        id: the name of its file in the library.
         name: what its owner calls it; any text.
+        id: the same for all codebooks.
         created_at: seconds since 1970.
-        consent: the id of the consent that it was made with.
+        codebook: see `ModelConfig.codebook`.
+        voice: digest of its file.
+        bytes: of its file.
+        preview: digest of a short clip of the speaker.
         languages: BCP 47 tags of what the clip speaks.
+        consent: the id of the consent that it was made with.
     """
 
-    id: str
     name: str
+    id: str
     created_at: int
-    consent: str | None = None
+    codebook: str | None
+    voice: Digest
+    bytes: int
+    preview: Digest | None = None
     languages: tuple[str, ...] = ()
+    consent: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What its file is called."""
+        return record_key(self.name, self.codebook)
+
+
+def record_key(name: str, codebook: str | None) -> str:
+    """What the file of a name and codebook is called."""
+    return f"{name_key(name)}-{name_key(codebook or '')[:8]}"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name that stands for a voice."""
+
+    alias: str
+    voice: str
 
 
 @dataclass(frozen=True)
@@ -58,104 +88,149 @@ class Consent:
     created_at: int
 
 
-def check_label(name: str, what: str = "name") -> str:
-    """A name that people read: one line, not empty.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not 0 < len(name.strip()) <= _LONGEST_NAME or not name.isprintable():
-        raise ConfigError(f"{what} must be 1 to {_LONGEST_NAME} printable characters, not {name[:40]!r}")
-    return name.strip()
-
-
-def draw_id(prefix: str) -> str:
-    """A new id, such as voice_0f3a…, which nobody can guess."""
-    return f"{prefix}_{secrets.token_hex(_NUMBER_BYTES)}"
-
-
-class Records:
-    """JSON files of one kind in a directory, each written whole.
+class Records(Generic[Record]):
+    """JSON files of one kind in a directory, each written whole; it is made when the first is put there.
 
     Args:
-        prefix: of the ids.
         make: the kind of record.
+        key: the name of a record's file, without its suffix.
+        pattern: of such names.
     """
 
-    def __init__(self, directory: Path, prefix: str, make: type[Any]):
+    def __init__(self, directory: Path, make: type[Record], key: Callable[[Record], str], pattern: str):
         self.directory = directory
-        self._id = re.compile(rf"{prefix}_[0-9a-f]{{{2 * _NUMBER_BYTES}}}")
-        self._make: Callable[..., Any] = make
-        self._names = {f.name for f in fields(make)}
+        self._key, self._pattern = key, re.compile(pattern)
+        self._adapter = TypeAdapter(make)
 
-    def is_id(self, value: str) -> bool:
-        """Whether it can be the id of a record; no other text comes near a path."""
-        return self._id.fullmatch(value) is not None
+    def path(self, key: str) -> Path:
+        """The file of a key.
 
-    def path(self, record: str) -> Path:
-        """The file of a record."""
-        if not self.is_id(record):
-            raise ConfigError(f"{record[:80]!r} is no id")
-        return self.directory / f"{record}.json"
+        Raises:
+            ConfigError: it cannot be one; no other text comes near a path.
+        """
+        if self._pattern.fullmatch(key) is None:
+            raise ConfigError(f"{key[:80]!r} is no id")
+        return self.directory / f"{key}.json"
 
-    def get(self, record: str) -> Any:
-        """A record, or None where there is none of that id.
+    def get(self, key: str) -> Record | None:
+        """A record, or None where there is none of that key.
 
         Raises:
             CheckpointError: its file is damaged.
         """
-        if not self.is_id(record):
+        if self._pattern.fullmatch(key) is None:
             return None
-        path = self.path(record)
+        path = self.path(key)
         try:
             with path.open("rb") as file:
-                data = json.loads(file.read(_MOST_BYTES))
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name in self._names}
-            return self._make(**values | {"id": record})
+                record = self._adapter.validate_json(file.read(_MOST_BYTES), strict=True)
+            if self._key(record) != key:
+                raise ValueError("it is of another name")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: damaged, or not a record ({error}); delete it") from error
+        except (OSError, ValueError) as error:
+            reason = (str(error).splitlines() or ["it cannot be read"])[-1].strip()[:200]
+            raise CheckpointError(f"{path}: damaged, or not a record ({reason}); delete it") from error
+        return record
 
-    def put(self, record: Any) -> None:
-        """Write a record, in the place of an earlier one.
+    def put(self, record: Record, overwrite: bool = True) -> None:
+        """Write a record.
+
+        Args:
+            overwrite: whether an earlier one is replaced; where not, it is a `FileExistsError`. Of several processes
+                that write one at the same time, one does.
 
         Raises:
             OutputError: it cannot be written.
+            FileExistsError
         """
-        path = self.path(record.id)
+        path = self.path(self._key(record))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                file.write(json.dumps(asdict(record), ensure_ascii=False, indent=1).encode())
+            with whole_file(path, overwrite) as file:
+                file.write(self._adapter.dump_json(record, indent=1))
+        except FileExistsError:
+            raise
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error}); make room") from error
 
-    def all(self) -> list[Any]:
-        """All that can be read, the newest first."""
+    def keys(self, prefix: str = "") -> list[str]:
+        """The keys of all records.
+
+        Raises:
+            ConfigError: the directory cannot be read.
+        """
         try:
-            names = [path.stem for path in self.directory.glob("*.json") if self.is_id(path.stem)]
-        except OSError:
-            names = []
-        found = []
-        for name in names:
+            # No `Path` for each of them: names are looked up for every request, and there may be thousands.
+            names = [
+                name[:-5] for name in os.listdir(self.directory) if name.startswith(prefix) and name.endswith(".json")
+            ]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError(
+                f"{self.directory}: the library of voices cannot be read ({error.strerror}); set CHATTERBOX_VOICES "
+                "to another directory"
+            ) from error
+        return sorted(name for name in names if self._pattern.fullmatch(name))
+
+    def all(self) -> Iterator[Record]:
+        """All records that can be read: one that is damaged does not hide the others.
+
+        Raises:
+            ConfigError: the directory cannot be read.
+        """
+        for key in self.keys():
             try:
-                record = self.get(name)
-            except CheckpointError:  # one that is damaged does not hide the others
+                record = self.get(key)
+            except CheckpointError:
                 continue
             if record is not None:
-                found.append(record)
-        return sorted(found, key=lambda record: (-record.created_at, record.id))
+                yield record
 
-    def delete(self, record: str) -> bool:
+    def faults(self) -> list[str]:
+        """What is wrong with those that cannot be read."""
+        found = []
+        for key in self.keys():
+            try:
+                self.get(key)
+            except CheckpointError as error:
+                found.append(str(error))
+        return found
+
+    def delete(self, key: str) -> bool:
         """Remove a record; False where there was none."""
-        if not self.is_id(record):
+        if self._pattern.fullmatch(key) is None:
             return False
         try:
-            self.path(record).unlink()
+            self.path(key).unlink()
         except FileNotFoundError:
             return False
         return True
+
+    def digests(self) -> set[str]:
+        """All digests that stand in the files, also in damaged ones.
+
+        Raises:
+            OSError: one of them cannot be read.
+        """
+        found: set[str] = set()
+        if not self.directory.exists():
+            return found
+        look_anew(self.directory)
+        for key in self.keys():
+            try:
+                found.update(re.findall(DIGEST, self.path(key).read_bytes().decode(errors="replace")))
+            except FileNotFoundError:  # removed in this moment
+                continue
+        return found
+
+    def sweep(self) -> list[Path]:
+        """Remove what killed processes have left behind; returns the files that are gone."""
+        left = left_behind(self.directory) if self.directory.exists() else []
+        for path in left:
+            path.unlink(missing_ok=True)
+        return left
 
 
 @dataclass(frozen=True)
@@ -163,10 +238,15 @@ class Consents:
     """Recordings of consent, in a directory of the library."""
 
     directory: Path
-    records: Records = field(init=False)
+    records: Records[Consent] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "records", Records(self.directory, "cons", Consent))
+        records = Records(self.directory, Consent, lambda consent: consent.id, f"cons_{NUMBER}")
+        object.__setattr__(self, "records", records)
+
+    def all(self) -> list[Consent]:
+        """Those that can be read, the newest first."""
+        return sorted(self.records.all(), key=lambda consent: (-consent.created_at, consent.id))
 
     def create(self, name: str, language: str, recording: bytes) -> Consent:
         """Keep a recording, which the caller has found to be audio.
@@ -175,9 +255,7 @@ class Consents:
             ConfigError: a name or language that is none.
             OutputError: it cannot be written.
         """
-        if not re.fullmatch(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*", language):
-            raise ConfigError(f"language must be a BCP 47 tag such as en-US, not {language[:40]!r}")
-        consent = Consent(draw_id("cons"), check_label(name), language, int(time.time()))
+        consent = Consent(draw_id("cons"), check_label(name), check_language(language), int(time.time()))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with whole_file(self._recording(consent.id)) as file:

@@ -15,6 +15,7 @@ from chatterbox_vllm.caches.atomic import whole_file
 from chatterbox_vllm.errors import CheckpointError, OutputError
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
+from chatterbox_vllm.voices.contents import digest_of, promised_digest
 
 # A voice takes 0.2 MB, and 0.8 MB with the prompt embedding that the published implementation caches.
 MOST_BYTES = 8 << 20
@@ -58,17 +59,11 @@ def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt, str | None]
     return speaker, prompt, stored.name(_CODEBOOK)
 
 
-def write_voice(
-    path: Path, speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, overwrite: bool
-) -> None:
-    """Write a voice, whole or not at all.
+def voice_bytes(speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None) -> bytes:
+    """The file of a voice; equal voices have equal files.
 
     Args:
         codebook: what the speech tokens are called; a published voice's file says nothing of it.
-        overwrite: whether a file in that place is replaced; where not, it is an error.
-
-    Raises:
-        OutputError: the file could not be written.
     """
     # Clones: torch.save would write the whole storage that a slice is cut from.
     data: dict[str, Any] = {
@@ -89,9 +84,26 @@ def write_voice(
     }
     if codebook is not None:
         data[_CODEBOOK] = codebook
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    return buffer.getvalue()
+
+
+def write_voice(
+    path: Path, speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, overwrite: bool
+) -> None:
+    """Write a voice, whole or not at all.
+
+    Args:
+        codebook: as for `voice_bytes`.
+        overwrite: whether a file in that place is replaced; where not, it is an error.
+
+    Raises:
+        OutputError: the file could not be written.
+    """
     try:
         with whole_file(path, overwrite) as file:
-            torch.save(data, file)
+            file.write(voice_bytes(speaker, prompt, codebook))
     except FileExistsError as error:
         raise OutputError(f"{path}: there is a file already; choose another name, or delete it first") from error
     except (OSError, RuntimeError) as error:
@@ -110,6 +122,8 @@ class _StoredVoice:
                 data = file.read(MOST_BYTES + 1)
             if len(data) > MOST_BYTES:
                 raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB, a voice takes less than one")
+            if promised_digest(path) not in (None, digest_of(data)):
+                raise ValueError("its content is not the one that its name promises")
             _require_tensors_only(data)
             self._data: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # zip and pickle raise many kinds for a file that is not a voice

@@ -13,7 +13,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
-from chatterbox_vllm.voices.saved import read_voice, write_voice
+from chatterbox_vllm.voices.saved import read_voice, voice_bytes, write_voice
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +54,25 @@ class Voice:
                 needs.
         """
         path = Path(path)
-        voice = cls(*read_voice(path))
+        voice = cls.unchecked(path)
         try:
             check_voice(voice, config or ModelConfig())
         except ConfigError as error:
             raise CheckpointError(f"{path}: {error}") from error
         return voice
+
+    @classmethod
+    def unchecked(cls, path: Path) -> Self:
+        """Read a voice without a look at whether a model can use it.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or too large, or a value is absent or of another kind.
+        """
+        return cls(*read_voice(path))
+
+    def to_bytes(self) -> bytes:
+        """The file that `save` would write; equal for equal voices."""
+        return voice_bytes(self.conditioning, self.prompt, self.codebook)
 
     def save(self, path: Path | str, overwrite: bool = True) -> None:
         """Write the voice in the published `conds.pt` structure; `path` is written whole or not at all.

@@ -24,7 +24,10 @@ _NO_VOICE = "S1"
 async def predefined_voices(service: Here) -> list[dict[str, str]]:
     """All voices, as the provider lists them."""
     voices = await asyncio.to_thread(service.voices.listed)
-    return [{"display_name": v.name, "filename": v.id, "voice_id": v.id, "language": "en"} for v in voices]
+    return [
+        {"display_name": v.name, "filename": v.id, "voice_id": v.id, "language": (v.languages or ["en"])[0]}
+        for v in voices
+    ]
 
 
 @router.get("/get_reference_files", summary="List clips", responses=documented())

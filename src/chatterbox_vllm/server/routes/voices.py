@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.server.errors import ApiError, api_error, documented
 from chatterbox_vllm.server.schemas import ConsentBody, ConsentName, ConsentPage, Deleted, Voice, VoiceList
 from chatterbox_vllm.server.service import Here, Service, while_connected
-from chatterbox_vllm.voices.records import Consent, VoiceRecord
+from chatterbox_vllm.server.voices import preview_of_clip
+from chatterbox_vllm.voices.entries import About, NamedVoice
+from chatterbox_vllm.voices.records import Consent
 from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS
 
 router = APIRouter(tags=["voices"])
 
+_PREVIEW: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"audio/flac": {}}, "description": "a short clip of the speaker"}
+}
 MOST_CLIP_BYTES = 10 << 20
 Name = Annotated[str, Form(min_length=1, max_length=200)]
 
@@ -35,22 +40,48 @@ async def create_voice(
     name: Name,
     consent: Annotated[str, Form(min_length=1, max_length=200, description="the id of a consent")],
     type: Annotated[Literal["audio_sample"], Form()] = "audio_sample",
+    languages: Annotated[str, Form(max_length=200, description="BCP 47 tags with commas between them")] = "",
+    preview: Annotated[bool, Form(description="keep the clip's first 6 s for people to hear who it is")] = True,
 ) -> Voice:
-    """Enrol the speaker of a clip. The voice is kept, the clip is not."""
+    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 6 seconds; no more of it."""
+    about = About(languages=_languages(languages), consent=consent)
     if await asyncio.to_thread(service.consents.records.get, consent) is None:
         raise ApiError(404, f"there is no consent {consent[:80]!r}", "consent", "not_found")
     clip = await _clip(audio_sample, "audio_sample")
-    return await while_connected(request, _make(service, name, clip, consent))
+    return await while_connected(request, _make(service, name, clip, about, preview))
 
 
-async def _make(service: Service, name: str, clip: bytes, consent: str) -> Voice:
+async def _make(service: Service, name: str, clip: bytes, about: About, preview: bool) -> Voice:
     async with service.keeper.use() as engine:
         try:
             voice = await service.voices.enrol(engine.tts, clip)
         except Exception as error:
             raise api_error(error, "audio_sample") from error
-    record: VoiceRecord = await asyncio.to_thread(service.voices.add, name, voice, consent, int(time.time()))
-    return Voice(id=record.id, created_at=record.created_at, name=record.name)
+    if preview:
+        about = replace(about, preview=await asyncio.to_thread(preview_of_clip, clip))
+    kept: NamedVoice = await asyncio.to_thread(service.voices.add, name, voice, about)
+    return Voice(id=kept.id, created_at=round(kept.saved.timestamp()), name=kept.name)
+
+
+def _languages(given: str) -> tuple[str, ...]:
+    return tuple(tag for word in given.split(",") if (tag := word.strip()))
+
+
+@router.get(
+    "/audio/voices/{voice}/preview",
+    summary="Hear who a voice is",
+    response_class=Response,
+    responses=_PREVIEW | documented(404, 409),
+)
+async def preview_voice(voice: str, service: Here) -> Response:
+    """The first seconds of the clip that a voice of the library was made of: FLAC, 24 kHz.
+
+    There is none of the model's own voices, nor of voices that were added as files. Let them say something instead.
+    """
+    data = await asyncio.to_thread(service.voices.preview, voice)
+    if data is None:
+        raise ApiError(404, f"there is no preview of a voice {voice[:80]!r}", "voice_id", "not_found")
+    return Response(data, media_type="audio/flac", headers={"cache-control": "private, no-cache"})
 
 
 @router.delete("/audio/voices/{voice}", summary="Remove a voice", responses=documented(404))
@@ -85,7 +116,7 @@ async def list_consents(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ConsentPage:
     """Consents, the newest first."""
-    found: list[Consent] = await asyncio.to_thread(service.consents.records.all)
+    found: list[Consent] = await asyncio.to_thread(service.consents.all)
     if after is not None:
         places = [i for i, consent in enumerate(found) if consent.id == after]
         if not places:

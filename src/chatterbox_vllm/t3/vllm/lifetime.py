@@ -9,6 +9,7 @@ our engines does that. Starting, stepping and ending an engine touch the globals
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ from chatterbox_vllm.t3.vllm.environment import restore_environment
 
 # Of the live engines of this process. Changed under `recording` only.
 _devices: list[torch.device] = []
+_set_aside = False  # whether it has been done in this process
 
 
 def enter(device: torch.device) -> None:
@@ -32,6 +34,19 @@ def enter(device: torch.device) -> None:
             "that one down first, or use another process"
         )
     _devices.append(device)
+
+
+def set_aside() -> None:
+    """Take what is in memory out of the garbage collector's sight, until vLLM gives it back as an engine ends.
+
+    vLLM does so itself when an engine has started. By then it has looked for garbage seven times, each time among all
+    that was imported, which took 3 s of a start on a CPU.
+    """
+    global _set_aside
+    if _set_aside or any(device.type == "cuda" for device in _devices):
+        gc.collect()  # an earlier engine, or whatever else held the card's memory, must not stay
+    _set_aside = True
+    gc.freeze()
 
 
 def leave(device: torch.device) -> None:

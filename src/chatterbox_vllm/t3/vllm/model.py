@@ -36,6 +36,7 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.attention.selector import get_attn_backend
 
 from chatterbox_vllm.t3.vllm.config import T3EngineFields
+from chatterbox_vllm.t3.vllm.lifetime import set_aside
 
 
 def attention_backend(head_dim: int, cache_config: CacheConfig | None) -> type[AttentionBackend] | None:
@@ -203,6 +204,7 @@ class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
         super().__init__()
         if vllm_config.parallel_config.tensor_parallel_size != 1:
             raise ValueError("T3 runs on one device: tensor_parallel_size must be 1")
+        set_aside()  # all that an engine needs is imported, and nothing of it is in memory yet
         fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
         self.streams, self.sos_position = fields.streams, fields.sos_position
         self.model = T3Backbone(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))

@@ -37,6 +37,7 @@ from chatterbox_vllm.t3.vllm.environment import (
     shield_kernel_dispatcher,
 )
 from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
+from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
@@ -149,13 +150,16 @@ class T3Stage:
             self._speak_once()
 
     def _start(self, directory: Path, quantization: str | None) -> Any:
+        from vllm import ModelRegistry
         from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode, KernelConfig
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from chatterbox_vllm.t3.vllm.plugin import register
+        from chatterbox_vllm.t3.vllm.model import T3ForSpeech
 
-        register()
+        # The class itself: where vLLM knows its name alone, a first start imports all of vLLM once more in a process of
+        # its own, to look at the class.
+        ModelRegistry.register_model(ARCHITECTURE, T3ForSpeech)
         # They register themselves, which has to be before engine arguments are made.
         if quantization == BNB_CONFIG:
             import chatterbox_vllm.t3.vllm.bitsandbytes
@@ -361,6 +365,15 @@ class T3Stage:
             self._engine.engine_core.shutdown()
         del self._engine
         self._directory.close()
+
+    def end_with_process(self) -> None:
+        """In place of `close` where the process is about to exit: vLLM would take the engine apart then, for 2 s."""
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        self._engine.engine_core._finalizer.detach()  # vLLM's own exit function
+        # A file goes with the groups. The directory has an exit function, too.
+        destroy_model_parallel()
+        destroy_distributed_environment()
 
 
 def _finish_reason(output: Any) -> Literal["stop", "length"]:
