@@ -30,8 +30,9 @@ JOINED, NUMBERS, NAMES, LETTERS = 0.38, 0.04, 0.03, 0.01
 MEAN_SECONDS = 4.4  # of this mixture; measured on a plan
 JOINED_CHARACTERS = (80, 195)  # 5 to 12 seconds
 VOICES_SHARE = 0.2  # of the utterances are spoken by the teacher's own voices
-# Half the training lines keep the pitch that the teacher gives them; of the others it moves less or more.
-UNMOVED_SHARE, MOVEMENT = 0.5, (0.4, 2.0)
+# Half the training lines keep the pitch that the teacher gives them; of the others it moves less or more. At both ends
+# of the range no words were lost.
+UNMOVED_SHARE, MOVEMENT = 0.5, (0.5, 2.0)
 Phonemize = Callable[[str, bool], str]
 
 

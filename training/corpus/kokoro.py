@@ -20,7 +20,7 @@ SAMPLES_PER_FRAME = 600  # 40 frames a second
 HARMONICS = 9
 FFT, HOP = 20, 5
 VOICED_HZ = 10.0  # an F0 below this is unvoiced
-LOWEST_HZ, HIGHEST_HZ = 50.0, 600.0  # below, F0 is on its way to or from a pause and is no pitch
+LOWEST_HZ, HIGHEST_HZ = 50.0, 480.0  # below, F0 is on its way to or from a pause and is no pitch
 STYLE = 128  # of the 256 values of a style, the first half is timbre, the second prosody
 
 
@@ -339,7 +339,10 @@ def moved(f0: Tensor, movement: Tensor) -> Tensor:
     factor = movement[:, None, None]
     is_pitch = f0 >= LOWEST_HZ
     octaves = f0.clamp(min=LOWEST_HZ).log2()
-    mean = (octaves * is_pitch).sum(-1, keepdim=True) / is_pitch.sum(-1, keepdim=True).clamp(min=1)
+    # The way to and from a pause is quick and counts little; in semitones a frame.
+    slope = 12 * F.pad(octaves.diff(), (1, 0))
+    weight = is_pitch / (1 + (2 * slope).square())
+    mean = (octaves * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1e-9)
     changed = (mean + factor * (octaves - mean)).exp2().clamp(LOWEST_HZ, HIGHEST_HZ)
     return torch.where(is_pitch & (factor != 1), changed, f0)
 
