@@ -20,7 +20,15 @@ def corpus(tmp_path: Path) -> Path:
         for id in range(9, -1, -1):
             time = np.arange(RATE + id) / RATE
             wave = (8000 * np.sin(2 * np.pi * (200 + 100 * id) * time)).astype(np.int16)
-            writer.add(id=id, speaker=0, text=f"Line {id}.", phonemes="lˈIn", held_out=id == 3, audio=wave)
+            writer.add(
+                id=id,
+                speaker=0,
+                text=f"Line {id}.",
+                phonemes="lˈIn",
+                held_out=id == 3,
+                audio=wave,
+                movement=1 + id / 10,
+            )
     return tmp_path / "corpus"
 
 
@@ -33,6 +41,7 @@ def test_a_corpus_comes_back(corpus: Path, tmp_path: Path) -> None:
     assert back.speakers == SPEAKERS
     for i, utterance in enumerate(back.utterances):
         assert (utterance.id, utterance.samples, utterance.held_out) == (i, RATE + i, i == 3)
+        assert utterance.movement == 1 + i / 10
         # Away from its neighbours each second is the tone that it was.
         spectrum = np.abs(np.fft.rfft(back.audio(i)[2400 : 2400 + RATE // 2].astype(float)))
         assert abs(int(spectrum.argmax()) * 2 - (200 + 100 * i)) <= 2

@@ -6,6 +6,7 @@ import lzma
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_plan_on_disk(plan: Plan, tmp_path: Path) -> None:
     plan.write(tmp_path)
     assert Plan.read(tmp_path) == plan
     table = lzma.decompress((tmp_path / "lines.tsv.xz").read_bytes()).decode()
-    (tmp_path / "lines.tsv.xz").write_bytes(lzma.compress((table + "\n1\t99999\t1\t0\tHi.\thI").encode()))
+    (tmp_path / "lines.tsv.xz").write_bytes(lzma.compress((table + "\n1\t99999\t1\t0\tHi.\thI\t1").encode()))
     with pytest.raises(CorpusError, match="does not fit"):
         Plan.read(tmp_path)
     (tmp_path / "lines.tsv.xz").write_bytes(lzma.compress(b"id\ttext\n"))
@@ -92,6 +93,27 @@ def test_a_plan_on_disk(plan: Plan, tmp_path: Path) -> None:
         Plan.read(tmp_path)
     with pytest.raises(CorpusError, match=r"no speakers\.json"):
         Plan.read(tmp_path / "none")
+
+
+def test_half_the_training_lines_move_more_or_less(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(line.movement == 1 for line in plan.lines if line.held_out)
+    trained = [line.movement for line in plan.lines if not line.held_out]
+    moved = [movement for movement in trained if movement != 1]
+    assert 0.4 < len(moved) / len(trained) < 0.6
+    low, high = build.MOVEMENT
+    assert low <= min(moved) < low + 0.1 and high - 0.1 < max(moved) <= high
+    # Nothing else of a plan depends on it.
+    monkeypatch.setattr(build, "MOVEMENT", (1.0, 1.0))
+    unmoved = make_plan(monkeypatch, 0)
+    assert unmoved.lines == [replace(line, movement=1.0) for line in plan.lines] != plan.lines
+
+
+def test_a_plan_from_before_pitch_was_moved(plan: Plan, tmp_path: Path) -> None:
+    plan.write(tmp_path)
+    rows = lzma.decompress((tmp_path / "lines.tsv.xz").read_bytes()).decode().split("\n")
+    before = "\n".join(row.rsplit("\t", 1)[0] for row in rows)
+    (tmp_path / "lines.tsv.xz").write_bytes(lzma.compress(before.encode()))
+    assert Plan.read(tmp_path).lines == [replace(line, movement=1.0) for line in plan.lines]
 
 
 def test_speakers_follow_the_recipe() -> None:

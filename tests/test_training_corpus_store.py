@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from training.corpus.store import CorpusWriter
 from training.data import PHONEME_SYMBOLS, RATE, Corpus, CorpusError, Speaker
+from training.reference import reference_utterances
 
 SPEAKERS = [Speaker("ann", {"timbre": {"af_heart": 1.0}}, False), Speaker("bob", {"timbre": {"am_adam": 1.0}}, True)]
 
@@ -35,6 +36,26 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     for i, (id, samples) in enumerate(((7, 4800), (2, 2400))):
         np.testing.assert_array_equal(corpus.audio(i), tone(samples, id))
     assert corpus.phoneme_symbols == (*PHONEME_SYMBOLS, "ɥ")
+
+
+def test_movement_is_kept(tmp_path: Path) -> None:
+    with CorpusWriter(tmp_path, SPEAKERS) as writer:
+        writer.add(id=0, speaker=0, text="a", phonemes="a", held_out=False, audio=tone(10), movement=1.5)
+        writer.add(id=1, speaker=0, text="b", phonemes="b", held_out=False, audio=tone(10))
+    assert [utterance.movement for utterance in Corpus(tmp_path).utterances] == [1.5, 1.0]
+    # A corpus from before pitch was moved does not speak of it.
+    lines = (tmp_path / "utterances.jsonl").read_text()
+    (tmp_path / "utterances.jsonl").write_text(lines.replace(', "movement": 1.5', "").replace(', "movement": 1.0', ""))
+    assert [utterance.movement for utterance in Corpus(tmp_path).utterances] == [1.0, 1.0]
+
+
+def test_references_are_as_the_teacher_speaks(tmp_path: Path) -> None:
+    with CorpusWriter(tmp_path, SPEAKERS) as writer:
+        for id, (movement, held_out) in enumerate([(1.5, False), (1.0, True), (1.0, False), (0.5, False)]):
+            writer.add(id=id, speaker=0, text="a", phonemes="a", held_out=held_out, audio=tone(RATE), movement=movement)
+    corpus = Corpus(tmp_path)
+    assert reference_utterances(corpus, 0, 1.0) == [2]
+    assert reference_utterances(corpus, 0, 9.0) == [2, 0, 3, 1]
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:

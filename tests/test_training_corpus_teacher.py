@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from training.corpus import kokoro_weights
-from training.corpus.kokoro import AdaIn, AdaInBlock, Kokoro, SnakeBlock, expand, frame_mask
+from training.corpus.kokoro import (
+    HIGHEST_HZ,
+    LOWEST_HZ,
+    AdaIn,
+    AdaInBlock,
+    Kokoro,
+    SnakeBlock,
+    expand,
+    frame_mask,
+    moved,
+)
 from training.corpus.kokoro_weights import our_name
 from training.corpus.make import Options, make
 from training.corpus.plan import Line, Plan
@@ -27,7 +38,7 @@ LINES = [
     Line(3, 0, 1.0, False, "One.", "wˈʌn."),
     Line(4, 1, 1.0, False, "Two.", "tˈu.."),
     Line(5, 0, 0.5, True, "Three.", "θɹˈi."),
-    Line(6, 0, 1.0, False, "Fourteen.", "fˌɔɹtˈin."),
+    Line(6, 0, 1.0, False, "Fourteen.", "fˌɔɹtˈin.", 2.0),
 ]
 
 
@@ -89,12 +100,41 @@ def test_expand_repeats_each_phoneme() -> None:
     assert spread[..., 0].tolist() == [[1, 1, 2, 3, 3, 3], [4, 5, 0, 0, 0, 0]]
 
 
+def test_pitch_moves_about_its_own_mean() -> None:
+    """Octaves from the mean are scaled; pauses and the way to them, padding, and utterances at 1 stay as they are."""
+    f0 = torch.tensor([[100.0, 100, 8, 40, 400, 400], [90, 110, 300, 5, 0, 0], [55, 55, 470, 470, 0, 0]])[:, None]
+    now = moved(f0, torch.tensor([0.5, 1.0, 3.0]))
+    # The mean is that of 100, 100 and 400 Hz: the frame that the pitch jumps to hardly counts.
+    low, high = 100 * 2 ** (1 / 3), 200 * 2 ** (1 / 3)
+    assert now[0, 0].tolist() == pytest.approx([low, low, 8, 40, high, high], rel=1e-3)
+    assert torch.equal(now[1], f0[1])
+    assert now[2, 0].tolist() == pytest.approx([LOWEST_HZ, LOWEST_HZ, HIGHEST_HZ, HIGHEST_HZ, 0, 0])
+
+
+def test_a_line_is_spoken_with_its_movement(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reaches the vocoder is the pitch of the same line at 1, scaled."""
+    teacher = Teacher(weights, SPEAKERS)
+    heard: list[torch.Tensor] = []
+    forward = teacher.network.generator.forward
+
+    def listen(x: torch.Tensor, f0: torch.Tensor, *rest: object) -> torch.Tensor:
+        heard.append(f0)
+        return forward(x, f0, *rest)
+
+    monkeypatch.setattr(teacher.network.generator, "forward", listen)
+    for movement in (1.0, 3.0):
+        list(teacher.speak([replace(LINES[3], movement=movement)]))
+    assert heard[0].std() > 0
+    torch.testing.assert_close(heard[1], moved(heard[0], torch.tensor([3.0])))
+    assert not torch.allclose(heard[0], heard[1])
+
+
 @torch.inference_mode()
 def test_a_batch_says_what_each_line_says_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = kokoro_weights.load(weights)
     torch.manual_seed(0)
     tokens, style, speed = torch.randint(1, 9, (2, 7)), torch.randn(2, 256), torch.tensor([1.0, 0.4])
-    noise = torch.randn(2, 9, 600 * 60)
+    noise, movement = torch.randn(2, 9, 600 * 60), torch.tensor([1.0, 1.5])
     sources = []
     own_source = network.generator.excitation
 
@@ -103,7 +143,7 @@ def test_a_batch_says_what_each_line_says_alone(weights: Path, monkeypatch: pyte
         lengths = durations.sum(1)
         frames = int(lengths.max())
         spread = expand(states, durations, frames), expand(said, durations, frames)
-        return network.speak(*spread, style[rows], lengths, noise[rows, :, : 600 * frames]), lengths
+        return network.speak(*spread, style[rows], lengths, movement[rows], noise[rows, :, : 600 * frames]), lengths
 
     def excitation(f0: torch.Tensor, lengths: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """The batch's source for a line alone: a phase next to pi may turn to -pi by a rounding error."""
@@ -195,6 +235,7 @@ def test_a_plan_is_spoken_and_gone_on_with(weights: Path, tmp_path: Path) -> Non
         line = next(line for line in LINES if line.id == utterance.id)
         assert (utterance.text, utterance.phonemes) == (line.text, line.phonemes)
         assert (utterance.speaker, utterance.held_out) == (line.speaker, line.held_out)
+        assert utterance.movement == line.movement
         assert corpus.audio(i).any()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from training.codes import save_tokens, save_vectors
 from training.data import Corpus
-from training.t3_data import Sentences
+from training.t3_data import Sentences, exaggeration
 from training.t3_judge import speak
 from training.t3_model import IGNORED, Sequences, TrainedT3, alignment
 from training.text import FILE, character_features, spoken_form, train_text_tokenizer
@@ -47,7 +48,7 @@ def model() -> TrainedT3:
     return TrainedT3(CONFIG, character_features(tokenizer, CONFIG.text_vocab_size)).eval()
 
 
-def sentences(speakers: list[int], config: T3Config = CONFIG) -> Sentences:
+def sentences(speakers: list[int], config: T3Config = CONFIG, emotions: Sequence[float] | None = None) -> Sentences:
     """Sentence i says tokens 100 i, 100 i + 1, …, and is spelt 10 + i; its embedding is i everywhere.
 
     Its text is the shorter the longer its speech is.
@@ -59,7 +60,7 @@ def sentences(speakers: list[int], config: T3Config = CONFIG) -> Sentences:
         [[10 + i] * (20 - 2 * i) for i in range(count)],
         speakers,
         np.arange(count)[:, None] * np.ones((1, 8)),
-        np.linspace(0.3, 0.7, count),
+        np.linspace(0.3, 0.7, count) if emotions is None else emotions,
         SPACE,
         torch.device("cpu"),
     )
@@ -120,6 +121,26 @@ def test_sequences_hold_whole_sentences_of_one_speaker() -> None:
         # Speaker 2 has one sentence, and so no prompt for it.
         assert sorted(said) == list(range(8))
     assert joined > 5
+
+
+def test_joined_sentences_are_alike_lively() -> None:
+    """Those of a step are together but for the step's last ones; the exaggeration of all is their mean."""
+    random = np.random.default_rng(2)
+    movement = [0.5, 1.0, 2.0] * 8
+    emotions = [exaggeration(value) for value in movement]
+    assert emotions[:3] == [0.0, 0.5, 1.5]
+    material = sentences([0] * len(movement), emotions=emotions)
+    alike = joined = 0
+    for _ in range(10):
+        epoch = material.epoch(random)
+        batch = material.batch(epoch, np.arange(len(epoch.sequences)), random)
+        for row in range(len(batch.text)):
+            count = int(batch.speech_counts[row])
+            said = {t // 100 for t in batch.targets[row, :count].tolist()}
+            assert float(batch.emotion[row]) == pytest.approx(np.mean([emotions[s] for s in said]))
+            joined += len(said) > 1
+            alike += len(said) > 1 and len({emotions[s] for s in said}) == 1
+    assert joined > 30 and alike > 0.6 * joined
 
 
 def test_chosen_sentences_stand_alone() -> None:
@@ -234,7 +255,7 @@ def test_script_runs_from_a_corpus_to_published_tensors(tmp_path: Path) -> None:
     keep_weights(tmp_path / "tokenizer", heads.state_dict(), vars(small))
     random = np.random.default_rng(0)
     count = len(corpus.utterances)
-    save_tokens(tmp_path / "codes", [random.integers(0, 6561, 20 + i) for i in range(count)], random.random(count))
+    save_tokens(tmp_path / "codes", [random.integers(0, 6561, 20 + i) for i in range(count)])
     save_vectors(tmp_path / "codes", random.random((count, 4)), random.random((count, 8)))
     options = ["--corpus", str(corpus.directory), "--out", str(tmp_path / "t3"), "--device", "cpu", "--seconds", "2"]
     trained = t3.train(t3.parser().parse_args([*options, "--batch-rows", "400", "--spoken", "2"]), CONFIG)

@@ -84,15 +84,6 @@ def test_frames_of_sound_fit_the_tokens(material: training.Material) -> None:
     assert octaves.nanmean().abs() < 0.05 and octaves[octaves.isfinite()].abs().median() < 0.1
 
 
-def test_liveliness_is_measured_against_the_speaker() -> None:
-    """Two speakers, one of whom always moves more; each one's liveliest utterance is above the middle."""
-    rows = [move * np.array([-1, 1, np.nan, 1, -1]) for move in (0.1, 0.2, 0.3, 1.0, 2.0, 3.0)]
-    found = training.liveliness(np.concatenate(rows), np.full(6, 5), np.array([0, 0, 0, 1, 1, 1]))
-    assert np.allclose(found[:3], found[3:], atol=1e-5)
-    assert found[0] < found[1] < found[2] and found[1] == pytest.approx(0.5)
-    assert training.liveliness(np.full(4, np.nan), np.array([4]), np.array([0])).tolist() == [0.5]
-
-
 def test_gradient_passes_the_rounding(material: training.Material) -> None:
     model = fresh(material)
     batch = material.batch(np.arange(4))
@@ -172,7 +163,6 @@ def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> Non
     counts = np.load(tmp_path / "codes" / "counts.npy")
     frames = [u.samples * RATE_16K // 24_000 // HOP_16K for u in corpus.utterances]
     assert counts.tolist() == [-(-f // 4) for f in frames]
-    assert np.load(tmp_path / "codes" / "liveliness.npy").shape == counts.shape
     kept = training.load_trained(tmp_path / "tokenizer")
     material = training.Material(corpus, CONFIG, torch.device("cpu"))
     tokens = np.concatenate(training.corpus_tokens(kept.tokenizer, material.heard))

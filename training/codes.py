@@ -62,17 +62,11 @@ class Codes:
             np.save(directory / f"{name}.npy", getattr(self, name).astype(kind))
 
 
-def save_tokens(directory: Path, tokens: Sequence[np.ndarray], liveliness: np.ndarray) -> None:
-    """Write what `training.tokenizer` says of a corpus: every utterance's speech tokens [n], and liveliness [1]."""
+def save_tokens(directory: Path, tokens: Sequence[np.ndarray]) -> None:
+    """Write what `training.tokenizer` says of a corpus: every utterance's speech tokens [n]."""
     directory.mkdir(parents=True, exist_ok=True)
     np.save(directory / "tokens.npy", np.concatenate(tokens).astype(np.int16))
     np.save(directory / "counts.npy", np.array([len(row) for row in tokens], np.int32))
-    np.save(directory / "liveliness.npy", liveliness.astype(np.float32))
-
-
-def load_liveliness(directory: Path) -> np.ndarray:
-    """On the scale of `exaggeration`, float32 [utterances]; T3 alone asks for it."""
-    return np.load(directory / "liveliness.npy")
 
 
 def save_vectors(directory: Path, xvectors: np.ndarray, embeddings: np.ndarray) -> None:

@@ -42,6 +42,7 @@ class Utterance:
         begin: its first sample in ``audio.i16``.
         samples: its length.
         held_out: whether its sentence or its speaker is kept for evaluation and never trained on.
+        movement: how far the pitch moves from its mean, 1 as the teacher says it; 1.5 is half as far again.
     """
 
     id: int
@@ -51,6 +52,7 @@ class Utterance:
     begin: int
     samples: int
     held_out: bool
+    movement: float = 1.0
 
     @property
     def seconds(self) -> float:

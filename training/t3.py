@@ -23,13 +23,13 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.families.english import ENGLISH
-from training.codes import CODES, Codes, load_liveliness
+from training.codes import CODES, Codes
 from training.data import Corpus, CorpusError
 from training.features import batches
 from training.loop import Average, Run, adamw, add_arguments, autocast, load_checkpoint, prepare, rate_at, set_rate
 from training.phonemes import PhonemeIds
 from training.small import SMALL
-from training.t3_data import Epoch, Sentences
+from training.t3_data import Epoch, Sentences, exaggeration
 from training.t3_judge import length_ratio, phoneme_errors, speak
 from training.t3_model import IGNORED, TrainedT3
 from training.text import FILE, SPECIAL, character_features, spoken_form
@@ -50,7 +50,7 @@ class Material:
         encode = ENGLISH.read_tokenizer(path).encode
         self.features = character_features(Tokenizer.from_file(str(path)), config.text_vocab_size)
         directory = arguments.codes or beside / CODES
-        codes, liveliness = Codes.read(directory), load_liveliness(directory)
+        codes = Codes.read(directory)
         texts = [encode(spoken_form(utterance.text)) for utterance in self.corpus.utterances]
         self.phonemes = PhonemeIds(self.corpus.phoneme_symbols)
         self.tokenizer: Trained = load_trained(arguments.tokenizer or beside / "tokenizer").to(device)
@@ -67,7 +67,7 @@ class Material:
                 [texts[i] for i in indices],
                 [self.corpus.utterances[i].speaker for i in indices],
                 codes.embeddings[indices],
-                liveliness[indices],
+                [exaggeration(self.corpus.utterances[i].movement) for i in indices],
                 SPECIAL["[SPACE]"],
                 device,
             )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from training.t3_model import IGNORED, Sequences
@@ -24,7 +25,12 @@ _NO_SPEAKER = 0.04
 _FOREIGN_PROMPT = 0.04
 _WRONG_TOKENS = 0.06  # of what T3 hears of its own speech, so that it looks at the text and forgives itself
 _UNKNOWN_TEXT = 0.002
-NEUTRAL = 0.5
+_ALIKE = 0.25  # of exaggeration: utterances are joined with others of the same step
+
+
+def exaggeration(movement: float) -> float:
+    """By which a user gets pitch that moves so far, see `training.data.Utterance`: 0.5 as the teacher, 1 half more."""
+    return movement - 0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Sentences:
         texts: text tokens of each, without start and stop.
         speakers: number of each one's speaker.
         embeddings: [n, E] voice embedding of each.
-        emotions: [n] of each.
+        emotions: [n] of each; that of joined ones is their mean.
         space: text token between two sentences.
     """
 
@@ -83,6 +89,7 @@ class Sentences:
         self._text = torch.from_numpy(np.concatenate(flat)).to(device)
         self._embeddings = torch.from_numpy(np.asarray(embeddings, np.float32)).to(device)
         self._emotions = torch.from_numpy(np.asarray(emotions, np.float32)).to(device)
+        self._steps = np.round(np.asarray(emotions) / _ALIKE)
 
     @property
     def tokens_per_piece(self) -> float:
@@ -90,7 +97,7 @@ class Sentences:
 
     def epoch(self, random: np.random.Generator, chosen: set[int] | None = None) -> Epoch:
         """A new order; sequences of all utterances, joined at random, or of those `chosen`, each alone."""
-        order = np.lexsort((random.random(len(self.speakers)), self.speakers))
+        order = np.lexsort((random.random(len(self.speakers)), self._steps, self.speakers))
         token_ends, text_ends = self._token_counts[order].cumsum(), self._text_counts[order].cumsum()
         speakers = self.speakers[order]
         sizes = 1 + random.choice(3, len(order), p=_JOINED) if chosen is None else np.ones(len(order), int)
@@ -155,7 +162,8 @@ class Sentences:
         prompt = epoch.tokens[own[:, None] + (skipped[:, None] + steps) % owned[:, None]]
         other = first + (place - first + size + draw((utterances - size).clamp(min=1))) % utterances
         speaker = self._embeddings[epoch.utterances[other]]
-        emotion = self._emotions[epoch.utterances[place]]
+        sums = F.pad(self._emotions[epoch.utterances].double().cumsum(0), (1, 0))
+        emotion = ((sums[place + size] - sums[place]) / size).float()
 
         def chance(share: float, *shape: int) -> torch.Tensor:
             return torch.rand(shape, device=device) < share * disturb
@@ -163,7 +171,6 @@ class Sentences:
         rows = len(indices)
         stranger = torch.randperm(rows, device=device)
         prompt = torch.where(chance(_FOREIGN_PROMPT, rows, 1), prompt[stranger], prompt)
-        emotion = torch.where(chance(0.3, rows), torch.full_like(emotion, NEUTRAL), emotion)
         spoilt = epoch.tokens[torch.randint(len(epoch.tokens), heard.shape, device=device)]
         control = (text == config.start_text_token) | (text == config.stop_text_token)
         return Sequences(

@@ -6,8 +6,7 @@ and the course of the pitch from them and from a vector of the speaker. As the s
 nothing by telling him. The input's formants are shifted now and then, and its sound is made worse; the mel to be made
 stays, and so shall the tokens.
 
-At the end the averaged weights are in OUT/weights. The directory of --codes has the tokens of all utterances, and how
-lively each is, by which T3 learns its exaggeration.
+At the end the averaged weights are in OUT/weights. The directory of --codes has the tokens of all utterances.
 """
 
 from __future__ import annotations
@@ -206,7 +205,6 @@ class Material:
         spoken: mels of the flow, float16, less the speaker's mean and divided by each bin's deviation; two frames for
             each token.
         octaves: pitch from the speaker's mean for every frame of `spoken`, NaN where there is none.
-        liveliness: of each utterance, see `liveliness`.
     """
 
     def __init__(self, corpus: Corpus, config: SpeechTokenizerConfig, device: torch.device):
@@ -222,7 +220,6 @@ class Material:
         print("pitch of all utterances", flush=True)
         octaves = _octaves(pitch_of(frames.audio, counts.numpy()), owner)
         self.octaves = Flat(octaves, counts)
-        self.liveliness = liveliness(octaves.cpu().numpy(), counts.numpy(), self.speakers.cpu().numpy())
         self.ids = PhonemeIds(corpus.phoneme_symbols)
         phonemes = [torch.tensor(self.ids.encode(u.phonemes), dtype=torch.int64) for u in corpus.utterances]
         self.phonemes = Flat.of([ids.to(device) for ids in phonemes])
@@ -281,23 +278,6 @@ def _octaves(hertz: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
     sums = torch.zeros(count, device=hertz.device).index_add_(0, owner, octaves * voiced)
     means = sums / torch.zeros(count, device=hertz.device).index_add_(0, owner, voiced.float()).clamp(min=1)
     return torch.where(voiced, octaves - means[owner], torch.nan)
-
-
-def liveliness(octaves: np.ndarray, counts: np.ndarray, speakers: np.ndarray) -> np.ndarray:
-    """How much the pitch of every utterance moves, on the scale of `exaggeration`: float32 [n].
-
-    0.5 is what its speaker usually does; 0.2 more, a deviation more than that. Between 0 and 1.2.
-    """
-    moves = np.zeros(len(counts), np.float32)
-    for index, row in enumerate(np.split(octaves, np.cumsum(counts)[:-1])):
-        voiced = row[np.isfinite(row)]
-        moves[index] = voiced.std() if len(voiced) > 1 else np.nan
-    result = np.full(len(counts), 0.5, np.float32)
-    for speaker in np.unique(speakers):
-        own = np.flatnonzero((speakers == speaker) & np.isfinite(moves))
-        if len(own) > 1 and moves[own].std() > 0:
-            result[own] += 0.2 * (moves[own] - moves[own].mean()) / moves[own].std()
-    return result.clip(0.0, 1.2)
 
 
 def tokens_of(frames: torch.Tensor) -> torch.Tensor:
@@ -433,7 +413,7 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
     keep_weights(arguments.out, average.module_state(), asdict(config))
     model.load_state_dict(load_weights(arguments.out))  # the tokens are those of the weights as they are kept
     tokens = corpus_tokens(model.tokenizer, material.heard)
-    save_tokens(arguments.codes or arguments.out.parent / CODES, tokens, material.liveliness)
+    save_tokens(arguments.codes or arguments.out.parent / CODES, tokens)
     return model
 
 

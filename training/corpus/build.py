@@ -30,6 +30,9 @@ JOINED, NUMBERS, NAMES, LETTERS = 0.38, 0.04, 0.03, 0.01
 MEAN_SECONDS = 4.4  # of this mixture; measured on a plan
 JOINED_CHARACTERS = (80, 195)  # 5 to 12 seconds
 VOICES_SHARE = 0.2  # of the utterances are spoken by the teacher's own voices
+# Half the training lines keep the pitch that the teacher gives them; of the others it moves less or more. At both ends
+# of the range no words were lost.
+UNMOVED_SHARE, MOVEMENT = 0.5, (0.5, 2.0)
 Phonemize = Callable[[str, bool], str]
 
 
@@ -113,6 +116,11 @@ def evaluation_speakers(speakers: Sequence[Speaker], number: int) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
+def draw_movement(rng: random.Random) -> float:
+    """How far the pitch of a line moves, see `training.data.Utterance`."""
+    return 1.0 if rng.random() < UNMOVED_SHARE else round(rng.uniform(*MOVEMENT), 2)
+
+
 def build(
     pool: Sequence[str], whole: Sequence[str], exclude: set[str], sizes: Sizes, phonemize: Phonemize, seed: int
 ) -> Plan:
@@ -125,6 +133,7 @@ def build(
         phonemize: text and whether it is British to the teacher's symbols.
     """
     rng = random.Random(seed)
+    movements = random.Random(f"movement {seed}")  # of its own, so that it changes nothing else of the plan
     speakers = make_speakers(sizes.mixtures, sizes.held_out_mixtures, rng)
     common = common_words(phonemize)
     pool = [line for line in pool if text.key(line) not in exclude]
@@ -142,7 +151,8 @@ def build(
         fits = 2 <= len(phonemes) <= LONGEST_SECONDS / SECONDS_PER_SYMBOL and set(phonemes) <= set(PHONEME_SYMBOLS)
         if fits:
             speed = round(rng.triangular(0.9, 1.15, 1.0), 3)
-            lines.append(Line(len(lines), who, speed, held_out, line, phonemes))
+            movement = 1.0 if held_out else draw_movement(movements)
+            lines.append(Line(len(lines), who, speed, held_out, line, phonemes, movement))
     return Plan(speakers, lines)
 
 
@@ -158,6 +168,7 @@ def summary(plan: Plan, common: Sequence[str]) -> dict:
         "training_hours": round(sum(seconds) / 3600, 1),
         "mean_seconds": round(sum(seconds) / max(1, len(seconds)), 2),
         "questions": sum(line.text.endswith("?") for line in training),
+        "moved": sum(line.movement != 1 for line in training),
         "one_word": sum(" " not in line.text for line in training),
         "common_words": {
             f"{n} times": {str(size): sum(have[word] >= n for word in common[:size]) for size in (1000, 5000, COMMON)}

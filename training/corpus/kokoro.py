@@ -20,6 +20,7 @@ SAMPLES_PER_FRAME = 600  # 40 frames a second
 HARMONICS = 9
 FFT, HOP = 20, 5
 VOICED_HZ = 10.0  # an F0 below this is unvoiced
+LOWEST_HZ, HIGHEST_HZ = 50.0, 480.0  # below, F0 is on its way to or from a pause and is no pitch
 STYLE = 128  # of the 256 values of a style, the first half is timbre, the second prosody
 
 
@@ -308,8 +309,9 @@ class Kokoro(nn.Module):
         return self.prosody.durations(states, speed), states, self.text_encoder(tokens)
 
     def speak(
-        self, states: Tensor, said: Tensor, style: Tensor, lengths: Tensor, noise: Tensor | None = None
-    ) -> Tensor:
+        self, states: Tensor, said: Tensor, style: Tensor, lengths: Tensor, movement: Tensor,
+        noise: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Audio (batch, 600 frames) float32 at 24,000 Hz, the level as it comes; zero or nearly so in the padding.
 
         Args:
@@ -317,12 +319,32 @@ class Kokoro(nn.Module):
                 padding zero.
             style: (batch, 256).
             lengths: frames of each utterance, (batch,) int64.
+            movement: see `moved`, (batch,).
             noise: (batch, 9, 600 frames) standard normal; drawn if not given.
         """
         said = said.transpose(1, 2)
         f0, energy = self.prosody.curves(states, style[:, STYLE:], lengths)
+        f0 = moved(f0, movement)
         x = self.decoder(said, f0, energy, style[:, :STYLE], lengths)
         return self.generator(x, f0, style[:, :STYLE], lengths, noise)
+
+
+def moved(f0: Tensor, movement: Tensor) -> Tensor:
+    """F0 (batch, 1, frames) in Hz with octaves from each utterance's own mean that are `movement` times as large.
+
+    Args:
+        f0: as `Prosody.curves` gives it; frames below `LOWEST_HZ` stay as they are.
+        movement: (batch,); 1 changes nothing.
+    """
+    factor = movement[:, None, None]
+    is_pitch = f0 >= LOWEST_HZ
+    octaves = f0.clamp(min=LOWEST_HZ).log2()
+    # The way to and from a pause is quick and counts little; in semitones a frame.
+    slope = 12 * F.pad(octaves.diff(), (1, 0))
+    weight = is_pitch / (1 + (2 * slope).square())
+    mean = (octaves * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+    changed = (mean + factor * (octaves - mean)).exp2().clamp(LOWEST_HZ, HIGHEST_HZ)
+    return torch.where(is_pitch & (factor != 1), changed, f0)
 
 
 def expand(states: Tensor, durations: Tensor, frames: int) -> Tensor:

@@ -106,7 +106,7 @@ def write(
         for line, audio in batch:
             writer.add(
                 id=line.id, speaker=line.speaker, text=line.text, phonemes=line.phonemes, held_out=line.held_out,
-                audio=np.frombuffer(audio, np.int16),
+                movement=line.movement, audio=np.frombuffer(audio, np.int16),
             )  # fmt: skip
         if time.monotonic() - told > 5:
             told = time.monotonic()

@@ -119,8 +119,8 @@ def unpack(shards: Path, directory: Path) -> int:
             for line in lines:
                 end = begin + line["samples"]
                 if line["id"] not in writer.ids:
-                    keys = ("id", "speaker", "text", "phonemes", "held_out")
-                    writer.add(**{key: line[key] for key in keys}, audio=audio[begin:end])
+                    said = {key: value for key, value in line.items() if key not in ("begin", "samples")}
+                    writer.add(**said, audio=audio[begin:end])
                     added += 1
                 begin = end
     return added

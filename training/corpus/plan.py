@@ -14,7 +14,8 @@ from pathlib import Path
 
 from training.data import CorpusError, Speaker
 
-COLUMNS = ("id", "speaker", "speed", "held_out", "text", "phonemes")
+COLUMNS = ("id", "speaker", "speed", "held_out", "text", "phonemes", "movement")
+_FIRST_COLUMNS = COLUMNS[:-1]  # of plans that leave all pitch as it is
 # A speaker is played faster or slower than it speaks by a ratio in twentieths, so that lengths come out whole.
 TWENTIETHS = range(16, 26)
 
@@ -28,7 +29,7 @@ class Line:
         speaker: index into `Plan.speakers`.
         speed: 1 is the teacher's own pace, 2 twice as fast.
         held_out: whether the sentence or the speaker is kept for evaluation.
-        text, phonemes: as in `training.data.Utterance`.
+        text, phonemes, movement: as in `training.data.Utterance`.
     """
 
     id: int
@@ -37,6 +38,7 @@ class Line:
     held_out: bool
     text: str
     phonemes: str
+    movement: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ class Plan:
         except FileNotFoundError as error:
             raise CorpusError(f"{directory} is no plan: it has no {Path(error.filename).name}") from None
         header, *rows = text.split("\n")
-        if header != "\t".join(COLUMNS):
+        columns = tuple(header.split("\t"))
+        if columns not in (COLUMNS, _FIRST_COLUMNS):
             raise CorpusError(f"{directory}/lines.tsv.xz does not begin with the columns {' '.join(COLUMNS)}")
-        lines = [cls._line(directory, row, len(speakers)) for row in rows]
+        lines = [cls._line(directory, row, len(columns), len(speakers)) for row in rows]
         return cls([Speaker(**speaker) for speaker in speakers], lines)
 
     @staticmethod
-    def _line(directory: Path, row: str, speakers: int) -> Line:
+    def _line(directory: Path, row: str, columns: int, speakers: int) -> Line:
         cells = row.split("\t")
-        if len(cells) != len(COLUMNS) or not 0 <= int(cells[1]) < speakers:
+        if len(cells) != columns or not 0 <= int(cells[1]) < speakers:
             raise CorpusError(f"{directory}/lines.tsv.xz has a row that does not fit: {row[:80]!r}")
-        return Line(int(cells[0]), int(cells[1]), float(cells[2]), cells[3] == "1", cells[4], cells[5])
+        movement = map(float, cells[6:])
+        return Line(int(cells[0]), int(cells[1]), float(cells[2]), cells[3] == "1", cells[4], cells[5], *movement)

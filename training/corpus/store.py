@@ -40,7 +40,10 @@ class CorpusWriter:
         self._audio = (self.directory / "audio.i16").open("ab")
         self._audio.truncate(2 * self.samples)
 
-    def add(self, *, id: int, speaker: int, text: str, phonemes: str, held_out: bool, audio: np.ndarray) -> Utterance:
+    def add(
+        self, *, id: int, speaker: int, text: str, phonemes: str, held_out: bool, audio: np.ndarray,
+        movement: float = 1.0,
+    ) -> Utterance:  # fmt: skip
         """Appends one utterance; `audio` is (samples,) int16 at 24,000 Hz.
 
         Raises:
@@ -50,7 +53,7 @@ class CorpusWriter:
             raise CorpusError(f"utterance {id} is in {self.directory} already")
         if audio.dtype != np.int16 or audio.ndim != 1 or not audio.size:
             raise CorpusError(f"utterance {id} has audio of shape {audio.shape} and type {audio.dtype}, not (n,) int16")
-        utterance = Utterance(id, speaker, text, phonemes, self.samples, len(audio), held_out)
+        utterance = Utterance(id, speaker, text, phonemes, self.samples, len(audio), held_out, movement)
         self._audio.write(audio.astype("<i2").tobytes())
         self._lines.write(json.dumps(asdict(utterance), ensure_ascii=False) + "\n")
         self.ids.add(id)

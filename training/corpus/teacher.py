@@ -128,7 +128,8 @@ class Teacher:
             for name in ("states", "said")
         )
         lengths = durations.sum(1)
-        wave = self.network.speak(states, said, torch.stack([one.style for one in batch]), lengths)
+        movement = torch.tensor([one.line.movement for one in batch], device=self.device)
+        wave = self.network.speak(states, said, torch.stack([one.style for one in batch]), lengths, movement)
         samples = lengths * SAMPLES_PER_FRAME
         if twentieths != 20:
             wave = play_faster(wave, twentieths)
