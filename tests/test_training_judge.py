@@ -81,3 +81,16 @@ def test_lists_are_read_and_checked(tmp_path: Path) -> None:
 
 def test_recognisers_by_folder() -> None:
     assert judge.recognisers(["mine=/some/where"]) == {"mine": Path("/some/where")}
+
+
+def test_pitch_range(tmp_path: Path) -> None:
+    time = np.arange(48_000) / 24_000
+    hertz = np.where(time < 1, 110.0, 220.0)
+    phase = 2 * np.pi * np.cumsum(hertz) / 24_000
+    wave = sum(np.sin(n * phase) / n for n in range(1, 6)) * 0.2
+    soundfile.write(tmp_path / "octave.wav", wave, 24_000)
+    assert judge.pitch_range(tmp_path / "octave.wav") == pytest.approx(12, abs=0.3)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(24_000), 24_000)
+    assert judge.pitch_range(tmp_path / "silence.wav") is None
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(100), 24_000)
+    assert judge.pitch_range(tmp_path / "nothing.wav") is None

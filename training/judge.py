@@ -10,6 +10,7 @@ like; without it a voice is compared with its other files. Prints a table by voi
 - Speaker: the cosine of Resemblyzer's embeddings. By it, one voice in two sentences has 0.90, two voices 0.58; 0.82
   tells same from other best. ``nearest`` is the share of files that are nearer to their own voice than to any other.
 - Quality: DistillMOS, and DNSMOS's overall score, of every `--mos`-th file.
+- Pitch range: semitones between the 10th and the 90th percentile, by `training.pitch`.
 
 The extra `judge` and the packages that README.md names beside it bring all of them with their weights.
 """
@@ -25,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ import numpy as np
 import soundfile
 import soxr
 
+from chatterbox_vllm.audio.features import HOP_24K, RATE_24K
 from chatterbox_vllm.errors import ChatterboxError
 from chatterbox_vllm.evaluation.whisper import RATE, Whisper, package_folder, whisper_folder
 
 LENGTHS = (("short", 4), ("medium", 14), ("long", 10_000))  # at most so many words
+_VOICED_FRAMES = 10  # 0.2 s, for a range of the pitch
 
 
 class JudgeError(ChatterboxError):
@@ -192,12 +196,81 @@ def likeness(voices: Sequence[str], embeddings: np.ndarray, references: Mapping[
     return rows
 
 
+class Judge:
+    """All ears of one process; see the module's description for what they hear.
+
+    Args:
+        recognisers: folders of CTranslate2 Whisper models by name.
+        threads: for each file.
+    """
+
+    def __init__(self, recognisers: Mapping[str, Path], threads: int = 1):
+        self.ears = {name: Whisper(folder, threads) for name, folder in recognisers.items()}
+        self.speakers, self.quality = Speakers(), Quality(threads)
+
+    def embedding(self, file: Path) -> np.ndarray:
+        """Whose voice it is."""
+        return self.speakers.embed(load(file)[0])
+
+    def scores(self, item: Item, quality: bool) -> dict[str, Any]:
+        """A row of scores, and the voice's `embedding`."""
+        wave, seconds = load(item.file)
+        row: dict[str, Any] = {"file": str(item.file), "voice": item.voice, "text": item.text, "seconds": seconds}
+        for name, ear in self.ears.items():
+            heard = ear.hear(wave)
+            row[name] = {"heard": heard} | word_errors(item.text, heard)
+            row["words"] = row[name]["words"]
+        if item.seconds:
+            row["stretch"] = seconds / item.seconds
+        if quality:
+            row |= self.quality.score(wave)
+        if (pitch := pitch_range(item.file)) is not None:
+            row["pitch range"] = pitch
+        return row | {"embedding": self.speakers.embed(wave)}
+
+
+def pitch_range(file: Path) -> float | None:
+    """Semitones between the 10th and the 90th percentile of the pitch; None where too little is voiced."""
+    import torch
+
+    from training.pitch import pitch_of
+
+    wave, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    samples = soxr.resample(wave.mean(1), rate, RATE_24K)
+    frames = len(samples) // HOP_24K
+    if not frames:
+        return None
+    hertz = pitch_of(torch.from_numpy((samples[: frames * HOP_24K] * 32_767).astype(np.int16)), [frames]).numpy()
+    voiced = 12 * np.log2(hertz[hertz > 0])
+    if len(voiced) < _VOICED_FRAMES:
+        return None
+    low, high = np.percentile(voiced, (10, 90))
+    return float(high - low)
+
+
+_judge: Judge  # of a process of its own
+
+
+def _begin(recognisers: Mapping[str, Path], threads: int) -> None:
+    global _judge
+    _judge = Judge(recognisers, threads)
+
+
+def _embedding(file: Path) -> np.ndarray:
+    return _judge.embedding(file)
+
+
+def _scores(asked: tuple[Item, bool]) -> dict[str, Any]:
+    return _judge.scores(*asked)
+
+
 def judge(
     items: Sequence[Item],
     recognisers: Mapping[str, Path],
     references: Sequence[Item] = (),
     mos: int = 1,
     threads: int = 1,
+    processes: int = 1,
     progress: int = 20,
 ) -> list[dict[str, Any]]:
     """A row of scores for each item; see the module's description for what they mean.
@@ -207,31 +280,21 @@ def judge(
         recognisers: folders of CTranslate2 Whisper models by name.
         references: what the voices should sound like.
         mos: predict the quality of every so many files; 0 for none.
+        threads: of each process.
         progress: print a line after so many files; 0 for none.
     """
-    ears = {name: Whisper(folder, threads) for name, folder in recognisers.items()}
-    speakers, quality = Speakers(), Quality(threads)
     sums: dict[str, np.ndarray] = {}
-    for reference in references:
-        sums[reference.voice] = sums.get(reference.voice, 0) + speakers.embed(load(reference.file)[0])
     rows: list[dict[str, Any]] = []
-    embeddings = []
-    for number, item in enumerate(items):
-        wave, seconds = load(item.file)
-        row: dict[str, Any] = {"file": str(item.file), "voice": item.voice, "text": item.text, "seconds": seconds}
-        for name, ear in ears.items():
-            heard = ear.hear(wave)
-            row[name] = {"heard": heard} | word_errors(item.text, heard)
-            row["words"] = row[name]["words"]
-        if item.seconds:
-            row["stretch"] = seconds / item.seconds
-        if mos and number % mos == 0:
-            row |= quality.score(wave)
-        embeddings.append(speakers.embed(wave))
-        rows.append(row)
-        if progress and (number + 1) % progress == 0:
-            print(f"{number + 1} of {len(items)} files judged", file=sys.stderr, flush=True)
-    for row, like in zip(rows, likeness([i.voice for i in items], np.stack(embeddings), sums), strict=True):
+    with get_context("spawn").Pool(processes, _begin, (recognisers, threads)) as pool:
+        embedded = pool.imap(_embedding, [reference.file for reference in references])
+        for reference, embedding in zip(references, embedded, strict=True):
+            sums[reference.voice] = sums.get(reference.voice, 0) + embedding
+        for row in pool.imap(_scores, [(item, bool(mos) and n % mos == 0) for n, item in enumerate(items)]):
+            rows.append(row)
+            if progress and len(rows) % progress == 0:
+                print(f"{len(rows)} of {len(items)} files judged", file=sys.stderr, flush=True)
+    embeddings = np.stack([row.pop("embedding") for row in rows])
+    for row, like in zip(rows, likeness([i.voice for i in items], embeddings, sums), strict=True):
         row |= like
     return rows
 
@@ -247,7 +310,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         out[f"wer {name}"] = 100 * sum(r[name]["errors"] for r in rows) / sum(r[name]["words"] for r in rows)
         out[f"cut {name}"] = sum(r[name]["cut"] for r in rows)
     for name, scale in (
-        ("similarity", 1), ("nearest", 100), ("distillmos", 1), ("dnsmos", 1), ("seconds", 1), ("stretch", 1),
+        ("similarity", 1), ("nearest", 100), ("distillmos", 1), ("dnsmos", 1), ("pitch range", 1), ("seconds", 1),
+        ("stretch", 1),
     ):  # fmt: skip
         values = [row[name] for row in rows if name in row]
         if values:
@@ -295,11 +359,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all rows and both tables here")
     parser.add_argument("--whisper", nargs="*", default=["tiny.en", "base"], help="tiny.en, base or NAME=FOLDER")
     parser.add_argument("--mos", type=int, default=1, help="predict the quality of every so many files; 0: of none")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of a process")
+    parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     references = read_list(given.references) if given.references else []
     heard = recognisers(given.whisper)
-    rows = judge(read_list(given.list), heard, references, given.mos, given.threads)
+    rows = judge(read_list(given.list), heard, references, given.mos, given.threads, given.processes)
     voices = grouped(rows, lambda row: row["voice"]) | {"all": summary(rows)}
     lengths = grouped(rows, length_of)
     lengths = {name: lengths[name] for name, _ in LENGTHS if name in lengths}
