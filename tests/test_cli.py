@@ -318,6 +318,43 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def with_player(folder: Path, script: str) -> dict[str, str]:
+    """An environment whose only player is a script."""
+    player = folder / "aplay"
+    player.write_text(f"#!/bin/sh\n{script}\n")
+    player.chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+def test_a_text_is_played_while_it_is_spoken(tmp_path: Path) -> None:
+    play = ["say", "Well done.", "--play", "--model", "babble", "--seed", "3"]
+    heard, out = tmp_path / "heard.wav", tmp_path / "out.wav"
+    done = run(*play, env=with_player(tmp_path, f"cat > {heard}"))
+    assert done.returncode == 0 and "aplay: " in done.stdout
+    with out.open("wb") as file:
+        run(*play[:2], "-o", "-", *play[3:], capture_output=False, stdout=file, stderr=subprocess.DEVNULL)
+    assert len(out.read_bytes()) > 1000 and heard.read_bytes() == out.read_bytes()
+
+    done = run(*play, env=with_player(tmp_path, "head -c 100 > /dev/null; echo no sound card >&2; exit 1"))
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "aplay cannot play (no sound card)", "--output FILE")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "give --output FILE, or --play"),
+        (["--play", "--audio-format", "mp3"], "--audio-format"),
+        (["--play", "-o", "-"], "leave out the one"),
+        (["--play"], "install aplay"),
+    ],
+)
+def test_speech_that_can_go_nowhere(words: list[str], named: str, tmp_path: Path) -> None:
+    done = run("say", "Well done.", *words, "--model", "babble", env=os.environ | {"PATH": str(tmp_path)}, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert_one_error(done.stderr, named)
+
+
 def test_a_reader_that_has_gone() -> None:
     command = [sys.executable, "-m", "chatterbox_vllm", "voices", "list", "--model", "babble", "--json", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

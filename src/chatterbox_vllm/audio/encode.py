@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -153,7 +153,7 @@ def write_audio(path: str | os.PathLike[str], wave: Any, rate: int) -> Path:
     return target
 
 
-def send_audio(file: BinaryIO, wave: Any, rate: int, suffix: str) -> None:
+def send_audio(file: IO[bytes], wave: Any, rate: int, suffix: str) -> None:
     """Write a waveform into an open binary file, a pipe or standard output (`sys.stdout.buffer`).
 
     Args:
@@ -165,7 +165,7 @@ def send_audio(file: BinaryIO, wave: Any, rate: int, suffix: str) -> None:
     send_bytes(file, encode_audio(wave, rate, suffix))
 
 
-def send_bytes(file: BinaryIO, data: bytes) -> None:
+def send_bytes(file: IO[bytes], data: bytes) -> None:
     """Write and flush; raises OutputError if the file cannot take all of it."""
     try:
         file.write(data)

@@ -1,14 +1,16 @@
-"""Where a command's audio goes: a file, or standard output."""
+"""Where a command's audio goes: a file, standard output, or a player."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 from typing_extensions import Self
 
 from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, claim_standard_output
+from chatterbox_vllm.cli.players import playing, stream_player
 from chatterbox_vllm.errors import ConfigError
 
 # Those of audio/encode.py, which takes a while to import; and bare samples, for standard output alone.
@@ -18,14 +20,21 @@ _STREAMED = (".wav", ".pcm")
 
 @dataclass
 class Destination:
-    """A file in the format of its suffix, whole or not at all; or standard output, to which nothing else goes.
+    """A file in the format of its suffix, whole or not at all; standard output, to itself alone; or a player.
 
     Use it as a context manager.
+
+    Attributes:
+        path: of the file; a player's name.
+        stream: standard output, or the player's input from `__enter__` on.
+        player: its command.
     """
 
     path: Path
     suffix: str
-    stream: BinaryIO | None = None
+    stream: IO[bytes] | None = None
+    player: tuple[str, ...] = ()
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @classmethod
     def of(cls, path: Path, audio_format: AudioFormat | None) -> Self:
@@ -49,17 +58,28 @@ class Destination:
         check_output(path)
         return cls(path, path.suffix)
 
+    @classmethod
+    def loudspeaker(cls) -> Self:
+        """A player of this machine, which begins with the first samples.
+
+        Raises:
+            OutputError: there is none.
+        """
+        player = stream_player()
+        return cls(Path(player[0]), ".wav", player=player)
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
+    def __exit__(self, *error: Any) -> None:
+        if self.stream is not None and not self.player:
             self.stream.close()
+        self._open.__exit__(*error)
 
     @property
     def takes_parts(self) -> bool:
         """Whether `write_part` serves it, so that whoever listens hears the first samples at once."""
-        return self.stream is not None and self.suffix in _STREAMED
+        return (self.stream is not None or bool(self.player)) and self.suffix in _STREAMED
 
     def write_part(self, wave: Any, rate: int, first: bool) -> None:
         """Send the next part of the audio, 16-bit samples: floats (samples,) at `rate` Hz.
@@ -70,7 +90,8 @@ class Destination:
         from chatterbox_vllm.audio.encode import send_bytes
         from chatterbox_vllm.audio.raw import pcm_samples, wav_header
 
-        assert self.stream is not None  # it takes parts
+        if self.stream is None:
+            self.stream = self._open.enter_context(playing(self.player))
         head = wav_header(rate) if first and self.suffix == ".wav" else b""
         send_bytes(self.stream, head + pcm_samples(wave))
 

@@ -11,7 +11,8 @@ import typer
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
 from chatterbox_vllm.cli.audio import AudioFormat, Destination
 from chatterbox_vllm.cli.options import FileOption, VoiceOption, check_voice, loaded, speech_parameters, with_model
-from chatterbox_vllm.cli.outputs import beside
+from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, beside
+from chatterbox_vllm.cli.players import play as play_file
 from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
@@ -30,11 +31,18 @@ def say(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="what to say; - reads standard input")] = None,
     file: FileOption = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="audio file, in the format of its suffix; - is standard output"
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="audio file, in the format of its suffix; - is standard output",
+            show_default="required without --play",
         ),
-    ],
+    ] = None,
+    play: Annotated[
+        bool, typer.Option("--play", help="play it while it is spoken; with --output, write the file and then play it")
+    ] = False,
     audio_format: Annotated[
         AudioFormat | None,
         typer.Option(
@@ -46,11 +54,21 @@ def say(
     given: Keywords,
     quiet: bool,
 ) -> None:
-    """Speak a text into an audio file."""
+    """Speak a text into an audio file, or aloud."""
     # Whatever can be refused is refused before the model loads.
     words = given_text(text, file)
-    destination = Destination.of(output, audio_format)
-    speak_to(destination, words, voice, given, quiet)
+    if output is None:
+        if not play:
+            raise ConfigError("nothing says where the speech goes: give --output FILE, or --play to hear it")
+        if audio_format is not None:
+            raise ConfigError("--audio-format is of a file or of standard output: give --output, too, or leave it out")
+        speak_to(Destination.loudspeaker(), words, voice, given, quiet)
+        return
+    if play and output == STANDARD_OUTPUT:
+        raise ConfigError("--output - sends the speech to a program, --play to a player: leave out the one")
+    speak_to(Destination.of(output, audio_format), words, voice, given, quiet)
+    if play:
+        play_file(output)
 
 
 def speak_to(destination: Destination, words: str, voice: str | None, given: Keywords, quiet: bool) -> None:
