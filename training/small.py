@@ -23,7 +23,7 @@ from chatterbox_vllm.families.layout import checkpoint_shapes
 # vocoder.
 SMALL = ModelConfig(
     synthetic=False,
-    # No judge told 4 steps from 10 (docs/small-model.md), and 10 take 2.5 times as long.
+    # No judge heard 4 steps as worse than 10 (docs/small-model.md).
     diffusion_steps=4,
     t3=T3Config(
         hidden_size=256,
