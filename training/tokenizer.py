@@ -454,8 +454,8 @@ def parser() -> argparse.ArgumentParser:
         "--heads-first",
         type=float,
         default=0.0,
-        help="share of the training in which the heads alone learn: fresh heads would lead a tokenizer that came from a "
-        "model away from what its tokens mean",
+        help="share of the training in which the heads alone learn: fresh heads would lead a tokenizer that came from "
+        "a model away from what its tokens mean",
     )
     options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
     options.add_argument("--judged", type=int, default=300, help="held-out utterances that are looked at")
