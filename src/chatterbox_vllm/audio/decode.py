@@ -18,13 +18,17 @@ import av
 import numpy as np
 
 from chatterbox_vllm.audio.guard import GuardedFile
-from chatterbox_vllm.audio.mix import HIGHEST_RATE, LOWEST_RATE, Mix
+from chatterbox_vllm.audio.mix import Mix
 from chatterbox_vllm.errors import AudioError
 
 logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 REMEDY = "give a speech recording such as WAV, FLAC, MP3, M4A or Ogg"
+# Sampling rates that are taken, in Hz. Recorders know none beyond the higher one; below the lower one nobody can be
+# understood.
+LOWEST_RATE = 4_000
+HIGHEST_RATE = 384_000
 # Microphone arrays have up to 64 channels.
 MOST_CHANNELS = 64
 # Frames for a second of sound; each takes its time. The shortest in use, of Opus, last 2.5 ms.

@@ -5,10 +5,6 @@ from __future__ import annotations
 import numpy as np
 import soxr
 
-# Sampling rates that are taken, in Hz. Recorders know none beyond the higher one; below the lower one nobody can be
-# understood.
-LOWEST_RATE = 4_000
-HIGHEST_RATE = 384_000
 # Rates up to this one are kept; higher ones become the other, which is enough for any voice.
 HIGHEST_KEPT_RATE = 96_000
 _LOWERED_RATE = 48_000

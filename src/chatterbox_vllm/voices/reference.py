@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from chatterbox_vllm.audio.mix import HIGHEST_RATE, LOWEST_RATE
+from chatterbox_vllm.audio.decode import HIGHEST_RATE, LOWEST_RATE
 from chatterbox_vllm.errors import AudioError
 from chatterbox_vllm.voices.sound import find_sound, peak_of, steady_pitch
 
