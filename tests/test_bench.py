@@ -23,12 +23,13 @@ def test_every_part(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "text.txt").write_text(TEXT)
     command = ["bench", "--model", babbler, "--text", tmp_path / "text.txt", "--json", tmp_path / "out.json"]
     settings = ["--lengths", 1, "--tokens", 30, "--repeats", 1, "--steps", 2, "--no-watermark", "--tier", 12]
+    settings += ["--max-batch-size", 2]
     assert main([str(a) for a in command + settings]) == 0
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["device"] == "cpu" and results["weights"] == "synthetic" and results["vllm"]
     assert results["settings"]["steps"] == 2 and results["settings"]["quantization"] == "nothing quantized"
     assert results["settings"]["tier"] == 12
-    assert [row["batch"] for row in results["results"][:4]] == [1, 16, 1, 16]
+    assert [row["batch"] for row in results["results"][:4]] == [1, 2, 1, 2]
     stages = [row["stage"] for row in results["results"]]
     assert stages == ["T3", "T3", "S3Gen", "S3Gen", "streams", "streams", "end to end"]
     assert all(row["median"] > 0 for row in results["results"][:-1])
