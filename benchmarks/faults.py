@@ -254,7 +254,7 @@ async def leave(run: Run, draw: random.Random) -> str:
 
 
 async def slow(run: Run, draw: random.Random) -> str:
-    """Read slower than the audio is, for a while; then everything, or nothing more."""
+    """Read slower than the audio is, for a while and for --stall seconds at most; then leave."""
     own = socket.socket()
     own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     own.setblocking(False)
@@ -262,10 +262,12 @@ async def slow(run: Run, draw: random.Random) -> str:
     reader, writer = await asyncio.open_connection(sock=own, limit=4096)
     try:
         writer.write(run.request(speech(run, draw)))
-        for _ in range(draw.randrange(5, 40)):
-            if not await reader.read(draw.randrange(1, 4096)):
-                break
-            await asyncio.sleep(draw.random() * 0.1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(run.stall):
+                for _ in range(draw.randrange(5, 40)):
+                    if not await reader.read(draw.randrange(1, 4096)):
+                        break
+                    await asyncio.sleep(draw.random() * 0.1)
         return "read slowly"
     finally:
         writer.transport.abort()

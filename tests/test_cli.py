@@ -126,7 +126,9 @@ def test_say_from_standard_input_to_standard_output(spoken: tuple[Path, subproce
     assert len(wave) != len(original) or np.abs(wave - original).max() > 0.01
 
 
-def test_what_is_spoken_to_standard_output_comes_in_parts(spoken: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_what_is_spoken_to_standard_output_comes_in_parts(
+    spoken: tuple[Path, subprocess.CompletedProcess], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     text = "Good morning to everybody who is here. " * 3
     command = [sys.executable, "-m", "chatterbox_vllm", "say", text, "--seed", "3", "-o", "-", "--model", "babble"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -138,8 +140,8 @@ def test_what_is_spoken_to_standard_output_comes_in_parts(spoken: tuple[Path, su
     wave = np.frombuffer((first + rest)[44:], "<i2") / 32767
     assert errors.decode().startswith(f"-: {len(wave) / 24_000:.2f} s, seed 3") and wave.std() > 0.01
     assert Watermarker().detect(wave, 24_000) > 0.9
-    bare = run("say", text, "--seed", 3, "-o", "-", "--model", "babble", "--audio-format", "pcm", text=False)
-    assert bare.stdout == (first + rest)[44:]
+    assert main(["say", text, "--seed", "3", "-o", "-", "--model", "babble", "--audio-format", "pcm"]) == 0
+    assert capfdbinary.readouterr().out == (first + rest)[44:]
 
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -312,31 +314,26 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
     out = tmp_path / "out.wav"
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = run(*SAY, out, "--model", "babble", preexec_fn=limit, env=environment)
+    done = run(*SAY, out, "--model", "babble", "--no-watermark", preexec_fn=limit, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert_one_error(done.stderr, "out.wav")
     assert list(tmp_path.iterdir()) == []
 
 
-def with_player(folder: Path, script: str) -> dict[str, str]:
-    """An environment whose only player is a script."""
-    player = folder / "aplay"
-    player.write_text(f"#!/bin/sh\n{script}\n")
-    player.chmod(0o755)
-    return os.environ | {"PATH": f"{folder}:/usr/bin:/bin"}
-
-
-def test_a_text_is_played_while_it_is_spoken(tmp_path: Path) -> None:
+def test_a_text_is_played_while_it_is_spoken(
+    refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     play = ["say", "Well done.", "--play", "--model", "babble", "--seed", "3"]
-    heard = tmp_path / "heard.wav"
-    done = run(*play, env=with_player(tmp_path, f"cat > {heard}"))
-    assert done.returncode == 0 and done.stdout.startswith("aplay: ")
+    heard, player = tmp_path / "heard.wav", tmp_path / "aplay"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    player.write_text(f"#!/bin/sh\ncat > {heard}\n")
+    player.chmod(0o755)
+    assert main(play) == 0
     wave, rate = decode_audio(heard)
-    assert rate == 24_000 and done.stdout.startswith(f"aplay: {len(wave) / rate:.2f} s, seed 3")
+    assert rate == 24_000 and capsys.readouterr().out.startswith(f"aplay: {len(wave) / rate:.2f} s, seed 3")
 
-    done = run(*play, env=with_player(tmp_path, "head -c 100 > /dev/null; echo no sound card >&2; exit 1"))
-    assert done.returncode == 2
-    assert_one_error(done.stderr, "aplay cannot play (no sound card)", "--output FILE")
+    player.write_text("#!/bin/sh\nhead -c 100 > /dev/null; echo no sound card >&2; exit 1\n")
+    refused(*play, named=("aplay cannot play (no sound card)", "--output FILE"))
 
 
 @pytest.mark.parametrize(

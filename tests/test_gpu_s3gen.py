@@ -131,9 +131,9 @@ def largest_error_of_networks(directory: Path) -> dict[str, float]:
         for row, one in zip(layout.unpack(stream), padded, strict=True):
             errors["estimator"] = max(errors["estimator"], apart(row, one[: len(row)]))
 
-    frames = (4, 2, 1)
-    mel = torch.randn(3, 16, 4, generator=generator)
-    source = torch.randn(3, 4 * 480, generator=generator).tanh()
+    frames = (2, 1)  # a second of the interpreter's time each, and three
+    mel = torch.randn(2, 16, 2, generator=generator)
+    source = torch.randn(2, 2 * 480, generator=generator).tanh()
     for row, count in zip(mel, frames, strict=True):
         row[:, count:] = 0
     waves = PackedHiFT(model.vocoder).decode(mel, frames, source)
