@@ -272,7 +272,7 @@ def test_redirects_and_names_that_lead_inside_are_refused(monkeypatch: pytest.Mo
 
     asked: list[str] = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     look_up, connect = socket.getaddrinfo, socket.create_connection
     public = "93.184.216.34"
     names = {"public.example": [public], "rebound.example": ["127.0.0.1"], "mixed.example": [public, "10.0.0.1"]}
