@@ -41,17 +41,30 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        full_size = item.path.is_relative_to(PARITY)
-        if full_size:
+        if item.path.is_relative_to(PARITY):
             item.add_marker("full_size")
-        if config.pluginmanager.hasplugin("xdist"):
-            # A file's models serve all its tests, and there is memory for the full-size model once.
-            item.add_marker(pytest.mark.xdist_group("parity" if full_size else item.path.stem))
     skipped = _skipped_markers(config)
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in skipped)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests, a file's go to one of them, and all of parity to the first.
+
+    A file's models serve all its tests, and there is memory for the full-size model once. `--dist loadgroup` would
+    say the same, but pytest 9 does not show pytest-xdist 3.8 the groups.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/parity" if nodeid.startswith("tests/parity/") else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # by the number of tests; parity, which takes longest, would not be first
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -126,6 +139,25 @@ def speaker(small: Any) -> Iterator[Any]:
     before = small.conds
     yield small
     small.conds = before
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds of a voice, in a file that bears its speaker's name."""
+    from tests.fake_server import a_clip
+
+    file = tmp_path_factory.mktemp("clips") / "Anna.wav"
+    file.write_bytes(a_clip())
+    return file
+
+
+@pytest.fixture(scope="module")
+def one_browser(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The browser that all tests of a file share, with the clip at its microphone."""
+    from tests.pages import listening
+
+    with listening(tmp_path_factory.mktemp("browser"), clip) as found:
+        yield found
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def test_a_prompt_is_prepared_once(tmp_path: Path) -> None:
     one = request(model, 4, 3)
     (plain,) = model.mel([one], STEPS)
     equal = replace(one, prompt=replace(one.prompt, mel=one.prompt.mel.clone()))
-    assert torch.equal(model.mel([equal, one], STEPS)[0], plain)
+    assert apart(model.mel([equal, one], STEPS)[0], plain) < 1e-5
     assert len(projections) == 1 and len(model._prompts) == 1
     model._prompts.most_bytes = model._prompts.bytes
     model.mel([replace(one, prompt=replace(one.prompt, xvector=-one.prompt.xvector))], STEPS)

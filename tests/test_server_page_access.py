@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.browser import CONTROL, SHIFT, Browser
-from tests.fake_server import Running, a_clip, running
-from tests.pages import TEXT, listening, page_of, spoken, write
+from tests.fake_server import Running, running
+from tests.pages import TEXT, page_of, spoken, write
 
 # Text whose colour is too close to what lies behind it: below 4.5 to 1, or 3 to 1 where it is large.
 FAINT = """(() => {
@@ -44,21 +44,8 @@ FAINT = """(() => {
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("clips") / "Anna.wav"
-    file.write_bytes(a_clip())
-    return file
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("voices")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def one_browser(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with listening(tmp_path_factory.mktemp("browser"), clip) as found:
         yield found
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser, PageError, chromium
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, eventually, running
-from tests.pages import TEXT, as_new, listening, opened, page_of, parts, spoken, words, write
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, eventually, running
+from tests.pages import TEXT, as_new, opened, page_of, parts, spoken, words, write
 
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
 KEY = "correct-horse"
@@ -29,21 +29,8 @@ PLAYED = """(() => {
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("clips") / "Anna.wav"
-    file.write_bytes(a_clip())
-    return file
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("voices"), max_requests=2, max_text=1000) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def one_browser(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with listening(tmp_path_factory.mktemp("browser"), clip) as found:
         yield found
 
 

@@ -16,7 +16,7 @@ from chatterbox_vllm import __version__
 ROOT = Path(__file__).parents[1]
 
 
-def start(directory: Path, extras: str, *given: str) -> subprocess.CompletedProcess:
+def start(directory: Path, extras: str, *given: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess:
     """Run start.sh in a directory whose environment counts as installed, with a Python that says what it was told."""
     for file in ("start.sh", "pyproject.toml"):
         shutil.copy(ROOT / file, directory)
@@ -27,7 +27,7 @@ def start(directory: Path, extras: str, *given: str) -> subprocess.CompletedProc
     digest = hashlib.sha256((directory / "pyproject.toml").read_bytes()).hexdigest()[:32]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     (directory / ".venv" / ".chatterbox-vllm").write_text(f"{digest} cpu {version} {directory.resolve()}\n{extras}\n")
-    return run(directory, *given)
+    return run(directory, *given, path=path)
 
 
 def run(directory: Path, *given: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess:
@@ -117,3 +117,28 @@ def test_it_is_bash_and_installs_what_the_project_names() -> None:
     assert subprocess.run(["bash", "-n", ROOT / "start.sh"], check=False).returncode == 0
     script, project = ((ROOT / file).read_text(encoding="utf-8") for file in ("start.sh", "pyproject.toml"))
     assert "pins torch==2.13.0+cpu" in project and "torch_cpu=torch==2.13.0+cpu" in script
+
+
+@pytest.mark.parametrize(
+    ("cores", "kilobytes", "given", "passed"),
+    [
+        (2, 20_000_000, [], ["-n", "2"]),
+        (8, 14_000_000, [], ["-n", "2"]),
+        (1, 20_000_000, [], []),
+        (2, 13_999_999, [], []),
+        (2, 20_000_000, ["tests/test_start.py"], ["tests/test_start.py"]),
+    ],
+)
+def test_all_tests_share_two_cores(
+    cores: int, kilobytes: int, given: list[str], passed: list[str], tmp_path: Path
+) -> None:
+    """Where there are two, and memory for both; what is named runs in one process."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    facts = f"MemTotal: 99999999 kB\nMemAvailable: {kilobytes} kB\n"
+    (tools / "nproc").write_text(f"#!/bin/sh\necho {cores}\n")
+    (tools / "awk").write_text(f"#!/bin/sh\nprintf '{facts}' | {shutil.which('awk')} \"$1\"\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    done = start(tmp_path, "cpu bnb dev", "test", *given, path=f"{tools}:/usr/bin:/bin")
+    assert done.stdout.splitlines() == ["-m", "pytest", *passed], done.stderr
