@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
 class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[torch.Tensor, ...]
-    output: torch.Tensor
+    output: Any
 
 
 class GraphedFunction:
@@ -38,29 +39,43 @@ class GraphedFunction:
     inputs and on tensors that stay where they are. Inputs come in few shapes, told to `record` before they are needed,
     those with the most rows first: smaller ones then share the memory of larger ones. A shape that was not told is
     recorded at its first call as long as there are fewer than `most`; a shape beyond those is called without a graph.
-    For one thread and one CUDA stream at a time.
+    For one thread and one CUDA stream at a time. The function may change its first inputs and return them.
+
+    Args:
+        steady: inputs from this number on are not copied again where the call before was given the same tensors; nobody
+            may change them in between.
 
     Attributes:
         count: graphs recorded so far.
     """
 
-    def __init__(self, function: Callable[..., torch.Tensor], most: int):
+    def __init__(self, function: Callable[..., Any], most: int, steady: int | None = None):
         self.function = function
-        self.most = most
+        self.most, self.steady = most, steady
         self._recordings: dict[Shapes, _Recording] = {}
         self._pool: tuple[int, int] | None = None
+        self._last: tuple[_Recording, tuple[torch.Tensor, ...]] | None = None
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The function's result; overwritten by the next call."""
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        """The function's result, a tensor or several; overwritten by the next call."""
         shapes = _shapes(inputs)
         if shapes not in self._recordings and len(self._recordings) >= self.most:
             return self.function(*inputs)
         self.record(*inputs)
         recorded = self._recordings[shapes]
-        for kept, given in zip(recorded.inputs, inputs, strict=True):
-            kept.copy_(given, non_blocking=True)
+        there = self._there(recorded)
+        for i, (kept, given) in enumerate(zip(recorded.inputs, inputs, strict=True)):
+            if given is not kept and given is not there[i]:
+                kept.copy_(given, non_blocking=True)
+        self._last = recorded, inputs
         recorded.graph.replay()
         return recorded.output
+
+    def _there(self, recorded: _Recording) -> tuple[torch.Tensor | None, ...]:
+        """What lies in the inputs of a recording since the last call, unchanged; None where anything may."""
+        if self._last is None or self._last[0] is not recorded or self.steady is None:
+            return (None,) * len(recorded.inputs)
+        return (None,) * self.steady + self._last[1][self.steady :]
 
     @property
     def count(self) -> int:
@@ -71,6 +86,7 @@ class GraphedFunction:
         shapes = _shapes(inputs)
         if shapes in self._recordings:
             return
+        self._last = None  # inputs share memory
         kept = tuple(self._room(i, given).copy_(given) for i, given in enumerate(inputs))
         self.function(*kept)  # compiles kernels and loads libraries, which must not happen in a recording
         device = inputs[0].device

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from chatterbox_vllm.cuda.transfer import to_device
+from chatterbox_vllm.s3gen.ragged import Lengths
 
 QUERIES = 64  # frames in an attention tile
 # Numbers of frames that a batch is filled up to where CUDA graphs are used, each of which has one: from a short
@@ -90,6 +91,10 @@ class PackedLayout:
         return cls(tuple(lengths), frames, index, position, remaining, of_tiles.unflatten(0, (-1, 3)))
 
     @property
+    def rows(self) -> None:
+        """Its frames are not in rows of one length."""
+
+    @property
     def tables(self) -> tuple[torch.Tensor, ...]:
         """What the packed estimator takes besides input and time."""
         return self.position, self.remaining, self.tiles
@@ -108,13 +113,13 @@ class PackedRows:
     """Where rows lie end to end, at one rate of the vocoder.
 
     Attributes:
-        lengths: frames of each row.
+        longest: frames of the longest row.
         start, length: [rows] int64, a row's first frame and its frames.
         row: [frames] int64.
         position, remaining: [frames] int32, frames of its row before and after a frame.
     """
 
-    lengths: tuple[int, ...]
+    longest: int
     start: torch.Tensor
     length: torch.Tensor
     row: torch.Tensor
@@ -122,15 +127,26 @@ class PackedRows:
     remaining: torch.Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str) -> PackedRows:
-        """Computed on the device, where the tables are large; only the lengths are sent."""
+    def of(cls, lengths: Lengths, device: torch.device | str, longest: int | None = None) -> PackedRows:
+        """Computed on the device, where the tables are large; only the lengths are sent.
+
+        With lengths on the device, as in a CUDA graph, every row has the room of `longest` frames, and what lies behind
+        its own is seen by none of its own.
+        """
+        if isinstance(lengths, torch.Tensor):
+            assert longest is not None
+            start = torch.arange(len(lengths), device=device) * longest
+            row = torch.arange(len(lengths), device=device).repeat_interleave(longest)
+            position = torch.arange(longest, device=device).repeat(len(lengths))
+            remaining = lengths[row] - 1 - position
+            return cls(longest, start, lengths, row, position.to(torch.int32), remaining.to(torch.int32))
         length = to_device(torch.tensor(lengths), device)
         start = length.cumsum(0) - length
         total = sum(lengths)
         row = torch.arange(len(lengths), device=device).repeat_interleave(length, output_size=total)
         position = torch.arange(total, device=device) - start[row]
         remaining = length[row] - 1 - position
-        return cls(tuple(lengths), start, length, row, position.to(torch.int32), remaining.to(torch.int32))
+        return cls(max(lengths), start, length, row, position.to(torch.int32), remaining.to(torch.int32))
 
     @property
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,6 +159,6 @@ class PackedRows:
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """[frames, channels] to [rows, longest, channels], zeros in the padding."""
-        padded = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[1])
+        padded = x.new_zeros(len(self.start), self.longest, x.shape[1])
         padded[self.row, self.position.long()] = x
         return padded
