@@ -65,10 +65,7 @@ class WindowsToMels:
         layout = self.flow.layout(lengths)
         padded, counts, means_at = self._rows(windows)
         # Each row's frames, then those that are nobody's: up to the row's end in a padded layout, else up to the end.
-        if layout.rows is None:
-            filled = [*lengths, layout.frames - sum(lengths)]
-        else:
-            filled = [layout.frames] * layout.rows
+        filled = [*lengths, layout.frames - sum(lengths)] if layout.rows is None else [layout.frames] * layout.rows
         frames = self._frames(windows, lengths, means_at, filled)
         parts = [*padded, *counts, *frames]
         sent = to_device(torch.from_numpy(np.concatenate([part.ravel() for part in parts])), self.noise.device)

@@ -81,5 +81,5 @@ class ChunkRenderer:
 
 def _after(chunk: StreamChunk, vocoder: VocoderState) -> StreamState:
     old = chunk.state
-    tokens = torch.cat([old.tokens, chunk.tokens[: chunk.rendered]])[-CONTEXT_TOKENS:]
+    tokens = torch.cat([old.tokens, chunk.tokens[: chunk.rendered]])[-CONTEXT_TOKENS:].clone()
     return StreamState(old.prompt, old.seed, old.rendered + chunk.rendered, tokens, vocoder)

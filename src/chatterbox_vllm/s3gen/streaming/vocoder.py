@@ -191,9 +191,9 @@ class VocoderInStretches:
         )
         # Copies, each of its own: a graph's memory is the next call's, and a view would hold all of a batch.
         of_state = zip(
-            torch.unbind_copy(mels.index_select(0, kept).view(count, KEPT_FRAMES, -1)),
-            torch.unbind_copy(source[:count]),
-            torch.unbind_copy(cycles[:count]),
+            torch.ops.aten.unbind_copy(mels.index_select(0, kept).view(count, KEPT_FRAMES, -1)),
+            torch.ops.aten.unbind_copy(source[:count]),
+            torch.ops.aten.unbind_copy(cycles[:count]),
             strict=True,
         )
         cuts: list[int] = []  # of each row: what is out, what comes out now, what is not certain
@@ -235,7 +235,6 @@ class VocoderInStretches:
         for i, (stretch, place) in enumerate(zip(stretches, places, strict=True)):
             table[:, i] = place.columns(stretch.state, stretch.seed)
         parts = [table.ravel(), computed.ravel(), kept.ravel()]
-        sent = to_device(torch.from_numpy(np.concatenate(parts)), self.noise.device).split(
-            [len(part) for part in parts]
-        )
-        return sent[0].view(COLUMNS, rows), sent[1], sent[2]
+        sent = to_device(torch.from_numpy(np.concatenate(parts)), self.noise.device)
+        on_device, computed_at, kept_at = sent.split([len(part) for part in parts])
+        return on_device.view(COLUMNS, rows), computed_at, kept_at

@@ -22,7 +22,7 @@ CONTEXT_TOKENS = KEPT_FRAMES // UPSAMPLING
 
 @dataclass(frozen=True)
 class Window:
-    """One row of the flow, in frames: the prompt's, those that are out, the chunk's, and those of tokens only looked at.
+    """One row of the flow: frames of the prompt, of what is out, of the chunk, and of tokens that are only looked at.
 
     Attributes:
         voice: the prompt on the device.

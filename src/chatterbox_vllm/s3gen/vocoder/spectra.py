@@ -57,7 +57,7 @@ def inverse_stft(spectra: torch.Tensor, lengths: Lengths, size: int, hop: int) -
 
 
 def _waves(size: int, device: torch.device) -> torch.Tensor:
-    """What a real discrete Fourier transform multiplies with: [size, size + 2] float32, cosines and then minus sines."""
+    """What a real Fourier transform multiplies with: [size, size + 2] float32, cosines and then minus sines."""
     place, wave = (torch.arange(n, device=device) for n in (size, size // 2 + 1))
     # Reduced to one turn while it is an integer, so that zeros are nearly zero.
     angle = (place[:, None] * wave % size).double() * (2 * math.pi / size)
