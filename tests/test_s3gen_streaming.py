@@ -162,7 +162,7 @@ def test_filled_up_to_the_sizes_of_graphs_the_audio_is_the_same(
                 span, times = graphed.token_to_mel._span_and_times(STEPS)
                 state, condition = torch.zeros(rows, frames, 8), torch.zeros(rows, frames, 24)
                 graphed.token_to_mel._graphs.record(state, times[0], span[0], condition, *layout.tables)
-    assert graphed.chunks.record_graphs(len(tokens)) == 2 * 4 * 4  # of 1, 2, 4 and 8 rows
+    assert graphed.chunks.record_graphs(len(tokens)) == 2 * 4 * 5  # of 1, 2, 4 and 8 rows
     for times in (1, 2):
         states = [model.start_stream(prompt, seed) for seed, prompt in enumerate(prompts * times)]
         expected = stream(model, tokens * times, sizes * times, list(states))

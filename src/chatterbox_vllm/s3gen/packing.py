@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from chatterbox_vllm.cuda.transfer import to_device
@@ -62,33 +63,33 @@ class PackedLayout:
         """
         used, rows = sum(lengths), len(lengths)
         frames = packed_size(used) if bucketed else used
-        length = torch.tensor(lengths)
-        start = length.cumsum(0) - length
-        row = torch.arange(rows).repeat_interleave(length)
-        position = torch.arange(used) - start[row]
+        length = np.array(lengths)
+        start = length.cumsum() - length
+        row = np.arange(rows).repeat(length)
+        position = np.arange(used) - start[row]
         index = row * max(lengths) + position
 
         count = (length + QUERIES - 1) // QUERIES
-        order = length.argsort(descending=True, stable=True)
-        of_tile = order.repeat_interleave(count[order])
-        first = torch.cat([torch.arange(n) for n in count[order].tolist()]) * QUERIES
-        tiles = torch.stack([start[of_tile], length[of_tile], first], dim=1)
-        tiles = torch.cat([tiles + torch.tensor([stream * frames, 0, 0]) for stream in range(streams)])
-        tiles = tiles[tiles[:, 1].argsort(descending=True, stable=True)]
+        order = (-length).argsort(kind="stable")
+        of_tile = order.repeat(count[order])
+        first = np.concatenate([np.arange(n) for n in count[order]]) * QUERIES
+        tiles = np.stack([start[of_tile], length[of_tile], first], axis=1)
+        tiles = np.concatenate([tiles + np.array([stream * frames, 0, 0]) for stream in range(streams)])
+        tiles = tiles[(-tiles[:, 1]).argsort(kind="stable")]
         room = streams * (frames // QUERIES + max(_USUAL_ROWS, rows)) if bucketed else len(tiles)
 
-        def filled(table: torch.Tensor, size: int) -> torch.Tensor:
-            return torch.cat([table, table.new_zeros(size - len(table), *table.shape[1:])])
+        def filled(table: np.ndarray, size: int) -> np.ndarray:
+            return np.concatenate([table, np.zeros((size - len(table), *table.shape[1:]), dtype=table.dtype)])
 
         tables = (
             filled(index, frames),
-            filled(position, frames).repeat(streams),
-            filled(length[row] - 1 - position, frames).repeat(streams),
-            filled(tiles, room).flatten(),
+            np.tile(filled(position, frames), streams),
+            np.tile(filled(length[row] - 1 - position, frames), streams),
+            filled(tiles, room).ravel(),
         )
-        sent = to_device(torch.cat(tables).to(torch.int32), device).split([len(table) for table in tables])
-        index, position, remaining, of_tiles = sent
-        return cls(tuple(lengths), frames, index, position, remaining, of_tiles.unflatten(0, (-1, 3)))
+        table = torch.from_numpy(np.concatenate(tables).astype(np.int32))
+        sent = to_device(table, device).split([len(part) for part in tables])
+        return cls(tuple(lengths), frames, *sent[:3], sent[3].unflatten(0, (-1, 3)))
 
     @property
     def rows(self) -> None:

@@ -21,7 +21,7 @@ from chatterbox_vllm.s3gen.streaming.vocoder import KEPT_FRAMES, ROWS
 from chatterbox_vllm.s3gen.streaming.window import Window
 
 # Tokens that rows of the encoder are filled up to where CUDA graphs are used: a prompt of 4 to 10 s, a second, a chunk.
-TOKENS = (128, 192, 256, 384)
+TOKENS = (128, 192, 256, 320, 416)
 
 
 class WindowsToMels:
@@ -103,7 +103,7 @@ class WindowsToMels:
                 rows, tokens = size_among(ROWS, rows), size_among(TOKENS, tokens)
             ids, lengths = np.zeros((rows, tokens), dtype=np.int64), np.full(rows, tokens)
             for i, window in enumerate(some):
-                ids[i, : len(window.tokens)] = window.tokens.numpy()
+                ids[i, : len(window.tokens)] = window.tokens
                 lengths[i] = len(window.tokens)
                 begins.append(begun + UPSAMPLING * tokens * i)
             padded.append(ids)

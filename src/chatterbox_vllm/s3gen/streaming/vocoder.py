@@ -23,9 +23,9 @@ from chatterbox_vllm.s3gen.vocoder.batch import MelToWave
 # Frames at the end of the mel that are kept: the decoder's surroundings, and the second that the flow goes on from.
 KEPT_FRAMES = 50
 # What stretches of a batch are filled up to where CUDA graphs are used: rows, and frames with those kept before them.
-# The lengths are those of 25, 50 and 100 tokens, and of the first and the last chunk.
+# The lengths are those of 16, 25, 50, 100 and 125 tokens.
 ROWS = (1, 2, 4, 8, 16)
-FRAMES = (48, 96, 144, 240)
+FRAMES = (48, 96, 144, 240, 288)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
@@ -26,7 +27,7 @@ class Window:
 
     Attributes:
         voice: the prompt on the device.
-        tokens: [n] int64 on the CPU, all of the window's.
+        tokens: [n] int64, all of the window's.
         seed: of the noise.
         prompt: frames of the prompt.
         seen: frames that are out.
@@ -36,7 +37,7 @@ class Window:
     """
 
     voice: PreparedPrompt
-    tokens: torch.Tensor
+    tokens: np.ndarray
     seed: int
     prompt: int
     seen: int
@@ -55,7 +56,7 @@ class Window:
         prompt = len(state.prompt.mel) if at_start else UPSAMPLING * len(state.prompt.tokens)
         return cls(
             voice=voice,
-            tokens=torch.cat([state.prompt.tokens, state.tokens, chunk.tokens]),
+            tokens=np.concatenate([own.numpy() for own in (state.prompt.tokens, state.tokens, chunk.tokens)]),
             seed=state.seed,
             prompt=prompt,
             seen=present - first,
