@@ -89,7 +89,8 @@ class PackedLayout:
         )
         table = torch.from_numpy(np.concatenate(tables).astype(np.int32))
         sent = to_device(table, device).split([len(part) for part in tables])
-        return cls(tuple(lengths), frames, *sent[:3], sent[3].unflatten(0, (-1, 3)))
+        of_frame, place, ahead, of_tiles = sent
+        return cls(tuple(lengths), frames, of_frame, place, ahead, of_tiles.unflatten(0, (-1, 3)))
 
     @property
     def rows(self) -> None:
