@@ -60,7 +60,7 @@ def stream_rows(
                     audio += len(event.audio) / tts.sr
         total = time.perf_counter() - start
         if listening:
-            await asyncio.sleep(max(0.0, first + audio - total))
+            await asyncio.sleep(first + waited + audio - total)
         return _Heard(first, audio, total, waited)
 
     async def listener(engine: AsyncChatterbox, number: int, after: float) -> list[_Heard]:

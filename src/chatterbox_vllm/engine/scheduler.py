@@ -86,6 +86,7 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._turns: Turns[Job] = Turns()
         self._streams: dict[int, Job] = {}  # those of the jobs that are streams
+        self._stirred: dict[int, None] = {}  # streams in which something has changed, which may have a chunk ready
         self._paused: set[int] = set()  # until their callers take what is ready
         self._talking: dict[str, tuple[Job, int]] = {}  # by piece id
         self._spoken: dict[str, ToSpeak] = {}  # by T3, until S3Gen gets them
@@ -143,6 +144,7 @@ class Scheduler:
         job = self._jobs.get(serial)
         if job is not None:
             job.waiting_samples -= samples
+            self._stirred[serial] = None
             if serial in self._paused and not self._is_full(job):
                 self._paused.discard(serial)
                 self._turns.add(job, job.request.priority)
@@ -297,6 +299,7 @@ class Scheduler:
         tokens = self._speech(output.token_ids)
         if job.stream is not None:
             job.stream.hear(k, tokens)
+            self._stirred[job.serial] = None
         if output.finish_reason is None:
             return
         if job.stream is not None:
@@ -341,7 +344,8 @@ class Scheduler:
     def _cut_chunks(self) -> None:
         """Give S3Gen what streams have ready for it, unless their callers leave too much untaken."""
         ready: dict[str, ToSpeak] = {}
-        for job in self._streams.values():
+        stirred, self._stirred = self._stirred, {}
+        for job in (self._streams[serial] for serial in stirred if serial in self._streams):
             chunk = None if self._is_full(job) else job.next_chunk()
             if chunk is not None:
                 chunk_id = f"{job.serial}/{job.delivered}/at {job.samples}"
@@ -382,6 +386,7 @@ class Scheduler:
         with self._its_own_fault(job):
             if isinstance(outcome, SpokenChunk):
                 self._ready += job.spoke_chunk(k, outcome)
+                self._stirred[job.serial] = None
                 self._call_next(job)
             else:
                 self._ready += job.voiced(k, outcome)

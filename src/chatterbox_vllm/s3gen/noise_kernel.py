@@ -54,7 +54,8 @@ def normal(seed: int, use: int, channels: int, first: int, count: int, device: t
     return out
 
 
-@triton.jit(do_not_specialize=["rows", "channels", "count"])
+# Tables may lie anywhere in a larger one: their alignment makes no variants.
+@triton.jit(do_not_specialize=["seeds", "uses", "firsts", "rows", "channels", "count"])
 def _normal_rows(
     out, seeds, uses, firsts, rows, channels, count, ROWS: tl.constexpr, NUMBERS: tl.constexpr,
 ):  # fmt: skip
