@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -25,6 +25,14 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
     return new_stream(device, Urgency.MIDDLE)
 
 
+class GraphPool:
+    """Memory that the graphs of several functions share, of which one runs at a time."""
+
+    @cached_property
+    def handle(self) -> tuple[int, int]:
+        return torch.cuda.graph_pool_handle()
+
+
 @dataclass(frozen=True)
 class _Recording:
     graph: torch.cuda.CUDAGraph
@@ -42,6 +50,7 @@ class GraphedFunction:
     For one thread and one CUDA stream at a time. The function may change its first inputs and return them.
 
     Args:
+        pool: shared with other functions: then the next call of any of them overwrites the result.
         steady: inputs from this number on are not copied again where the call before was given the same tensors; nobody
             may change them in between.
 
@@ -49,11 +58,10 @@ class GraphedFunction:
         count: graphs recorded so far.
     """
 
-    def __init__(self, function: Callable[..., Any], most: int, steady: int | None = None):
+    def __init__(self, function: Callable[..., Any], most: int, pool: GraphPool, steady: int | None = None):
         self.function = function
-        self.most, self.steady = most, steady
+        self.most, self.pool, self.steady = most, pool, steady
         self._recordings: dict[Shapes, _Recording] = {}
-        self._pool: tuple[int, int] | None = None
         self._last: tuple[_Recording, tuple[torch.Tensor, ...]] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -91,11 +99,10 @@ class GraphedFunction:
         self.function(*kept)  # compiles kernels and loads libraries, which must not happen in a recording
         device = inputs[0].device
         graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
         # Other threads (T3 in the same process) may allocate meanwhile.
         with (
             recording,
-            torch.cuda.graph(graph, self._pool, _side_stream(device), capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, self.pool.handle, _side_stream(device), capture_error_mode="thread_local"),
         ):
             output = self.function(*kept)
         self._recordings[shapes] = _Recording(graph, kept, output)

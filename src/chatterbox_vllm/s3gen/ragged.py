@@ -6,7 +6,6 @@ frame finds there what the row alone would show it: zeros for a convolution, no 
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,9 +102,3 @@ class PaddedLayout:
 def padded_size(frames: int) -> int:
     """`frames` rounded up to the next multiple of 256, so that few sizes serve all lengths."""
     return -(-frames // _STEP) * _STEP
-
-
-def size_among(sizes: Sequence[int], least: int) -> int:
-    """The smallest of `sizes`, which ascend, that is at least `least`; beyond them, a multiple of the last."""
-    place = bisect.bisect_left(sizes, least)
-    return sizes[place] if place < len(sizes) else -(-least // sizes[-1]) * sizes[-1]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_vllm.checkpoint.config import FlowConfig
-from chatterbox_vllm.cuda.graphs import GraphedFunction
+from chatterbox_vllm.cuda.graphs import GraphedFunction, GraphPool
 from chatterbox_vllm.cuda.transfer import to_device
 from chatterbox_vllm.s3gen.execution import Execution
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING, FlowEncoder
@@ -44,7 +44,8 @@ class TokenToMel:
 
             evaluate = PackedEstimator(estimator)
         step = step_of(velocity_of(evaluate, None if config.meanflow else config.cfg_rate))
-        self._graphs = GraphedFunction(step, _MOST_GRAPHS, STEADY) if execution.cuda_graphs else None
+        self.graph_pool = GraphPool()
+        self._graphs = GraphedFunction(step, _MOST_GRAPHS, self.graph_pool, STEADY) if execution.cuda_graphs else None
         self._step: Step = step if self._graphs is None else self._graphs
         self._steps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 

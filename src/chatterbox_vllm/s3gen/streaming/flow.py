@@ -6,6 +6,7 @@ encoder's means are gathered for all frames at once, and the encoder is one CUDA
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,12 +17,12 @@ from chatterbox_vllm.cuda.transfer import to_device
 from chatterbox_vllm.s3gen.flow.batch import TokenToMel
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.noise import GENERATED, PROMPT, NoiseSource
-from chatterbox_vllm.s3gen.ragged import size_among
-from chatterbox_vllm.s3gen.streaming.vocoder import KEPT_FRAMES, ROWS
+from chatterbox_vllm.s3gen.streaming.buckets import ROWS, Buckets
+from chatterbox_vllm.s3gen.streaming.vocoder import KEPT_FRAMES
 from chatterbox_vllm.s3gen.streaming.window import Window
 
-# Tokens that rows of the encoder are filled up to where CUDA graphs are used: a prompt of 4 to 10 s, a second, a chunk.
-TOKENS = (128, 192, 256, 320, 416)
+# Tokens of the encoder's rows: a prompt of 4 to 10 s, a second, a chunk.
+TOKENS = Buckets((128, 192, 256, 320, 416), most=16 * 192)
 
 
 class WindowsToMels:
@@ -31,16 +32,20 @@ class WindowsToMels:
         self.flow, self.noise = flow, noise
         encode = flow.encoder.of_lengths
         self._bucketed = flow.execution.cuda_graphs
-        self._graphs = GraphedFunction(encode, len(ROWS) * len(TOKENS)) if self._bucketed else None
+        self._graphs = (
+            GraphedFunction(encode, len(ROWS) * len(TOKENS.sizes), flow.graph_pool) if self._bucketed else None
+        )
         self._encode: Callable[..., torch.Tensor] = self._graphs or encode
 
     def __call__(
         self, windows: Sequence[Window], steps: int, between: Callable[[], object] | None = None
     ) -> list[torch.Tensor]:
         """The chunks' mels, [frames, mels] float32 each; `steps` and `between` as for `TokenToMel`."""
-        # Of like lengths side by side, since the encoder pads.
-        order = sorted(range(len(windows)), key=lambda i: len(windows[i].tokens))
-        mels = self._in_order([windows[i] for i in order], steps, between)
+        groups = [list(range(len(windows)))]
+        if self._bucketed:
+            groups = TOKENS.groups([len(window.tokens) for window in windows])
+        order = [i for group in groups for i in group]
+        mels = self._in_order([windows[i] for i in order], [len(group) for group in groups], steps, between)
         found = dict(zip(order, mels, strict=True))
         return [found[i] for i in range(len(windows))]
 
@@ -52,18 +57,18 @@ class WindowsToMels:
         """
         if self._graphs is None:
             return 0
-        for rows in reversed([rows for rows in ROWS if rows < 2 * most_rows]):
-            for tokens in reversed(TOKENS):
-                ids = torch.zeros(rows, tokens, dtype=torch.int64, device=self.noise.device)
-                self._graphs.record(ids, ids[:, 0] + tokens)
+        for rows, tokens in TOKENS.shapes(most_rows):
+            ids = torch.zeros(rows, tokens, dtype=torch.int64, device=self.noise.device)
+            self._graphs.record(ids, ids[:, 0] + tokens)
         return self._graphs.count
 
     def _in_order(
-        self, windows: Sequence[Window], steps: int, between: Callable[[], object] | None
+        self, windows: Sequence[Window], groups: Sequence[int], steps: int, between: Callable[[], object] | None
     ) -> list[torch.Tensor]:
+        """For windows of which so many after one another go through the encoder together."""
         lengths = [UPSAMPLING * len(window.tokens) for window in windows]
         layout = self.flow.layout(lengths)
-        padded, counts, means_at = self._rows(windows)
+        padded, counts, means_at = self._rows(windows, groups)
         # Each row's frames, then those that are nobody's: up to the row's end in a padded layout, else up to the end.
         filled = [*lengths, layout.frames - sum(lengths)] if layout.rows is None else [layout.frames] * layout.rows
         frames = self._frames(windows, lengths, means_at, filled)
@@ -92,15 +97,15 @@ class WindowsToMels:
             cuts += before, window.frames, room - before - window.frames
         return list(mel.flatten(0, -2).split([*cuts, *filled[len(windows) :]])[1::3][: len(windows)])
 
-    def _rows(self, windows: Sequence[Window]) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    def _rows(
+        self, windows: Sequence[Window], groups: Sequence[int]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
         """The encoder's batches: token ids [rows, tokens] and lengths [rows]; and where each window's means begin."""
-        together = ROWS[-1] if self._bucketed else len(windows)
-        padded, counts, begins, begun = [], [], [], 0
-        for start in range(0, len(windows), together):
-            some = windows[start : start + together]
-            rows, tokens = len(some), max(len(window.tokens) for window in some)
-            if self._bucketed:
-                rows, tokens = size_among(ROWS, rows), size_among(TOKENS, tokens)
+        padded, counts, begins, begun, left = [], [], [], 0, iter(windows)
+        for group in groups:
+            some = list(itertools.islice(left, group))
+            sizes = [len(window.tokens) for window in some]
+            rows, tokens = TOKENS.shape(sizes) if self._bucketed else (group, max(sizes))
             ids, lengths = np.zeros((rows, tokens), dtype=np.int64), np.full(rows, tokens)
             for i, window in enumerate(some):
                 ids[i, : len(window.tokens)] = window.tokens

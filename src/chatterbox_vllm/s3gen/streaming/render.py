@@ -38,7 +38,7 @@ class ChunkRenderer:
 
     def __init__(self, token_to_mel: TokenToMel, mel_to_wave: MelToWave, noise: NoiseSource):
         self.flow = WindowsToMels(token_to_mel, noise)
-        self.vocoder = VocoderInStretches(mel_to_wave, noise)
+        self.vocoder = VocoderInStretches(mel_to_wave, noise, token_to_mel.graph_pool)
 
     def __call__(
         self,

@@ -13,19 +13,17 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.checkpoint.config import HiFTConfig
-from chatterbox_vllm.cuda.graphs import GraphedFunction
+from chatterbox_vllm.cuda.graphs import GraphedFunction, GraphPool
 from chatterbox_vllm.cuda.transfer import to_device
 from chatterbox_vllm.s3gen.noise import NoiseSource
-from chatterbox_vllm.s3gen.ragged import size_among
+from chatterbox_vllm.s3gen.streaming.buckets import ROWS, Buckets
 from chatterbox_vllm.s3gen.streaming.stretch import COLUMNS, SEEN_BY_DECODER, SOURCE_FRAMES, StretchToWave
 from chatterbox_vllm.s3gen.vocoder.batch import MelToWave
 
 # Frames at the end of the mel that are kept: the decoder's surroundings, and the second that the flow goes on from.
 KEPT_FRAMES = 50
-# What stretches of a batch are filled up to where CUDA graphs are used: rows, and frames with those kept before them.
-# The lengths are those of 16, 25, 50, 100 and 125 tokens.
-ROWS = (1, 2, 4, 8, 16)
-FRAMES = (48, 96, 144, 240, 288)
+# Frames of stretches, with those kept before them: of 16, 25, 50, 100 and 125 tokens.
+FRAMES = Buckets((48, 96, 144, 240, 288), most=16 * 144)
 
 
 @dataclass(frozen=True)
@@ -125,17 +123,21 @@ class VocoderInStretches:
     Reads the weights as they are now; make a new one after they were cast or moved.
     """
 
-    def __init__(self, mel_to_wave: MelToWave, noise: NoiseSource):
+    def __init__(self, mel_to_wave: MelToWave, noise: NoiseSource, pool: GraphPool):
         self.config, self.noise = mel_to_wave.config, noise
         function = StretchToWave(mel_to_wave, noise)
         self._bucketed = mel_to_wave.execution.cuda_graphs
-        self._graphs = GraphedFunction(function, len(ROWS) * len(FRAMES)) if self._bucketed else None
+        most = len(ROWS) * len(FRAMES.sizes)
+        self._graphs = GraphedFunction(function, most, pool) if self._bucketed else None
         self._speak: Callable[..., tuple[torch.Tensor, ...]] = self._graphs or function
 
     def __call__(self, stretches: Sequence[MelStretch]) -> list[Stretched]:
         places = [_Place.of(stretch, self.config) for stretch in stretches]
         found: dict[int, Stretched] = {}
-        for group in self._groups([place.frames for place in places]):
+        groups = [list(range(len(stretches)))]
+        if self._bucketed:
+            groups = FRAMES.groups([place.frames for place in places])
+        for group in groups:
             some = self._together([stretches[i] for i in group], [places[i] for i in group])
             found |= zip(group, some, strict=True)
         return [found[i] for i in range(len(stretches))]
@@ -150,33 +152,18 @@ class VocoderInStretches:
             return 0
         device = self.noise.device
         state = VocoderState.start(self.config, device)
-        for rows in reversed([rows for rows in ROWS if rows < 2 * most_rows]):
-            for frames in reversed(FRAMES):
-                self._graphs.record(
-                    state.mel.new_zeros(rows, frames, self.config.num_mels),
-                    state.source.expand(rows, -1),
-                    state.cycles.expand(rows, -1),
-                    torch.zeros(COLUMNS, rows, dtype=torch.int64, device=device),
-                )
+        for rows, frames in FRAMES.shapes(most_rows):
+            self._graphs.record(
+                state.mel.new_zeros(rows, frames, self.config.num_mels),
+                state.source.expand(rows, -1),
+                state.cycles.expand(rows, -1),
+                torch.zeros(COLUMNS, rows, dtype=torch.int64, device=device),
+            )
         return self._graphs.count
 
-    def _groups(self, frames: Sequence[int]) -> list[list[int]]:
-        """Indices of stretches to pad together: all of them; where graphs are used, those of like lengths."""
-        if not self._bucketed:
-            return [list(range(len(frames)))]
-        order = sorted(range(len(frames)), key=frames.__getitem__)
-        sizes = {i: size_among(FRAMES, frames[i]) for i in order}
-        groups: list[list[int]] = []
-        for i in order:
-            if groups and sizes[groups[-1][0]] == sizes[i] and len(groups[-1]) < ROWS[-1]:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        return groups
-
     def _together(self, stretches: Sequence[MelStretch], places: Sequence[_Place]) -> list[Stretched]:
-        count, longest = len(stretches), max(place.frames for place in places)
-        rows, frames = (size_among(ROWS, count), size_among(FRAMES, longest)) if self._bucketed else (count, longest)
+        count, lengths = len(stretches), [place.frames for place in places]
+        rows, frames = FRAMES.shape(lengths) if self._bucketed else (count, max(lengths))
         states = [stretch.state for stretch in stretches]
         filled = [*states, *[states[-1]] * (rows - count)]  # rows that nobody hears
         mels = torch.cat([*(state.mel for state in states), *(stretch.mel for stretch in stretches)])
