@@ -1,7 +1,7 @@
 """How many listeners a running server serves, and how soon each hears something.
 
     python benchmarks/load.py http://127.0.0.1:8000 --users 1 4 16 64 [--seconds 30] [--warm-up 5] [--key KEY]
-        [--voice NAME …] [--texts FILE] [--listen] [--json FILE]
+        [--voice NAME …] [--texts FILE] [--listen] [--max-tokens N] [--json FILE]
 
 Closed loop: each user asks for a text, takes the stream as it comes, and asks for the next as soon as it is over; with
 --listen not before a listener would have heard all of it, so that N users are N people who listen.
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="a text a line (default: six of one or two sentences)")
     parser.add_argument("--random", type=int, default=1, help="seed of which text is asked for when")
     parser.add_argument("--listen", action="store_true", help="hear a text to its end before asking for the next")
+    parser.add_argument("--max-tokens", type=int, help="of a text, for models that do not know when to stop")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     report = asyncio.run(measure(options))
@@ -117,6 +118,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             "texts": texts,
             "random": options.random,
             "listen": options.listen,
+            "max tokens": options.max_tokens,
             "format": "pcm",
         },
         "rows": rows,
@@ -137,6 +139,8 @@ async def one_round(
             await asyncio.sleep(options.warm_up * number / users)
         while (start := time.monotonic()) < end:
             body: dict[str, Any] = {"input": draw.choice(texts), "model": "tts-1", "response_format": "pcm"}
+            if options.max_tokens:
+                body["max_tokens"] = options.max_tokens
             if options.voice:
                 body["voice"] = draw.choice(options.voice)
             try:

@@ -37,10 +37,13 @@ def loaded(url: str, tmp_path: Path, *words: object) -> dict[str, Any]:
 def test_load(tmp_path: Path) -> None:
     with running(tmp_path / "voices", api_keys=(KEY,)) as server:
         report = loaded(server.url, tmp_path, "--users", 1, 3, "--voice", "anna", "bert")
-        (listening,) = loaded(server.url, tmp_path, "--users", 2, "--voice", "anna", "bert", "--listen")["rows"]
+        (listening,) = loaded(
+            server.url, tmp_path, "--users", 2, "--voice", "anna", "bert", "--listen", "--max-tokens", 99
+        )["rows"]
         assert {request.voice for request in server.engine.requests} == {
             server.engine.tts.named[name] for name in ("anna", "bert")
         }
+        assert {request.parameters.max_tokens for request in server.engine.requests} == {None, 99}
     assert report["server"]["model"] == "fake" and report["settings"]["voices"] == ["anna", "bert"]
     one, three = report["rows"]
     assert listening["failed"] == 0 and 0 < listening["x real time"] < one["x real time"]  # two people hear at 2 x
