@@ -22,6 +22,7 @@ from chatterbox_vllm.audio.features import HOP_16K
 from chatterbox_vllm.voices.nets.speech_tokenizer import FRAMES_PER_TOKEN
 
 CODES = "codes"  # the directory's name, beside those of the nets
+CODEBOOK = "codebook"  # beside the dimensions of a speech tokenizer that came from a model: the name of its tokens
 SAMPLES_PER_TOKEN = 960  # at 24 kHz
 _ARRAYS = {"tokens": np.int16, "counts": np.int32, "xvectors": np.float32, "embeddings": np.float32}
 

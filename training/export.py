@@ -38,12 +38,14 @@ from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
+from training.codes import CODEBOOK
 from training.data import RATE, Corpus
 from training.flow import load_flow
+from training.loop import load_checkpoint
 from training.reference import reference_utterances
 from training.small import SMALL
 from training.t3 import published_t3
-from training.weights import load_weights
+from training.weights import WEIGHTS, load_weights
 
 FILES = {"t3": ENGLISH.t3, "s3gen": ENGLISH.s3gen, "voice_encoder": ENGLISH.voice_encoder}
 PACKED = "packed"
@@ -152,7 +154,10 @@ def export(parts: Path, out: Path, config: ModelConfig, untrained: list[str]) ->
 
 
 def codebook_of(parts: Path) -> str:
-    """A name for the trained tokenizer's tokens: other weights give other tokens."""
+    """A name for the trained tokenizer's tokens: other weights give other tokens. A model's are called as there."""
+    of_model = load_checkpoint(parts / "tokenizer" / WEIGHTS)["config"].get(CODEBOOK)
+    if of_model is not None:
+        return str(of_model)
     digest = hashlib.blake2b(digest_size=6)
     for name, tensor in sorted(load_weights(parts / "tokenizer", "tokenizer.").items()):
         digest.update(name.encode() + tensor.numpy().tobytes())

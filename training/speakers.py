@@ -232,8 +232,8 @@ def train(arguments: argparse.Namespace, config: ModelConfig) -> Trained:
     random = np.random.default_rng(arguments.seed)
     model = Trained(config, len(material.by_speaker), material.mels.values).to(device)
     optimizer = adamw(model, arguments.rate, decay=0.05)
-    average = Average(model, 0.998)
     warm_start(arguments, model)
+    average = Average(model, 0.998)
     run = Run(arguments, model=model, optimizer=optimizer, average=average)
     sizes = [sum(p.numel() for p in net.parameters()) for net in (model.voice_encoder, model.xvector)]
     print(f"{sizes[0]:,} and {sizes[1]:,} parameters, {len(material.by_speaker)} speakers", flush=True)

@@ -53,12 +53,14 @@ class Material:
         codes = Codes.read(directory)
         texts = [encode(spoken_form(utterance.text)) for utterance in self.corpus.utterances]
         self.phonemes = PhonemeIds(self.corpus.phoneme_symbols)
-        self.tokenizer: Trained = load_trained(arguments.tokenizer or beside / "tokenizer").to(device)
-        if self.tokenizer.phonemes != len(self.phonemes):
-            raise CorpusError(
-                f"the tokenizer was taught {self.tokenizer.phonemes} phonemes and {arguments.corpus} has "
-                f"{len(self.phonemes)}; train the tokenizer on this corpus"
-            )
+        self.tokenizer: Trained | None = None
+        if arguments.spoken:
+            self.tokenizer = load_trained(arguments.tokenizer or beside / "tokenizer").to(device)
+            if self.tokenizer.phonemes != len(self.phonemes):
+                raise CorpusError(
+                    f"the tokenizer was taught {self.tokenizer.phonemes} phonemes and {arguments.corpus} has "
+                    f"{len(self.phonemes)}; train the tokenizer on this corpus"
+                )
 
         def sentences(indices: list[int]) -> Sentences:
             return Sentences(
@@ -88,7 +90,11 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, 
 
 @torch.no_grad()
 def evaluate(model: TrainedT3, material: Material, device: torch.device, spoken: int) -> dict[str, float]:
-    """Over held-out sentences: perplexity and accuracy with the history given, phoneme errors of T3's own speech."""
+    """Over held-out sentences: perplexity and accuracy with the history given, phoneme errors of T3's own speech.
+
+    Args:
+        spoken: how many sentences T3 says itself.
+    """
     model.eval()
     random = np.random.default_rng(0)
     epoch = material.everything.epoch(random, material.judged)
@@ -101,13 +107,15 @@ def evaluate(model: TrainedT3, material: Material, device: torch.device, spoken:
         weight = int((batch.targets != IGNORED).sum())
         total, right, count = total + float(loss) * weight, right + float(share) * weight, count + weight
     measured = {"perplexity": math.exp(total / max(count, 1)), "accuracy": right / max(count, 1)}
-    if spoken:
-        measured |= _heard(model, material, epoch, device, spoken)
+    if material.tokenizer is not None:
+        measured |= _heard(model, material, material.tokenizer, epoch, device, spoken)
     model.train()
     return {f"held_out_{name}": value for name, value in measured.items()}
 
 
-def _heard(model: TrainedT3, material: Material, epoch: Epoch, device: torch.device, spoken: int) -> dict[str, float]:
+def _heard(
+    model: TrainedT3, material: Material, tokenizer: Trained, epoch: Epoch, device: torch.device, spoken: int
+) -> dict[str, float]:
     chosen = np.arange(min(spoken, len(epoch.sequences)))
     batch = material.everything.batch(epoch, chosen, np.random.default_rng(0), disturb=False)
     with autocast(device):
@@ -116,9 +124,9 @@ def _heard(model: TrainedT3, material: Material, epoch: Epoch, device: torch.dev
     phonemes = [material.corpus.utterances[i].phonemes for i in numbers]
     real = [row[:n].tolist() for row, n in zip(batch.speech, batch.speech_counts.tolist(), strict=True)]
     return {
-        "phoneme_errors": phoneme_errors(material.tokenizer, said, phonemes, material.phonemes),
-        "phoneme_errors_unpenalized": phoneme_errors(material.tokenizer, freely, phonemes, material.phonemes),
-        "phoneme_errors_of_real": phoneme_errors(material.tokenizer, real, phonemes, material.phonemes),
+        "phoneme_errors": phoneme_errors(tokenizer, said, phonemes, material.phonemes),
+        "phoneme_errors_unpenalized": phoneme_errors(tokenizer, freely, phonemes, material.phonemes),
+        "phoneme_errors_of_real": phoneme_errors(tokenizer, real, phonemes, material.phonemes),
         "length_ratio": length_ratio(said, epoch.sequences[chosen, 1]),
     }
 
@@ -143,8 +151,8 @@ def train(arguments: argparse.Namespace, config: T3Config) -> TrainedT3:
     sentences = material.training
     model = TrainedT3(config, material.features, sentences.tokens_per_piece, arguments.dropout).to(device)
     optimizer = adamw(model, arguments.rate, betas=(0.9, 0.95), decay=arguments.decay)
-    average = Average(model, 0.999)
     warm_start(arguments, model)
+    average = Average(model, 0.999)
     run = Run(arguments, model=model, optimizer=optimizer, average=average)
     print(
         f"{sum(t.numel() for t in model.published().values()):,} numbers as published, {len(sentences.speakers)} "
@@ -194,7 +202,9 @@ def parser() -> argparse.ArgumentParser:
         "--judge-every", type=float, default=120.0, help="seconds between two looks at held-out speech"
     )
     options.add_argument("--judged", type=int, default=300, help="held-out sentences that are looked at")
-    options.add_argument("--spoken", type=int, default=16, help="of these, how many T3 says itself")
+    options.add_argument(
+        "--spoken", type=int, default=16, help="of these, how many T3 says itself; 0: no speech tokenizer is needed"
+    )
     return options
 
 

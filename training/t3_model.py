@@ -8,6 +8,7 @@ neighbours. `published` adds the parts up; inference knows nothing of this.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,13 @@ class SharedTable(nn.Module):
     def forward(self) -> torch.Tensor:
         return self.features @ self.shared + self.own
 
+    @torch.no_grad()
+    def take(self, table: torch.Tensor) -> None:
+        """Become this table [n, width], as much of it as possible in what the rows share."""
+        shared = torch.linalg.lstsq(self.features, table, driver="gelsd").solution
+        self.shared.copy_(shared)
+        self.own.copy_(table - self.features @ shared)
+
 
 def code_features(config: T3Config) -> torch.Tensor:
     """The digits of every speech token, one-hot, float32 [vocabulary, 24]; zero for control tokens."""
@@ -108,6 +116,18 @@ class Layer(nn.Module):
         weights |= {OUT[0]: self.out.weight, DOWN[0]: self.down.weight}
         weights |= {INPUT_NORM: self.input_norm.weight, POST_NORM: self.post_norm.weight}
         return {f"{layer_prefix(index)}{name}.weight": weight for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def take(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over layer `index` of what `published` gives."""
+
+        def stored(*names: str) -> torch.Tensor:
+            return torch.cat([tensors[f"{layer_prefix(index)}{name}.weight"] for name in names])
+
+        modules = {QKV: self.qkv, GATE_UP: self.gate_up, OUT: self.out, DOWN: self.down}
+        modules |= {(INPUT_NORM,): self.input_norm, (POST_NORM,): self.post_norm}
+        for names, module in modules.items():
+            module.weight.copy_(stored(*names))
 
 
 class TrainedT3(nn.Module):
@@ -212,6 +232,17 @@ class TrainedT3(nn.Module):
             tensors |= layer.published(index)
         tensors |= {"tfmr.norm.weight": self.norm.weight, "speech_head.weight": self.head_table()}
         return {key: tensor.detach().float().cpu().clone() for key, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `published` gives, of this model or another one of its dimensions."""
+        self.builder.load_state_dict({name: tensors[name] for name in self.builder.state_dict()})
+        self.text_table.take(tensors["text_emb.weight"])
+        self.speech_table.take(tensors["speech_emb.weight"])
+        self.head_table.take(tensors["speech_head.weight"])
+        for index, layer in enumerate(self.layers):
+            layer.take(index, tensors)
+        self.norm.weight.copy_(tensors["tfmr.norm.weight"])
 
     def _rotation(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotations is None or self._rotations[0].device != device:

@@ -26,7 +26,7 @@ from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 from chatterbox_vllm.voices.nets.speech_tokenizer import FRAMES_PER_TOKEN, SpeechTokenizer
 from training.augment import disturbed
 from training.codes import CODES, save_tokens
-from training.data import Corpus
+from training.data import Corpus, CorpusError
 from training.features import Flat, batches, corpus_features, endless
 from training.frames import Features
 from training.loop import (
@@ -148,8 +148,14 @@ class Trained(nn.Module):
 
 
 def load_trained(out: Path) -> Trained:
-    """The tokenizer and its heads from the weights that a training left in `out`."""
+    """The tokenizer and its heads from the weights that a training left in `out`.
+
+    Raises:
+        CorpusError: the weights are those of a model, which has no heads.
+    """
     state = load_weights(out)
+    if "heads.phoneme_logits.bias" not in state:
+        raise CorpusError(f"{out} came from a model and has no phoneme heads; train it on, or give T3 --spoken 0")
     config = SpeechTokenizerConfig(**load_checkpoint(out / WEIGHTS)["config"])
     phonemes = len(state["heads.phoneme_logits.bias"]) // CTC_STEPS
     model = Trained(config, phonemes, len(state["heads.speaker.weight"]))
@@ -377,8 +383,8 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
 
     first = material.batch(next(plan))
     model.spread_levels(first.heard, first.frames)
-    average = Average(model, 0.998)
     warm_start(arguments, model)
+    average = Average(model, 0.998)
     run = Run(arguments, model=model, optimizer=optimizer, average=average)
     print(
         f"{sum(p.numel() for p in model.tokenizer.parameters()):,} parameters, {len(training)} utterances", flush=True
@@ -393,13 +399,15 @@ def train(arguments: argparse.Namespace, config: SpeechTokenizerConfig) -> Train
         weights = {
             "ctc": 1.0,
             "mel": arguments.mel_weight,
-            "pitch": 1.0,
+            "pitch": arguments.pitch_weight,
             "levels": arguments.levels_weight * max(0.1, 1 - settled),
             "same": arguments.same_weight * settled,
         }
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if run.progress < arguments.heads_first:
+            model.tokenizer.zero_grad(set_to_none=True)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update()
@@ -437,9 +445,17 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     options.add_argument("--batch-seconds", type=float, default=400.0, help="of audio, padding included")
     options.add_argument("--mel-weight", type=float, default=2.0)
+    options.add_argument("--pitch-weight", type=float, default=1.0)
     options.add_argument("--levels-weight", type=float, default=0.3, help="a tenth of it after the first third")
     options.add_argument(
         "--same-weight", type=float, default=0.3, help="of tokens being those of the clean clip, after the first third"
+    )
+    options.add_argument(
+        "--heads-first",
+        type=float,
+        default=0.0,
+        help="share of the training in which the heads alone learn: fresh heads would lead a tokenizer that came from "
+        "a model away from what its tokens mean",
     )
     options.add_argument("--judge-every", type=float, default=60.0, help="seconds between two looks at held-out speech")
     options.add_argument("--judged", type=int, default=300, help="held-out utterances that are looked at")
