@@ -452,6 +452,13 @@ def test_silence_stays_silent(watermarker: Watermarker):
     assert watermarker.detect(silence, 24000) == 0
 
 
+def test_the_watermark_needs_no_pkg_resources(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "perth"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pkg_resources", None)
+    Watermarker().load()
+
+
 def test_missing_perth_names_the_switch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "perth.perth_net.perth_net_implicit.model.perth_net", None)
     with pytest.raises(ConfigError, match=r"cannot be loaded .*watermark=False"):

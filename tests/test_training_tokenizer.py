@@ -167,3 +167,17 @@ def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> Non
     material = training.Material(corpus, CONFIG, torch.device("cpu"))
     tokens = np.concatenate(training.corpus_tokens(kept.tokenizer, material.heard))
     assert np.array_equal(tokens, np.load(tmp_path / "codes" / "tokens.npy"))
+
+
+def test_heads_may_learn_first(corpus: Corpus, tmp_path: Path) -> None:
+    options = ["--corpus", str(corpus.directory), "--out", str(tmp_path / "tokenizer"), "--device", "cpu"]
+    options += ["--seconds", "1", "--batch-seconds", "8"]
+    training.train(training.parser().parse_args(options), CONFIG)
+    before = training.load_weights(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "checkpoint").rename(tmp_path / "set aside")
+    training.train(
+        training.parser().parse_args([*options, "--resume", "--horizon", "60", "--heads-first", "0.5"]), CONFIG
+    )
+    after = training.load_weights(tmp_path / "tokenizer")
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved and not {name for name in moved if not name.startswith("heads.")}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import math
 import sys
 import threading
 import types
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ SAMPLE_RATE = 24_000
 HOP_SAMPLES = 240
 # Its STFT reflects 1024 samples at 32 kHz, 768 at 24 kHz, so a shorter wave needs padding.
 SHORTEST_SAMPLES = 4 * HOP_SAMPLES
-REMEDY = "install resemble-perth 1.0.1 with setuptools below 81, or switch the watermark off (watermark=False)"
+REMEDY = "install resemble-perth 1.0.1, or switch the watermark off (watermark=False)"
 
 
 class Watermarker:
@@ -95,26 +96,39 @@ class Watermarker:
 
 def _load(device: torch.device) -> Any:
     """The published watermarker; perth announces itself on standard output, where our results may go."""
-    _stand_in("audio_processor", AudioProcessor=AudioProcessor)
-    _stand_in("perth_watermarker", PerthImplicitWatermarker=PerthWatermarker)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pkg_resources, which perth imports, calls itself deprecated
-            from perth.perth_net import PREPACKAGED_MODELS_DIR
+        perth = _directory_of("perth") / "perth_net"
+        _stand_in("perth.perth_net", __path__=[str(perth)], PREPACKAGED_MODELS_DIR=str(perth / "pretrained"))
+        implicit = "perth.perth_net.perth_net_implicit"
+        _stand_in(f"{implicit}.audio_processor", AudioProcessor=AudioProcessor)
+        _stand_in(f"{implicit}.perth_watermarker", PerthImplicitWatermarker=PerthWatermarker)
+        with contextlib.redirect_stdout(io.StringIO()):
             from perth.perth_net.perth_net_implicit.model.perth_net import PerthNet
 
-            return PerthWatermarker(PerthNet.load("implicit", PREPACKAGED_MODELS_DIR).to(device))
+            return PerthWatermarker(PerthNet.load("implicit", perth / "pretrained").to(device))
     except Exception as error:
         raise ConfigError(f"the PerTh watermark cannot be loaded ({error}); {REMEDY}") from error
+
+
+def _directory_of(package: str) -> Path:
+    """Where a package lies, without importing it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {package!r}")
+    return Path(found.submodule_search_locations[0])
 
 
 def _stand_in(name: str, **contents: Any) -> None:
     """Put a module of ours in the place of one of perth's before it is imported.
 
+    `perth_net` imports pkg_resources, which newer setuptools have not got, to find its own directory;
     `audio_processor` imports torchaudio, which no longer loads beside a CPU-only torch, for an STFT and its inverse;
     `perth_watermarker` imports librosa, which takes 2 s, for a resampler.
     """
-    name = f"perth.perth_net.perth_net_implicit.{name}"
     if name not in sys.modules:
         module = types.ModuleType(name)
         vars(module).update(contents)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 # Container objects made before the garbage collector looks for cycles among them, and how often it looks further.
-_STARTING = (1_000_000, 20, 100)  # not at all: imports make 750,000 that stay
+_STARTING = (5_000_000, 20, 100)  # not at all: imports make a million and more that stay
 _WORKING = (100_000, 20, 100)
 
 _own = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +22,7 @@ from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 Shapes = dict[str, tuple[int, ...]]
 
 
+@functools.cache  # what a plan's estimate needs, too; making the modules takes 50 ms
 def s3gen_shapes(config: S3GenConfig) -> Shapes:
     """The S3Gen file: enrolment nets, flow and vocoder."""
     with torch.device("meta"):

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
-
-import emoji
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
+from typing import TYPE_CHECKING, Literal, get_args
 
 from chatterbox_vllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 EmojiMode = Literal["drop", "say", "keep"]
 
@@ -68,6 +68,8 @@ def replace_emoji(text: str, mode: EmojiMode) -> str:
     """A text whose emoji are dropped, named or kept. For texts whose invisible characters still join emoji."""
     if mode == "keep" or text.isascii():
         return text
+    import emoji  # a table of 5,000, which few texts need
+
     if mode == "drop":
         return _MAYBE_EMOJI.sub(lambda found: emoji.replace_emoji(found.group(), ""), text)
     return _MAYBE_EMOJI.sub(lambda found: _said(found.group()), text)
@@ -81,6 +83,8 @@ def clean_text(text: str, cleaning: Cleaning) -> str:
 
 
 def _said(run: str) -> str:
+    import emoji
+
     said: list[str] = []
     end = 0
     for found in emoji.emoji_list(run):
@@ -114,6 +118,8 @@ def _spoken_address(found: re.Match[str]) -> str:
 
 @cache
 def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # not needed by texts that are not cleaned
+
     # Four spaces before a line are an indented paragraph more often than code.
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable("code")
 

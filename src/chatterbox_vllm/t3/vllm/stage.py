@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from chatterbox_vllm.t3.quantization.methods import (
     method_in_force,
 )
 from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread
 from chatterbox_vllm.t3.vllm.capture import working_on
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
@@ -124,6 +126,7 @@ class T3Stage:
         quantization = engine_quantization(method, options.double_quant, stored, device)
         self.config, self.options, self.device = config, options, device
         self._stream = new_stream(device, Urgency.HIGHEST)
+        self._on_one_thread = device.type == "cpu" and has_small_layers(config)
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
@@ -343,7 +346,7 @@ class T3Stage:
             GenerationError: the engine failed; nothing that it held is left.
         """
         try:
-            with recording, on_stream(self._stream):
+            with recording, on_stream(self._stream), on_one_thread(self._on_one_thread):
                 outputs = self._engine.step()
         except Exception as error:
             raise GenerationError(
@@ -371,12 +374,12 @@ class T3Stage:
 
     def end_with_process(self) -> None:
         """In place of `close` where the process is about to exit: vLLM would take the engine apart then, for 2 s."""
-        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
         self._engine.engine_core._finalizer.detach()  # vLLM's own exit function
-        # A file goes with the groups. The directory has an exit function, too.
-        destroy_model_parallel()
-        destroy_distributed_environment()
+        # The file by which the processes of vLLM's groups would meet. The directory has an exit function.
+        for meeting_place in self._engine.collective_rpc(lambda worker: worker.distributed_init_method):
+            place = urlsplit(meeting_place)
+            if place.scheme == "file":
+                Path(place.path).unlink(missing_ok=True)
 
 
 def _finish_reason(output: Any) -> Literal["stop", "length"]:

@@ -1,0 +1,38 @@
+"""How many of a CPU's threads T3's steps run on: one where its layers are small, and else all that PyTorch has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+# The function itself, taken before an engine starts: vLLM then puts one that does nothing in its place in `torch`, for
+# the sake of threads that it has bound to cores, and here it binds none.
+from torch import get_num_threads, set_num_threads
+
+from chatterbox_vllm.checkpoint.config import T3Config
+
+# Weights of a layer. A step hands work from thread to thread some fifty times. The small model (0.85 million) took 4 ms
+# a step on one thread and 6 on two cores' two, 23 where another process wanted the cores, too, and no longer on one in
+# batches of 16. The published model has 17 million.
+_SMALL_LAYER = 2_000_000
+
+
+def has_small_layers(config: T3Config) -> bool:
+    """Whether a layer is computed sooner than threads share it out."""
+    width = config.hidden_size
+    attention, mlp = 4 * width * config.num_heads * config.head_dim, 3 * width * config.intermediate_size
+    return attention + mlp <= _SMALL_LAYER
+
+
+@contextlib.contextmanager
+def on_one_thread(wanted: bool) -> Iterator[None]:
+    """Within, PyTorch and vLLM compute on the calling thread alone; nothing changes where `wanted` is False."""
+    threads = get_num_threads()
+    if not wanted or threads == 1:
+        yield
+        return
+    set_num_threads(1)
+    try:
+        yield
+    finally:
+        set_num_threads(threads)
