@@ -111,7 +111,11 @@ class GraphedFunction:
         """Where the graph finds its input number i: the first rows of a larger recording's, or memory of its own."""
         for recorded in self._recordings.values():
             kept = recorded.inputs[i]
-            if kept.dtype == given.dtype and kept.shape[1:] == given.shape[1:] and len(kept) >= len(given):
+            if kept.dtype != given.dtype or kept.dim() != given.dim() or kept.shape[1:] != given.shape[1:]:
+                continue
+            if kept.dim() == 0:
+                return kept
+            if len(kept) >= len(given):
                 return kept[: len(given)]
         return torch.empty_like(given, memory_format=torch.contiguous_format)
 
