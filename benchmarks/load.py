@@ -1,9 +1,10 @@
 """How many listeners a running server serves, and how soon each hears something.
 
     python benchmarks/load.py http://127.0.0.1:8000 --users 1 4 16 64 [--seconds 30] [--warm-up 5] [--key KEY]
-        [--voice NAME …] [--texts FILE] [--json FILE]
+        [--voice NAME …] [--texts FILE] [--listen] [--max-tokens N] [--json FILE]
 
-Closed loop: each user asks for a text, listens to the stream as it comes, and asks for the next as soon as it is over.
+Closed loop: each user asks for a text, takes the stream as it comes, and asks for the next as soon as it is over; with
+--listen not before a listener would have heard all of it, so that N users are N people who listen.
 What is asked for in the first seconds warms up and is not counted; nothing new is asked for after the last, and what is
 on its way then is waited for. Audio is bare samples (`pcm`), so that every byte that arrives is time to listen to.
 
@@ -79,6 +80,8 @@ def main() -> None:
     parser.add_argument("--voice", nargs="*", default=[], help="names to draw from (default: the server's own)")
     parser.add_argument("--texts", type=Path, help="a text a line (default: six of one or two sentences)")
     parser.add_argument("--random", type=int, default=1, help="seed of which text is asked for when")
+    parser.add_argument("--listen", action="store_true", help="hear a text to its end before asking for the next")
+    parser.add_argument("--max-tokens", type=int, help="of a text, for models that do not know when to stop")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     report = asyncio.run(measure(options))
@@ -114,6 +117,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             "voices": options.voice,
             "texts": texts,
             "random": options.random,
+            "listen": options.listen,
+            "max tokens": options.max_tokens,
             "format": "pcm",
         },
         "rows": rows,
@@ -130,8 +135,12 @@ async def one_round(
 
     async def user(number: int) -> None:
         draw = random.Random(f"{options.random} {users} {number}")
+        if options.listen:  # nor do people begin together
+            await asyncio.sleep(options.warm_up * number / users)
         while (start := time.monotonic()) < end:
             body: dict[str, Any] = {"input": draw.choice(texts), "model": "tts-1", "response_format": "pcm"}
+            if options.max_tokens:
+                body["max_tokens"] = options.max_tokens
             if options.voice:
                 body["voice"] = draw.choice(options.voice)
             try:
@@ -143,6 +152,8 @@ async def one_round(
             else:
                 if start >= counted:
                     found.heard.append(heard)
+                if options.listen:
+                    await asyncio.sleep(heard.first + heard.waited + heard.audio - heard.total)
 
     await asyncio.gather(*(user(number) for number in range(users)))
     return found

@@ -33,27 +33,30 @@ class ScriptedTalker:
 
     def __init__(self, script: Script) -> None:
         self.script, self.running, self.aborted, self.most = script, {}, [], 0
-        self.as_drawn: set[str] = set()
+        self.told_every: dict[str, int] = {}
+        self.told: dict[str, int] = {}
 
-    def add(self, request_id, prompt, sampling, seed, uniforms=None, as_drawn=False) -> None:
+    def add(self, request_id, prompt, sampling, seed, uniforms=None, told_every=None) -> None:
         assert request_id not in self.running
         tokens = tuple(self.script(prompt.shape[0], sampling))
-        if as_drawn:
-            self.as_drawn.add(request_id)
+        if told_every is not None:
+            self.told_every[request_id], self.told[request_id] = told_every, 0
         self.running[request_id] = (len(tokens), tokens)
         self.most = max(self.most, len(self.running))
 
     def step(self) -> list[T3Output]:
         done = []
         for request_id, (left, tokens) in list(self.running.items()):
-            told = tokens[len(tokens) - left :][:1] if request_id in self.as_drawn else tokens
+            drawn, told = len(tokens) - left + 1, self.told.get(request_id, 0)
             if left > 1:
                 self.running[request_id] = (left - 1, tokens)
-                if request_id in self.as_drawn:
-                    done.append(T3Output(request_id, told, None))
+                every = self.told_every.get(request_id)
+                if every is not None and (told == 0 or drawn - told >= every):
+                    self.told[request_id] = drawn
+                    done.append(T3Output(request_id, tokens[told:drawn], None))
             else:
                 del self.running[request_id]
-                done.append(T3Output(request_id, told, "stop" if tokens[-1] == END else "length"))
+                done.append(T3Output(request_id, tokens[told:], "stop" if tokens[-1] == END else "length"))
         return done
 
     def abort(self, request_ids: Sequence[str]) -> None:

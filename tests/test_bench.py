@@ -41,6 +41,18 @@ def test_every_part(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "x real time, steady" in printed and "GPU busy share" in printed
 
 
+def test_listeners_hear_a_text_before_they_ask_for_the_next(babbler: Path, tmp_path: Path) -> None:
+    command = ["bench", "--model", babbler, "--only", "streams", "listeners", "--batch-sizes", 3, "--json"]
+    settings = ["--tokens", 50, "--repeats", 1, "--no-watermark", "--tier", 12]
+    assert main([str(a) for a in [*command, tmp_path / "out.json", *settings]]) == 0
+    pressing, listening = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row["stage"] for row in (pressing, listening)] == ["streams", "listeners"]
+    assert pressing["of"] == listening["of"] == 3
+    assert 0 < listening["x real time"] <= 3  # no faster than three people hear
+    for row in (pressing, listening):
+        assert row["cores busy, by thread"]["chatterbox-engine"] > 0
+
+
 def test_a_text_of_ours_fills_several_batches_of_a_gpu() -> None:
     def model(device: str) -> Any:
         options = SimpleNamespace(max_batch_size=16)

@@ -19,12 +19,16 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.cuda.graphs import GraphedFunction
+from chatterbox_vllm.cuda.graphs import GraphedFunction, GraphPool
+from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.packing import SIZES, PackedLayout
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.s3gen.ragged import PaddedLayout
+from chatterbox_vllm.s3gen.streaming.flow import TOKENS
+from chatterbox_vllm.s3gen.streaming.state import StreamChunk
+from chatterbox_vllm.s3gen.streaming.vocoder import FRAMES, MelStretch, VocoderState
 
 from . import test_s3gen as tiny
 from .parity.oracle import weights_recipe as recipe
@@ -136,9 +140,11 @@ def largest_error_of_networks(directory: Path) -> dict[str, float]:
     source = torch.randn(2, 2 * 480, generator=generator).tanh()
     for row, count in zip(mel, frames, strict=True):
         row[:, count:] = 0
-    waves = PackedHiFT(model.vocoder).decode(mel, frames, source)
-    for wave, one, count in zip(waves, model.vocoder.decode(mel, frames, source), frames, strict=True):
-        errors["vocoder"] = max(errors["vocoder"], apart(wave[: count * 480], one[: count * 480]))
+    expected = model.vocoder.decode(mel, frames, source)
+    roomy = nn.functional.pad(mel, (0, 1)), torch.tensor(frames), nn.functional.pad(source, (0, 480), value=0.3)
+    for given in ((mel, frames, source), roomy):  # the latter as in a CUDA graph
+        for wave, one, count in zip(PackedHiFT(model.vocoder).decode(*given), expected, frames, strict=True):
+            errors["vocoder"] = max(errors["vocoder"], apart(wave[: count * 480], one[: count * 480]))
     return errors
 
 
@@ -148,6 +154,17 @@ def test_kernels(dtype: torch.dtype, bound: float) -> None:
     assert {name: error for name, error in errors.items() if not error < bound} == {}
 
 
+def test_steady_inputs_are_copied_where_they_are_others() -> None:
+    graphed = GraphedFunction(lambda x, y: x.add_(y), most=3, pool=GraphPool(), steady=1)
+    ones, twos = torch.ones(4, device="cuda"), torch.full((4,), 2.0, device="cuda")
+    x = graphed(torch.zeros(4, device="cuda"), ones)
+    assert graphed(x, ones).tolist() == [2.0] * 4  # in place, and nothing copied
+    assert graphed(torch.zeros(4, device="cuda"), twos).tolist() == [2.0] * 4
+    # A smaller one shares the memory of the larger one's inputs.
+    assert graphed(torch.zeros(2, device="cuda"), ones[:2]).tolist() == [1.0] * 2
+    assert graphed(torch.zeros(4, device="cuda"), twos).tolist() == [2.0] * 4
+
+
 def test_graphs_are_bounded_and_share_their_inputs() -> None:
     calls: list[int] = []
 
@@ -155,7 +172,7 @@ def test_graphs_are_bounded_and_share_their_inputs() -> None:
         calls.append(len(x))
         return x @ y
 
-    graphed = GraphedFunction(function, most=2)
+    graphed = GraphedFunction(function, most=2, pool=GraphPool())
     y = torch.randn(8, 8, device="cuda")
     graphed.record(torch.zeros(6, 8, device="cuda"), y)
     for size in (6, 4, 6, 5, 4, 5):  # there is no room for 5
@@ -254,6 +271,73 @@ def test_nothing_waits_for_the_device(weights: Weights, requests: list[S3GenRequ
         model.waveform(mels, [r.noise for r in drawn])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def in_chunks(model: S3Gen, requests: list[S3GenRequest]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Utterances in streams, a chunk of each at a time: the waveforms, and the mels' last second after each chunk."""
+    states = [model.start_stream(request.prompt, seed) for seed, request in enumerate(requests)]
+    waves: list[list[torch.Tensor]] = [[] for _ in requests]
+    mels: list[list[torch.Tensor]] = [[] for _ in requests]
+    left, turn = set(range(len(requests))), 0
+    while left:
+        chunks, size = {}, (16, 25, 50, 100)[min(turn, 3)]
+        for i in sorted(left):
+            tokens = requests[i].speech_tokens[states[i].rendered :]
+            last = len(tokens) < size + 3
+            given = tokens if last else tokens[: size + 3]
+            chunks[i] = StreamChunk(states[i], given, len(given) if last else size, last)
+        for (i, chunk), (wave, state) in zip(chunks.items(), model.render_chunks([*chunks.values()]), strict=True):
+            waves[i].append(wave)
+            mels[i].append(state.vocoder.mel)
+            states[i] = state
+            left -= {i} if chunk.last else set()
+        turn += 1
+    return [torch.cat(parts) for parts in waves], [torch.cat(parts) for parts in mels]
+
+
+@torch.inference_mode()
+@ieee_float32()
+def in_stretches(model: S3Gen, mels: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Waveforms of mels that the vocoder is given in stretches, a stretch of each at a time."""
+    states = [VocoderState.start(model.config.hift, model.device) for _ in mels]
+    waves: list[list[torch.Tensor]] = [[] for _ in mels]
+    for first, end in ((0, 32), (32, 82), (82, 1000)):
+        stretches = [
+            MelStretch(state, mel[first:end], end == 1000, seed)
+            for seed, (state, mel) in enumerate(zip(states, mels, strict=True))
+        ]
+        spoken = model.chunks.vocoder(stretches)
+        states = [one.state for one in spoken]
+        for parts, one in zip(waves, spoken, strict=True):
+            parts.append(one.wave)
+    return [torch.cat(parts) for parts in waves]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_chunks_under_graphs(dtype: torch.dtype, weights: Weights, exact: S3Gen, requests: list[S3GenRequest]) -> None:
+    some = requests[:20]
+    eager = S3Gen.from_weights(S3GenConfig(), weights, "cuda", dtype, dtype, cuda_graphs=False)
+    graphed = S3Gen.from_weights(S3GenConfig(), weights, "cuda", dtype, dtype)
+    steps_alone = graphed.record_graphs(256, 256)
+    recorded = graphed.record_graphs(256, 256, chunks=len(some)) - steps_alone
+    assert recorded == sum(len(list(buckets.shapes(len(some)))) for buckets in (TOKENS, FRAMES))
+    (_, expected), (waves, mels) = in_chunks(eager, some), in_chunks(graphed, some)
+    (again,), _ = in_chunks(graphed, some[:1])
+    assert graphed.chunks.record_graphs(len(some)) == recorded  # no shape came that was not told
+    for request, wave in zip(some, waves, strict=True):
+        assert len(wave) == 960 * len(request.speech_tokens) and bool(wave.isfinite().all()) and wave.std() > 1e-3
+    assert len(again) == len(waves[0])
+    # Each chunk goes on from the one before, and so do the errors.
+    bound = 1e-3 if dtype == torch.float32 else 4 * MEL[dtype]
+    assert max(apart(a, b) for a, b in zip(mels, expected, strict=True)) < bound
+
+    given = [mel[:200] for mel in exact.mel(some)]
+    noises = [exact.draw_noise(seed, 100, request.prompt) for seed, request in enumerate(some)]
+    bound = 1e-3 if dtype == torch.float32 else WAVE[dtype]
+    for wave, own, whole in zip(
+        in_stretches(graphed, given), in_stretches(eager, given), exact.waveform(given, noises), strict=True
+    ):
+        assert apart(wave, own) < bound and apart(wave, whole) < 2 * bound
 
 
 @pytest.mark.parametrize("dtype", HALF)

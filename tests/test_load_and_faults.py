@@ -37,11 +37,17 @@ def loaded(url: str, tmp_path: Path, *words: object) -> dict[str, Any]:
 def test_load(tmp_path: Path) -> None:
     with running(tmp_path / "voices", api_keys=(KEY,)) as server:
         report = loaded(server.url, tmp_path, "--users", 1, 3, "--voice", "anna", "bert")
+        (listening,) = loaded(
+            server.url, tmp_path, "--users", 2, "--voice", "anna", "bert", "--listen", "--max-tokens", 99
+        )["rows"]
         assert {request.voice for request in server.engine.requests} == {
             server.engine.tts.named[name] for name in ("anna", "bert")
         }
+        assert {request.parameters.max_tokens for request in server.engine.requests} == {None, 99}
     assert report["server"]["model"] == "fake" and report["settings"]["voices"] == ["anna", "bert"]
     one, three = report["rows"]
+    assert listening["failed"] == 0 and 0 < listening["x real time"] < one["x real time"]  # two people hear at 2 x
+    assert listening["asked"] <= 2 * (2.5 / 0.5 + 1)
     for row, users in ((one, 1), (three, 3)):
         assert row["users"] == users and row["asked"] >= users and row["failed"] == 0 and row["ran dry"] < row["asked"]
         first, factor = row["first audio"], row["real-time factor"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from chatterbox_vllm.s3gen import noise
-from chatterbox_vllm.s3gen.noise import GENERATED, SOURCE, NoiseSource, S3GenNoise, normal
+from chatterbox_vllm.s3gen.noise import GENERATED, PROMPT, SOURCE, NoiseSource, S3GenNoise, normal, normal_rows
 
 from .reasons import NO_TRITON
 
@@ -109,7 +109,26 @@ def largest_difference_of_kernel(device: str) -> float:
         found = noise_kernel.normal(seed, SOURCE, 3, first, count, torch.device(device)).cpu()
         assert found.shape == expected.shape
         largest = max(largest, float((found - expected).abs().max()))
+    for count in (1, 7, 2100):
+        seeds, uses, firsts = torch.tensor([[0, 2**63 - 1, 5] * 4, [SOURCE, GENERATED, PROMPT] * 4, [0, 7, 2**33] * 4])
+        rows = zip(seeds.tolist(), uses.tolist(), firsts.tolist(), strict=True)
+        expected = torch.stack([normal(*row[:2], 3, row[2], count) for row in rows])
+        on_device = (table.to(device) for table in (seeds, uses, firsts))
+        found = noise_kernel.normal_rows(*on_device, 3, count).cpu()
+        largest = max(largest, float((found - expected).abs().max()))
     return largest
+
+
+def test_rows_of_their_own_seeds_uses_and_places_are_those_drawn_alone() -> None:
+    seeds, uses, firsts = [3, 2**63 - 1, 0], [SOURCE, GENERATED, PROMPT], [5, 0, 2**33]
+    tables = [torch.tensor(table) for table in (seeds, uses, firsts)]
+    for count in (1, 6, 3000):
+        drawn = normal_rows(*tables, 4, count)
+        for row, seed, use, first in zip(drawn, seeds, uses, firsts, strict=True):
+            assert torch.equal(row, normal(seed, use, 4, first, count))
+    phases = SOURCE_OF_NOISE.phases(tables[0])
+    assert all(torch.equal(row, SOURCE_OF_NOISE.phase(seed)) for row, seed in zip(phases, seeds, strict=True))
+    assert tables[0].tolist() == seeds
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)

@@ -124,6 +124,14 @@ def test_vocoder_batched_equals_alone(model: S3Gen) -> None:
         assert apart(waves[i, : len(alone)], alone) < 1e-5
         pitch = model.vocoder.pitch(mel[i : i + 1, :, :frames], [frames])[0]
         assert apart(model.vocoder.pitch(mel, lengths)[i, :frames], pitch) < 1e-5
+    # With room behind every row and lengths on the device, as in a CUDA graph.
+    roomy, sources = torch.nn.functional.pad(mel, (0, 3)), torch.nn.functional.pad(source, (0, 3 * 480), value=0.3)
+    on_device = torch.tensor(lengths)
+    again = model.vocoder.decode(roomy, on_device, sources)
+    together = model.vocoder.pitch_together(roomy, on_device)
+    for i, frames in enumerate(lengths):
+        assert apart(again[i, : frames * 480], waves[i, : frames * 480]) < 1e-5
+        assert apart(together[i, :frames], model.vocoder.pitch(mel, lengths)[i, :frames]) < 1e-6
 
 
 def test_audio_batched_equals_alone(model: S3Gen, requests: list[S3GenRequest]) -> None:
@@ -193,15 +201,18 @@ def test_spectra_are_those_of_torch() -> None:
     wave = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     window = torch.hann_window(16)
     expected = torch.stft(wave, 16, 4, window=window, return_complex=True)
-    torch.testing.assert_close(stft(wave, [64, 64], 16, 4), expected)
+    spectra = stft(wave, [64, 64], 16, 4)
+    torch.testing.assert_close(torch.complex(*spectra.chunk(2, dim=1)), expected)
     inverse = torch.istft(expected, 16, 4, window=window)
-    torch.testing.assert_close(inverse_stft(expected, [17, 17], 16, 4), inverse)
+    torch.testing.assert_close(inverse_stft(spectra, [17, 17], 16, 4), inverse)
 
-    ragged = stft(wave, [64, 40], 16, 4)
     short = torch.stft(wave[1, :40], 16, 4, window=window, return_complex=True)
-    torch.testing.assert_close(ragged[1, :, :11], short)
     short_inverse = torch.istft(short[None], 16, 4, window=window)[0]
-    torch.testing.assert_close(inverse_stft(ragged, [17, 11], 16, 4)[1, :40], short_inverse)
+    for lengths in ([64, 40], torch.tensor([64, 40])):
+        ragged = stft(wave, lengths, 16, 4)
+        torch.testing.assert_close(torch.complex(*ragged.chunk(2, dim=1))[1, :, :11], short)
+        counts = torch.tensor([17, 11]) if isinstance(lengths, torch.Tensor) else [17, 11]
+        torch.testing.assert_close(inverse_stft(ragged, counts, 16, 4)[1, :40], short_inverse)
 
 
 def test_fade_in() -> None:

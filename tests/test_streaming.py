@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatterbox_vllm import AbortedError, AudioChunk, ConfigError, SpeechParameters, SpeechRequest, SpeechResult, Voice
-from chatterbox_vllm.engine.chunks import ChunkPlan
+from chatterbox_vllm.engine.chunks import QUICK, STEADY, ChunkPlan
 from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.shares import TimeShares
 from chatterbox_vllm.engine.synthesis import ThreadedSynthesis
@@ -158,6 +158,27 @@ def test_what_goes_wrong_with_a_stream_is_its_own(voice: Voice) -> None:
     results = {event.request_id: event for event in events if isinstance(event, SpeechResult)}
     assert results["fine"].error is None and results["fine"].samples == 31
     assert "unlucky" in str(results["bad"].error) and isinstance(results["noise"].error, ConfigError)
+
+
+def test_a_short_rest_goes_with_the_chunk_before_it(voice: Voice) -> None:
+    def sizes(tokens: int) -> list[int]:
+        engine = make(counting(tokens))
+        engine.scheduler.chunk_plan = ChunkPlan(first=(5, 10, 20), later=(8,), shortest=6)
+        *chunks, result = listen(engine, {"one": a_request(voice)})
+        assert result.error is None and result.samples == tokens + 1  # and one of noise
+        return [len(chunk.audio) for chunk in chunks]
+
+    assert sizes(60) == [5, 10, 20, 26]
+    assert sizes(61) == [5, 10, 20, 20, 7]
+    assert sizes(17) == [5, 13]  # the second chunk's rest is shorter than what it looks ahead
+    assert sizes(19) == [5, 10, 5]  # nothing is waited for before the third chunk
+
+
+def test_t3_tells_tokens_together_and_the_first_chunk_at_once() -> None:
+    assert [plan.told_every(3) for plan in (QUICK, STEADY, PLAN)] == [9, 8, 7]
+    assert ChunkPlan(first=(1,), later=(1,)).told_every(1) == 1
+    awaited = QUICK.known(0, 0, 3)
+    assert awaited == 19 and (awaited - 1) % 9 == 0
 
 
 def test_chunk_plans_are_checked() -> None:

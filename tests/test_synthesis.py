@@ -37,7 +37,7 @@ class SlowS3Gen:
     def draw_noise(self, seed: int, speech_tokens: int, prompt: object) -> None:
         return None
 
-    def record_graphs(self, most_frames: int, longest: int) -> int:
+    def record_graphs(self, most_frames: int, longest: int, chunks: int = 0) -> int:
         return 0
 
     def synthesize(self, requests, steps: int, between=None) -> list[torch.Tensor]:
@@ -83,10 +83,10 @@ def collect(synthesis: ThreadedSynthesis, count: int) -> dict[str, Outcome]:
 def test_the_next_batch_begins_without_a_poll(
     threaded: ThreadedSynthesis, s3gen: SlowS3Gen, say: Callable[..., TokensToSpeak]
 ) -> None:
-    threaded.add("a", say(100))
+    threaded.add({"a": say(100)})
     assert s3gen.begun.acquire(timeout=30)  # before anybody has polled
     for i, tokens in enumerate((50, 80, 60)):
-        threaded.add(f"b{i}", say(tokens))
+        threaded.add({f"b{i}": say(tokens)})
     assert threaded.waiting == 3 and threaded.busy
     s3gen.go.release()
     assert s3gen.begun.acquire(timeout=30)  # again: the thread went on by itself
@@ -104,10 +104,10 @@ def test_the_next_batch_begins_without_a_poll(
 def test_what_is_dropped_does_not_come_back(
     threaded: ThreadedSynthesis, s3gen: SlowS3Gen, say: Callable[..., TokensToSpeak]
 ) -> None:
-    threaded.add("running", say(10))
+    threaded.add({"running": say(10)})
     assert s3gen.begun.acquire(timeout=30)
-    threaded.add("waiting", say(20))
-    threaded.add("kept", say(30))
+    threaded.add({"waiting": say(20)})
+    threaded.add({"kept": say(30)})
     threaded.drop({"running", "waiting", "unknown"})
     s3gen.go.release(2)
     assert list(collect(threaded, 1)) == ["kept"]
@@ -118,10 +118,10 @@ def test_what_is_dropped_does_not_come_back(
 def test_an_utterance_that_fails_takes_no_other_with_it(
     threaded: ThreadedSynthesis, s3gen: SlowS3Gen, say: Callable[..., TokensToSpeak]
 ) -> None:
-    threaded.add("first", say(10))
+    threaded.add({"first": say(10)})
     assert s3gen.begun.acquire(timeout=30)
-    threaded.add("fine", say(20))
-    threaded.add("unlucky", say(21, token=13))
+    threaded.add({"fine": say(20)})
+    threaded.add({"unlucky": say(21, token=13)})
     s3gen.go.release(10)
     outcomes = collect(threaded, 3)
     assert float(outcomes["fine"]) == 20.0
@@ -133,11 +133,11 @@ def test_a_stage_that_cannot_choose_fails_what_waits_and_goes_on(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(s3gen, "frames_computed", lambda lengths: 1 / 0)
-        threaded.add("a", say(10))
+        threaded.add({"a": say(10)})
         outcome = collect(threaded, 1)["a"]
         assert isinstance(outcome, GenerationError) and "division" in str(outcome)
     s3gen.go.release()
-    threaded.add("b", say(11))
+    threaded.add({"b": say(11)})
     assert float(collect(threaded, 1)["b"]) == 11.0
 
 
@@ -145,9 +145,9 @@ def test_closing_waits_for_the_running_batch_and_forgets_the_others(
     s3gen: SlowS3Gen, say: Callable[..., TokensToSpeak]
 ) -> None:
     synthesis = ThreadedSynthesis(S3GenStage(s3gen, max_batch_size=4), None, CPU)
-    synthesis.add("running", say(10))
+    synthesis.add({"running": say(10)})
     assert s3gen.begun.acquire(timeout=30)
-    synthesis.add("waiting", say(10))
+    synthesis.add({"waiting": say(10)})
     s3gen.go.release()
     synthesis.close()
     assert s3gen.batches == [[10]] and synthesis.waiting == 0
@@ -157,7 +157,7 @@ def test_inline_speaks_a_batch_a_poll(s3gen: SlowS3Gen, say: Callable[..., Token
     synthesis = InlineSynthesis(S3GenStage(s3gen, max_batch_size=2), None)
     s3gen.go.release(10)
     for i in range(3):
-        synthesis.add(str(i), say(10 + i))
+        synthesis.add({str(i): say(10 + i)})
     assert [name for name, _ in synthesis.poll(0.0)] == ["0", "2"]
     assert [name for name, _ in synthesis.poll(0.0)] == ["1"] and synthesis.poll(0.0) == []
 

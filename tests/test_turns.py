@@ -106,7 +106,9 @@ def test_beside_t3_finished_pieces_are_voiced_together(monkeypatch: pytest.Monke
     engine, voice = Engine(letters, max_batch_size=64), a_voice()
     monkeypatch.setattr(engine.voicing, "works_in_poll", False)
     handed, add = [], engine.voicing.add
-    monkeypatch.setattr(engine.voicing, "add", lambda *args: (handed.append(engine.scheduler.talking), add(*args)))
+    monkeypatch.setattr(
+        engine.voicing, "add", lambda spoken: (handed.extend([engine.scheduler.talking] * len(spoken)), add(spoken))
+    )
     serials = [
         engine.scheduler.submit(SpeechRequest("a" * (5 + n % 50) + ".", voice, SpeechParameters(max_tokens=90, seed=n)))
         for n in range(64)
@@ -191,7 +193,7 @@ def test_what_a_stage_raises_is_the_requests_alone() -> None:
     engine = Engine(lambda rows, sampling: [7, END])
     add = engine.talker.add
 
-    def refuse_one(request_id, prompt, sampling, seed, uniforms=None, as_drawn=False):
+    def refuse_one(request_id, prompt, sampling, seed, uniforms=None, told_every=None):
         if sampling.max_tokens == 13:
             raise ValueError("not this one")
         add(request_id, prompt, sampling, seed, uniforms)

@@ -9,7 +9,7 @@ import torch
 
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
-from chatterbox_vllm.s3gen.flow.solver import solve, time_span, velocity_of
+from chatterbox_vllm.s3gen.flow.solver import solve, step_of, time_span, velocity_of
 from training.codes import Codes
 from training.data import Corpus
 from training.flow import Batches, FlowNetworks, load_flow
@@ -63,4 +63,4 @@ def flow_mel(networks: FlowNetworks, batch: tuple[torch.Tensor, ...], cfg_rate: 
     with torch.autocast(mel.device.type, enabled=False):
         times = networks.estimator.time_table(span[:-1], span[1:])[:, None]
     both = padding.repeat_interleave(UPSAMPLING, dim=1).repeat(2, 1)
-    return solve(velocity_of(networks.estimator, cfg_rate), z, condition, span, times, (both,))
+    return solve(step_of(velocity_of(networks.estimator, cfg_rate)), z.clone(), condition, span, times, (both,))

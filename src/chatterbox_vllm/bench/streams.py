@@ -1,20 +1,26 @@
-"""Streams: how soon the first audio comes, and whether listeners ever wait for more."""
+"""Streams: how soon the first audio comes, whether listeners ever wait for more, and which threads are busy."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import statistics
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechRequest
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, AudioChunk, SpeechParameters, SpeechRequest
 from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 from chatterbox_vllm.tts import ChatterboxTTS
 
 Row = dict[str, Any]
+_TICKS = os.sysconf("SC_CLK_TCK")  # of CPU time a second
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,14 @@ class _Heard:
     waited: float
 
 
-def stream_rows(tts: ChatterboxTTS, counts: Sequence[int], text: str, tokens: int, repeats: int) -> list[Row]:
-    """A row for each number of listeners, each of whom asks for the next text as soon as one is over.
+def stream_rows(
+    tts: ChatterboxTTS, counts: Sequence[int], text: str, tokens: int, repeats: int, listening: bool = False
+) -> list[Row]:
+    """A row for each number of listeners.
+
+    Without `listening` all begin at once, and each asks for the next text as soon as one is over: the engine has always
+    something to do. With it they begin one after the other, within the time that a text takes to hear, and each hears a
+    text to its end before it asks for the next: so many people who listen.
 
     Args:
         tokens: most speech tokens of a text.
@@ -46,25 +58,31 @@ def stream_rows(tts: ChatterboxTTS, counts: Sequence[int], text: str, tokens: in
                     first = first or now
                     waited = max(waited, now - first - audio)
                     audio += len(event.audio) / tts.sr
-        return _Heard(first, audio, time.perf_counter() - start, waited)
+        total = time.perf_counter() - start
+        if listening:
+            await asyncio.sleep(first + waited + audio - total)
+        return _Heard(first, audio, total, waited)
 
-    async def listener(engine: AsyncChatterbox, number: int) -> list[_Heard]:
-        return [await one(engine, repeats * number + n) for n in range(repeats + 1)][1:]
+    async def listener(engine: AsyncChatterbox, number: int, after: float) -> list[_Heard]:
+        await asyncio.sleep(after)
+        return [await one(engine, (repeats + 1) * number + n) for n in range(repeats + 1)][1:]
 
-    async def main(count: int) -> tuple[list[_Heard], float]:
+    async def main(count: int) -> tuple[list[_Heard], float, dict[str, float]]:
+        apart = tokens / TOKENS_PER_SECOND / count if listening else 0.0
         async with AsyncChatterbox(tts) as engine:
-            start = time.perf_counter()
-            found = await asyncio.gather(*(listener(engine, n) for n in range(count)))
-            took = time.perf_counter() - start
-        return [heard for own in found for heard in own], took
+            start, before = time.perf_counter(), _cpu_seconds()
+            found = await asyncio.gather(*(listener(engine, n, n * apart) for n in range(count)))
+            took, after = time.perf_counter() - start, _cpu_seconds()
+        busy = {name: round((after[name] - before[name]) / took, 2) for name in after}
+        return [heard for own in found for heard in own], took, {name: share for name, share in busy.items() if share}
 
     rows = []
     for count in counts:
-        heard, took = asyncio.run(main(count))
+        heard, took, busy = asyncio.run(main(count))
         firsts = sorted(one.first for one in heard)
         rows.append(
             {
-                "stage": "streams",
+                "stage": "listeners" if listening else "streams",
                 "batch": count,
                 "unit": "s to first audio",
                 "median": round(statistics.median(firsts), 4),
@@ -73,7 +91,21 @@ def stream_rows(tts: ChatterboxTTS, counts: Sequence[int], text: str, tokens: in
                 "share of all": round(statistics.median(one.first / one.total for one in heard), 3),
                 "late": sum(one.waited > 0 for one in heard),
                 "of": len(heard),
+                "longest wait": round(max(one.waited for one in heard), 4),
                 "x real time": round(sum(one.audio for one in heard) * (repeats + 1) / repeats / took, 2),
+                "cores busy, by thread": busy,
             }
         )
     return rows
+
+
+def _cpu_seconds() -> defaultdict[str, float]:
+    """CPU time of this process's threads so far, by name; of those that Python did not start under "other"."""
+    named = {thread.native_id: re.sub(r"[_-]\d.*$", "", thread.name) for thread in threading.enumerate()}
+    found: defaultdict[str, float] = defaultdict(float)
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            # Behind the name, which may hold anything, in brackets: utime and stime are the 12th and the 13th.
+            fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+            found[named.get(int(task.name), "other")] += (int(fields[11]) + int(fields[12])) / _TICKS
+    return found

@@ -31,11 +31,12 @@ class Part(StrEnum):
     T3 = "t3"
     S3GEN = "s3gen"
     STREAMS = "streams"
+    LISTENERS = "listeners"
     END_TO_END = "end-to-end"
     UPSTREAM = "upstream"
 
 
-_USUAL: list[Part] = [part for part in Part if part is not Part.UPSTREAM]
+_USUAL: list[Part] = [part for part in Part if part not in (Part.LISTENERS, Part.UPSTREAM)]
 _STEPS = (BY_KEYWORD["diffusion_steps"],)
 _PUBLISHED_STEPS = 10  # one figure for all models, comparable with the published package's
 
@@ -66,7 +67,8 @@ class Measured:
 def bench(
     *,
     only: Annotated[
-        list[Part], typer.Option(metavar="PART…", help="parts to run: t3, s3gen, streams, end-to-end, upstream")
+        list[Part],
+        typer.Option(metavar="PART…", help="parts to run: t3, s3gen, streams, listeners, end-to-end, upstream"),
     ] = _USUAL,
     batch_sizes: Annotated[
         list[int] | None,
@@ -74,12 +76,12 @@ def bench(
             "--batch-sizes",
             "--batch",
             metavar="N…",
-            help="batch sizes of T3 and S3Gen, and numbers of streams",
+            help="batch sizes of T3 and S3Gen, and numbers of streams and listeners",
             show_default="1 and the engine's own, which a tier may say",
         ),
     ] = None,
     lengths: Annotated[list[float], typer.Option(metavar="S…", help="seconds of speech, S3Gen")] = [10.0],  # noqa: B006
-    tokens: Annotated[int, typer.Option(metavar="N", help="speech tokens a request, T3 and streams")] = 250,
+    tokens: Annotated[int, typer.Option(metavar="N", help="speech tokens a request, T3, streams and listeners")] = 250,
     repeats: Annotated[int, typer.Option(metavar="N", help="runs after the first, which warms up")] = 3,
     file: Annotated[
         Path | None,
@@ -88,7 +90,7 @@ def bench(
             "-f",
             "--text",
             metavar="FILE",
-            help="text of streams, end-to-end and upstream (UTF-8)",
+            help="text of streams, listeners, end-to-end and upstream (UTF-8)",
             show_default="one of ours",
         ),
     ] = None,
@@ -108,6 +110,10 @@ def bench(
     given: Keywords,
 ) -> None:
     """Measure how fast this machine speaks.
+
+    The part "streams" keeps so many streams going without a pause; "listeners" has so many people listen, who begin one
+    after the other and hear a text to its end before they ask for the next. Both say what share of a core each kind of
+    thread was busy.
 
     The part "upstream", which runs only where it is named, speaks the same texts with the published package
     (chatterbox-tts) and with this one, and prints both: one text at a time, as that package does, and all together. The
@@ -170,6 +176,7 @@ def _measure(
         Part.T3: lambda: t3_rows(tts, sizes, m.tokens, m.repeats),
         Part.S3GEN: lambda: s3gen_rows(tts, sizes, m.lengths, m.steps, m.repeats),
         Part.STREAMS: lambda: stream_rows(tts, sizes, m.text or SENTENCE, m.tokens, m.repeats),
+        Part.LISTENERS: lambda: stream_rows(tts, sizes, m.text or SENTENCE, m.tokens, m.repeats, listening=True),
         Part.END_TO_END: lambda: [_end_to_end(tts, m)],
     }
     if upstream is not None:

@@ -15,8 +15,9 @@ class Urgency(IntEnum):
     """
 
     HIGHEST = -3  # many short kernels, each of which the host waits for: T3's steps
+    SOON = -2  # short work on the way to a listener: watermarks of chunks
     MIDDLE = -1  # large kernels in batches: S3Gen
-    LOWEST = 0  # what nobody waits for at once: watermarks; also PyTorch's own streams
+    LOWEST = 0  # what nobody waits for at once: other watermarks; also PyTorch's own streams
 
 
 def new_stream(device: torch.device, urgency: Urgency) -> torch.cuda.Stream | None:

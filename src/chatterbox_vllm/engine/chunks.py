@@ -15,6 +15,8 @@ from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
 from chatterbox_vllm.errors import ConfigError
 
 SAMPLE_RATE = 24_000
+_TOLD_TOGETHER = 9  # tokens at most, a third of a second of speech
+_HASTY_CHUNKS = 2  # of a piece, for which nothing is waited for that they do not need
 _SOONEST = -1e9  # the deadline of a stream that nobody has heard yet, before all that have begun
 
 
@@ -26,6 +28,8 @@ class ChunkPlan:
         first: speech tokens of the chunks of a text's first piece; the last number goes on. The first chunk's audio is
             0.4 s shorter, which the vocoder holds back.
         later: of the pieces after it, which begin while the one before is still heard.
+        shortest: tokens that the last chunk of a piece has at least where it is none of its first two: a short rest
+            goes with the chunk before it, since a window's prompt costs as much for few tokens as for many.
 
     Raises:
         ConfigError: a chunk without tokens.
@@ -33,6 +37,7 @@ class ChunkPlan:
 
     first: tuple[int, ...]
     later: tuple[int, ...]
+    shortest: int = 1
 
     def __post_init__(self) -> None:
         for sizes in (self.first, self.later):
@@ -44,10 +49,19 @@ class ChunkPlan:
         sizes = self.later if piece else self.first
         return sizes[min(chunk, len(sizes) - 1)]
 
+    def known(self, piece: int, chunk: int, lookahead: int) -> int:
+        """Tokens that have to be there before a chunk is cut, unless the piece ends before."""
+        return self.size(piece, chunk) + max(lookahead, 0 if chunk < _HASTY_CHUNKS else self.shortest)
+
+    def told_every(self, lookahead: int) -> int:
+        """How many tokens T3 may tell together, so that the first chunk is known as soon as its last token is drawn."""
+        awaited = self.known(0, 0, lookahead) - 1  # after the first token, which is told at once
+        return max(n for n in range(1, _TOLD_TOGETHER + 1) if awaited % n == 0)
+
 
 # A GPU speaks several times faster than anybody listens, so that chunks may double: a listener who has heard 0.24 s by
 # the time that the second one's tokens are drawn needs 4.2 x real time, and 2.5 x for those after it.
-QUICK = ChunkPlan(first=(16, 25, 50, 100), later=(50, 100))
+QUICK = ChunkPlan(first=(16, 25, 50, 100), later=(50, 100), shortest=25)
 # On a CPU a window's prompt costs more than its chunk, so that few chunks come soonest to the end.
 STEADY = ChunkPlan(first=(22, 40, 60, 100), later=(60, 100))
 
@@ -99,6 +113,11 @@ class SpeechStream:
         """Of piece k, so far."""
         return tuple(self._pieces[k].tokens) if k in self._pieces else ()
 
+    @property
+    def told_every(self) -> int:
+        """How many tokens T3 may tell together."""
+        return self.plan.told_every(self.lookahead)
+
     def next_chunk(self, k: int, piece: Piece, samples_out: int) -> ChunkToSpeak | None:
         """The next chunk of piece k, if its tokens are there and the one before it is done.
 
@@ -108,11 +127,11 @@ class SpeechStream:
         stream = self._pieces.get(k)
         if stream is None or stream.in_work:
             return None
-        size = self.plan.size(k, stream.chunks)
-        left = stream.tokens[stream.rendered :]
-        whole = len(left) >= size + self.lookahead
+        known = self.plan.known(k, stream.chunks, self.lookahead)
+        whole = len(stream.tokens) - stream.rendered >= known
         if not whole and not stream.ended:
             return None
+        size, left = self.plan.size(k, stream.chunks), stream.tokens[stream.rendered :]
         tokens, rendered = (left[: size + self.lookahead], size) if whole else (left, len(left))
         stream.in_work, stream.chunks, stream.rendered = True, stream.chunks + 1, stream.rendered + rendered
         return ChunkToSpeak(

@@ -23,8 +23,9 @@ MOST_FRAMES = 48_000
 # utterance and 1.4 us a frame for 32.
 _BATCH_COST = 1500
 _FILLED_UP = 1.1  # how much longer batches become by being filled up, as an estimate
-# While there are streams no batch is longer, so that a new one need not wait: 0.13 s on an H200.
-_FRAMES_BESIDE_STREAMS = 8192
+# While there are streams no batch is longer, so that a new one need not wait: 0.07 s on an H200, as an estimate. Fewer
+# frames would take as long, by the costs above; more would make no better use of the card.
+_FRAMES_BESIDE_STREAMS = 4096
 _LONGEST_TOKENS = 1000  # of an utterance, as published: 40 s
 
 
@@ -52,7 +53,8 @@ class S3GenStage:
             How many there are; none where they are not used.
         """
         longest = self.model.frames(_LONGEST_TOKENS, voice.prompt)[0]
-        return self.model.record_graphs(min(self.max_frames, self.max_batch_size * longest), longest)
+        most = min(self.max_frames, self.max_batch_size * longest)
+        return self.model.record_graphs(most, longest, chunks=self.max_batch_size)
 
     def choose(self, waiting: Sequence[ToSpeak]) -> list[int]:
         """Indices of those to run next: the most urgent, then as many as make good use of the time.
@@ -158,11 +160,7 @@ class S3GenStage:
             for chunk, state in zip(chunks, states, strict=True)
         ]
         rendered = self.model.render_chunks(given, chunks[0].steps, between)
-        waves = rows_to_host([wave for wave, _ in rendered])
-        return [
-            SpokenChunk(wave, state, chunk.last)
-            for chunk, wave, (_, state) in zip(chunks, waves, rendered, strict=True)
-        ]
+        return [SpokenChunk(wave, state, chunk.last) for chunk, (wave, state) in zip(chunks, rendered, strict=True)]
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
         return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice.prompt)

@@ -21,7 +21,7 @@ from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.talker import Talker
-from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak
+from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
 from chatterbox_vllm.t3.vllm.stage import T3Output
@@ -86,9 +86,10 @@ class Scheduler:
         self._jobs: dict[int, Job] = {}
         self._turns: Turns[Job] = Turns()
         self._streams: dict[int, Job] = {}  # those of the jobs that are streams
+        self._stirred: dict[int, None] = {}  # streams in which something has changed, which may have a chunk ready
         self._paused: set[int] = set()  # until their callers take what is ready
         self._talking: dict[str, tuple[Job, int]] = {}  # by piece id
-        self._spoken: dict[str, TokensToSpeak] = {}  # by T3, until S3Gen gets them
+        self._spoken: dict[str, ToSpeak] = {}  # by T3, until S3Gen gets them
         self._voicing: dict[str, tuple[Job, int]] = {}  # spoken or in S3Gen's hands
         self._deadlines: list[tuple[float, int]] = []
         self._serials = itertools.count()
@@ -143,6 +144,7 @@ class Scheduler:
         job = self._jobs.get(serial)
         if job is not None:
             job.waiting_samples -= samples
+            self._stirred[serial] = None
             if serial in self._paused and not self._is_full(job):
                 self._paused.discard(serial)
                 self._turns.add(job, job.request.priority)
@@ -269,8 +271,8 @@ class Scheduler:
         piece, piece_id = job.pieces[k], job.piece_id(k)
         prompt = self.preparation.prompts.prompt(job.script.conditioning, piece)
         seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
-        as_drawn = job.stream is not None
-        self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms, as_drawn=as_drawn)
+        every = None if job.stream is None else job.stream.told_every
+        self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms, told_every=every)
         self._talking[piece_id] = job, k
         job.live.add(piece_id)
 
@@ -297,9 +299,11 @@ class Scheduler:
         tokens = self._speech(output.token_ids)
         if job.stream is not None:
             job.stream.hear(k, tokens)
-            tokens = job.stream.tokens(k)
+            self._stirred[job.serial] = None
         if output.finish_reason is None:
             return
+        if job.stream is not None:
+            tokens = job.stream.tokens(k)
         del self._talking[output.request_id]
         job.live.discard(output.request_id)
         if not tokens:
@@ -334,19 +338,21 @@ class Scheduler:
         gathers = not (self.reserved or self.voicing.works_in_poll)
         if gathers and len(self._spoken) < _SHARE_VOICED_TOGETHER * len(self._talking):
             return
-        for piece_id, tokens in self._spoken.items():
-            self.voicing.add(piece_id, tokens)
-        self._spoken.clear()
+        spoken, self._spoken = self._spoken, {}
+        self.voicing.add(spoken)
 
     def _cut_chunks(self) -> None:
         """Give S3Gen what streams have ready for it, unless their callers leave too much untaken."""
-        for job in self._streams.values():
+        ready: dict[str, ToSpeak] = {}
+        stirred, self._stirred = self._stirred, {}
+        for job in (self._streams[serial] for serial in stirred if serial in self._streams):
             chunk = None if self._is_full(job) else job.next_chunk()
             if chunk is not None:
                 chunk_id = f"{job.serial}/{job.delivered}/at {job.samples}"
                 self._voicing[chunk_id] = job, job.delivered
                 job.live.add(chunk_id)
-                self.voicing.add(chunk_id, chunk)
+                ready[chunk_id] = chunk
+        self.voicing.add(ready)
 
     def _call_next(self, job: Job) -> None:
         """Let a stream's next piece have a turn at T3, one ahead of the piece that is being heard."""
@@ -380,6 +386,7 @@ class Scheduler:
         with self._its_own_fault(job):
             if isinstance(outcome, SpokenChunk):
                 self._ready += job.spoke_chunk(k, outcome)
+                self._stirred[job.serial] = None
                 self._call_next(job)
             else:
                 self._ready += job.voiced(k, outcome)

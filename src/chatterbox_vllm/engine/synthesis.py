@@ -2,7 +2,8 @@
 
 On a GPU, batches run in a thread of their own on a CUDA stream of their own, so that neither stage waits for the other:
 the thread takes its next batch from those that wait as soon as it is done with one. Watermarks are made by further
-threads, each with its stream. T3's kernels come first on the card, then S3Gen's, then the watermarks'. On a CPU
+threads, each with its stream. T3's kernels come first on the card, then the watermarks of chunks, S3Gen's, and
+other watermarks'. On a CPU
 everything runs in turn, since one stage's work would only slow the other's.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -41,7 +42,9 @@ class Synthesis(Protocol):
     def warm_up(self, voice: Voice, steps: int) -> None:
         """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
 
-    def add(self, segment_id: str, utterance: ToSpeak) -> None: ...
+    def add(self, segments: Mapping[str, ToSpeak]) -> None:
+        """Take in segments together, so that a batch that begins now is chosen among all of them."""
+
     def drop(self, segment_ids: set[str]) -> None:
         """Forget segments; those in a running batch finish and their audio is thrown away."""
 
@@ -92,8 +95,8 @@ class InlineSynthesis:
     def warm_up(self, voice: Voice, steps: int) -> None:
         """Nothing is compiled on a CPU."""
 
-    def add(self, segment_id: str, utterance: ToSpeak) -> None:
-        self._waiting.entries[segment_id] = utterance
+    def add(self, segments: Mapping[str, ToSpeak]) -> None:
+        self._waiting.entries.update(segments)
 
     def drop(self, segment_ids: set[str]) -> None:
         self._wanted -= segment_ids
@@ -145,10 +148,12 @@ class ThreadedSynthesis:
         self._waiting = _Waiting()
         self._out: set[str] = set()  # taken by a batch and not back
         self._dropped: set[str] = set()
-        self._finished: queue.SimpleQueue[tuple[str, Outcome]] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[list[tuple[str, Outcome]]] = queue.SimpleQueue()
         self._speaker = ThreadPoolExecutor(1, "chatterbox-s3gen", self._enter_stream, (Urgency.MIDDLE,))
         threads = min(_WATERMARK_THREADS, os.cpu_count() or 1)
         self._markers = ThreadPoolExecutor(threads, "chatterbox-watermark", self._enter_stream, (Urgency.LOWEST,))
+        # Somebody listens, and a batch of S3Gen's fills the card.
+        self._chunk_markers = ThreadPoolExecutor(2, "chatterbox-chunks", self._enter_stream, (Urgency.SOON,))
 
     def _enter_stream(self, urgency: Urgency) -> None:
         stream = new_stream(self.device, urgency)
@@ -175,11 +180,12 @@ class ThreadedSynthesis:
 
         self._speaker.submit(speak).result()
 
-    def add(self, segment_id: str, utterance: ToSpeak) -> None:
+    def add(self, segments: Mapping[str, ToSpeak]) -> None:
+        if not segments:
+            return
         with self._lock:
-            self._waiting.entries[segment_id] = utterance
-        # One call for each segment: those whose segment an earlier batch has taken find less to do, or nothing.
-        self._speaker.submit(self._speak_next)
+            self._waiting.entries.update(segments)
+        self._speaker.submit(self._speak_next)  # finds nothing to do where an earlier batch has taken all of them
 
     def drop(self, segment_ids: set[str]) -> None:
         with self._lock:
@@ -191,15 +197,15 @@ class ThreadedSynthesis:
         finished: list[tuple[str, Outcome]] = []
         while self.busy:
             try:
-                segment_id, outcome = self._finished.get(timeout=0 if finished else patience)
+                told = self._finished.get(timeout=0 if finished else patience)
             except queue.Empty:
                 break
+            names = {segment_id for segment_id, _ in told}
             with self._lock:
-                self._out.discard(segment_id)
-                dropped = segment_id in self._dropped
-                self._dropped.discard(segment_id)
-            if not dropped:
-                finished.append((segment_id, outcome))
+                self._out -= names
+                dropped = self._dropped & names
+                self._dropped -= names
+            finished += [one for one in told if one[0] not in dropped]
         return finished
 
     def _speak_next(self) -> None:
@@ -218,12 +224,17 @@ class ThreadedSynthesis:
         told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
         chunks = [one for one in told if isinstance(one[2], SpokenChunk)]
         # Chunks are short and many of one length: together they take a few launches in place of a few for each.
-        for job in [chunks, *([one] for one in told if not isinstance(one[2], SpokenChunk))]:
-            self._markers.submit(self._mark, job)
+        if chunks:
+            self._chunk_markers.submit(self._mark, chunks)
+        for one in told:
+            if not isinstance(one[2], SpokenChunk):
+                self._markers.submit(self._mark, [one])
+        with self._lock:
+            if self._waiting.entries:
+                self._speaker.submit(self._speak_next)
 
     def _mark(self, told: list[_Told]) -> None:
-        for marked in _marked(self.watermarker, told):
-            self._finished.put(marked)
+        self._finished.put(_marked(self.watermarker, told))
 
     @property
     def waiting(self) -> int:
@@ -237,8 +248,8 @@ class ThreadedSynthesis:
     def close(self) -> None:
         with self._lock:
             self._waiting.entries.clear()
-        self._speaker.shutdown(wait=True, cancel_futures=True)
-        self._markers.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._speaker, self._markers, self._chunk_markers):
+            threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _marked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:

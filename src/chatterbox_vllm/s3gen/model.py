@@ -22,9 +22,8 @@ from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.noise import NoiseSource, S3GenNoise
 from chatterbox_vllm.s3gen.prompt import FlowPrompt, PreparedPrompt
 from chatterbox_vllm.s3gen.request import S3GenRequest, check_ids, check_request, mel_frames, require_speech
-from chatterbox_vllm.s3gen.streaming.render import Rendered, render
+from chatterbox_vllm.s3gen.streaming.render import ChunkRenderer
 from chatterbox_vllm.s3gen.streaming.state import StreamChunk, StreamState
-from chatterbox_vllm.s3gen.streaming.vocoder import VocoderInStretches
 from chatterbox_vllm.s3gen.vocoder.batch import MelToWave, fade_in
 
 __all__ = ["S3Gen", "S3GenRequest", "fade_in"]
@@ -47,6 +46,7 @@ class S3Gen(S3GenNetworks):
         self._prompts: MemoryCache[str, PreparedPrompt] = MemoryCache(lambda prompt: prompt.bytes, _PROMPTS_BYTES)
         self._token_to_mel: TokenToMel | None = None
         self._mel_to_wave: MelToWave | None = None
+        self._chunks: ChunkRenderer | None = None
 
     @classmethod
     def from_weights(
@@ -99,7 +99,7 @@ class S3Gen(S3GenNetworks):
         execution = Execution.choose(self.device, dtype, vocoder_dtype, *asked)
         self.cast(execution)
         self.execution, self._asked = execution, asked
-        self._token_to_mel = self._mel_to_wave = None  # made from the weights
+        self._token_to_mel = self._mel_to_wave = self._chunks = None  # made from the weights
 
     @property
     def token_to_mel(self) -> TokenToMel:
@@ -115,6 +115,13 @@ class S3Gen(S3GenNetworks):
             self._mel_to_wave = MelToWave(self.vocoder, self.execution)
         return self._mel_to_wave
 
+    @property
+    def chunks(self) -> ChunkRenderer:
+        """Flow and vocoder for chunks, as `execution` says."""
+        if self._chunks is None:
+            self._chunks = ChunkRenderer(self.token_to_mel, self.mel_to_wave, self.noise_source)
+        return self._chunks
+
     def frames(self, speech_tokens: int, prompt: FlowPrompt) -> tuple[int, int]:
         """Mel frames of prompt and generation together, and of the generation alone; see `mel_frames`."""
         return mel_frames(speech_tokens, prompt)
@@ -125,9 +132,10 @@ class S3Gen(S3GenNetworks):
 
     @torch.inference_mode()
     @ieee_float32()
-    def record_graphs(self, most_frames: int, longest: int) -> int:
-        """See `TokenToMel.record_graphs`."""
-        return self.token_to_mel.record_graphs(most_frames, longest)
+    def record_graphs(self, most_frames: int, longest: int, chunks: int = 0) -> int:
+        """See `TokenToMel.record_graphs`; and those for batches of up to so many chunks."""
+        recorded = self.token_to_mel.record_graphs(most_frames, longest)
+        return recorded + (self.chunks.record_graphs(chunks) if chunks else 0)
 
     @property
     def noise_source(self) -> NoiseSource:
@@ -197,8 +205,10 @@ class S3Gen(S3GenNetworks):
     @ieee_float32()
     def render_chunks(
         self, chunks: Sequence[StreamChunk], steps: int = 10, between: Callable[[], object] | None = None
-    ) -> list[Rendered]:
+    ) -> list[tuple[torch.Tensor, StreamState]]:
         """The next chunks of utterances in streams: for each the samples at 24 kHz that are certain now, and its state.
+
+        The samples are float32 on the CPU; those of a batch may share a block of memory.
 
         The samples of all chunks together are as many as `synthesize` gives, from the same noise. What the flow makes
         of a chunk depends on how the utterance is cut into chunks, and on no other utterance.
@@ -213,10 +223,10 @@ class S3Gen(S3GenNetworks):
         for chunk in chunks:
             chunk.check(self.config)
         voices = [self._prepared(chunk.state.prompt) for chunk in chunks]
-        vocoder = VocoderInStretches(self.mel_to_wave, self.noise_source)
-        rendered, mels = render(chunks, voices, self.token_to_mel, vocoder, steps, between)
-        self._require_finite({"mel": mels, "waveform": [wave for wave, _ in rendered]})
-        return rendered
+        rendered = self.chunks(chunks, voices, steps, between)
+        for place, what in enumerate(("mel", "waveform")):
+            self._refuse(what, [i for i, one in enumerate(rendered) if not one.finite[place]])
+        return [(one.wave, one.state) for one in rendered]
 
     def _generated(self, flows: list[torch.Tensor], requests: Sequence[S3GenRequest]) -> list[torch.Tensor]:
         return [flow[len(request.prompt.mel) :] for flow, request in zip(flows, requests, strict=True)]
@@ -261,11 +271,16 @@ class S3Gen(S3GenNetworks):
             return
         finite = to_host(torch.stack([torch.cat(list(rows)).isfinite().all() for rows in halves.values()]))
         for what, fine in zip(halves, finite.tolist(), strict=True):
-            if fine:
-                continue
-            wrong = [str(i) for i, row in enumerate(halves[what]) if not bool(row.isfinite().all())]
-            part = "s3gen dtype" if what == "mel" else "vocoder dtype"
-            raise GenerationError(
-                f"the {what} of utterance {', '.join(wrong)} of this batch is not finite in "
-                f"{str(dtypes[what]).removeprefix('torch.')}; use {part} bfloat16 or float32"
-            )
+            if not fine:
+                self._refuse(what, [i for i, row in enumerate(halves[what]) if not bool(row.isfinite().all())])
+
+    def _refuse(self, what: str, wrong: Sequence[int]) -> None:
+        """Raise `GenerationError` where the mel or the waveform of any row is wrong."""
+        dtype = self.execution.dtype if what == "mel" else self.execution.vocoder_dtype
+        if not wrong:
+            return
+        part = "s3gen dtype" if what == "mel" else "vocoder dtype"
+        raise GenerationError(
+            f"the {what} of utterance {', '.join(map(str, wrong))} of this batch is not finite in "
+            f"{str(dtype).removeprefix('torch.')}; use {part} bfloat16 or float32"
+        )

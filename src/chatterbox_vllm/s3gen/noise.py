@@ -96,6 +96,23 @@ class NoiseSource:
         phase[0] = 0
         return to_device(phase, self.device)
 
+    def rows(
+        self, seeds: torch.Tensor, uses: torch.Tensor, first: torch.Tensor, channels: int, count: int
+    ) -> torch.Tensor:
+        """See `normal_rows`; launches only, so that a CUDA graph can hold it."""
+        if self.kernels == "triton":
+            from chatterbox_vllm.s3gen.noise_kernel import normal_rows as by_kernel  # imports triton
+
+            return by_kernel(seeds, uses, first, channels, count)
+        return normal_rows(seeds, uses, first, channels, count)
+
+    def phases(self, seeds: torch.Tensor) -> torch.Tensor:
+        """`phase` of utterances with these seeds, [rows] int64 on this device: [rows, harmonics + 1]."""
+        uses = torch.full_like(seeds, PHASE)
+        high, _ = _halves(_words(_row_keys(seeds, uses, self.harmonics + 1), 0, 1))
+        phases = (2 * _uniform(high).squeeze(-1) - 1) * math.pi
+        return torch.cat([torch.zeros_like(phases[:, :1]), phases[:, 1:]], dim=1)
+
     def _normal(self, seed: int, use: int, channels: int, first: int, count: int) -> torch.Tensor:
         if self.kernels == "triton":
             from chatterbox_vllm.s3gen.noise_kernel import normal as by_kernel  # imports triton
@@ -125,6 +142,24 @@ def normal(
     return out[:, first % 2 : first % 2 + count]
 
 
+def normal_rows(
+    seeds: torch.Tensor, uses: torch.Tensor, first: torch.Tensor, channels: int, count: int
+) -> torch.Tensor:
+    """`normal` for rows of their own seeds, uses and first places, [rows] int64 each: [rows, channels, count]."""
+    place = first[:, None] + torch.arange(count, device=first.device)
+    words = mixed(_row_keys(seeds, uses, channels)[..., None] + ((place // 2 + 1) * GAMMA)[:, None])
+    high, low = _halves(words)
+    radius = _uniform(high).log_().mul_(-2).sqrt_()
+    angle = _uniform(low).mul_(2 * math.pi)
+    return torch.where((place % 2 == 0)[:, None], angle.cos(), angle.sin()).mul_(radius)
+
+
+def _row_keys(seeds: torch.Tensor, uses: torch.Tensor, channels: int) -> torch.Tensor:
+    """`_keys` for rows: [rows, channels]."""
+    start = mixed(mixed(seeds.clone()) + uses * GAMMA)
+    return mixed(start[:, None] + torch.arange(1, channels + 1, device=seeds.device) * GAMMA)
+
+
 def _keys(seed: int, use: int, channels: int, device: torch.device | str) -> torch.Tensor:
     """[channels] int64: where each channel's SplitMix64 sequence starts, a hash of seed, use and channel."""
     start = mixed(torch.full((1,), seed, device=device)) + torch.full((1,), use, device=device) * GAMMA
@@ -132,9 +167,9 @@ def _keys(seed: int, use: int, channels: int, device: torch.device | str) -> tor
 
 
 def _words(keys: torch.Tensor, first: int, count: int) -> torch.Tensor:
-    """[channels, count] int64, all 64 bits random: numbers `first`, `first + 1`, ... of each channel's sequence."""
+    """[..., channels, count] int64, all 64 bits random: numbers `first`, ... of each channel's sequence."""
     place = torch.arange(first + 1, first + count + 1, device=keys.device) * GAMMA
-    return mixed(keys[:, None] + place)
+    return mixed(keys[..., None] + place)
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,11 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from chatterbox_vllm.cuda.transfer import to_device
+from chatterbox_vllm.s3gen.ragged import Lengths
 
 QUERIES = 64  # frames in an attention tile
 # Numbers of frames that a batch is filled up to where CUDA graphs are used, each of which has one: from a short
@@ -61,33 +63,38 @@ class PackedLayout:
         """
         used, rows = sum(lengths), len(lengths)
         frames = packed_size(used) if bucketed else used
-        length = torch.tensor(lengths)
-        start = length.cumsum(0) - length
-        row = torch.arange(rows).repeat_interleave(length)
-        position = torch.arange(used) - start[row]
+        length = np.array(lengths)
+        start = length.cumsum() - length
+        row = np.arange(rows).repeat(length)
+        position = np.arange(used) - start[row]
         index = row * max(lengths) + position
 
         count = (length + QUERIES - 1) // QUERIES
-        order = length.argsort(descending=True, stable=True)
-        of_tile = order.repeat_interleave(count[order])
-        first = torch.cat([torch.arange(n) for n in count[order].tolist()]) * QUERIES
-        tiles = torch.stack([start[of_tile], length[of_tile], first], dim=1)
-        tiles = torch.cat([tiles + torch.tensor([stream * frames, 0, 0]) for stream in range(streams)])
-        tiles = tiles[tiles[:, 1].argsort(descending=True, stable=True)]
+        order = (-length).argsort(kind="stable")
+        of_tile = order.repeat(count[order])
+        first = np.concatenate([np.arange(n) for n in count[order]]) * QUERIES
+        tiles = np.stack([start[of_tile], length[of_tile], first], axis=1)
+        tiles = np.concatenate([tiles + np.array([stream * frames, 0, 0]) for stream in range(streams)])
+        tiles = tiles[(-tiles[:, 1]).argsort(kind="stable")]
         room = streams * (frames // QUERIES + max(_USUAL_ROWS, rows)) if bucketed else len(tiles)
 
-        def filled(table: torch.Tensor, size: int) -> torch.Tensor:
-            return torch.cat([table, table.new_zeros(size - len(table), *table.shape[1:])])
+        def filled(table: np.ndarray, size: int) -> np.ndarray:
+            return np.concatenate([table, np.zeros((size - len(table), *table.shape[1:]), dtype=table.dtype)])
 
         tables = (
             filled(index, frames),
-            filled(position, frames).repeat(streams),
-            filled(length[row] - 1 - position, frames).repeat(streams),
-            filled(tiles, room).flatten(),
+            np.tile(filled(position, frames), streams),
+            np.tile(filled(length[row] - 1 - position, frames), streams),
+            filled(tiles, room).ravel(),
         )
-        sent = to_device(torch.cat(tables).to(torch.int32), device).split([len(table) for table in tables])
-        index, position, remaining, of_tiles = sent
-        return cls(tuple(lengths), frames, index, position, remaining, of_tiles.unflatten(0, (-1, 3)))
+        table = torch.from_numpy(np.concatenate(tables).astype(np.int32))
+        sent = to_device(table, device).split([len(part) for part in tables])
+        of_frame, place, ahead, of_tiles = sent
+        return cls(tuple(lengths), frames, of_frame, place, ahead, of_tiles.unflatten(0, (-1, 3)))
+
+    @property
+    def rows(self) -> None:
+        """Its frames are not in rows of one length."""
 
     @property
     def tables(self) -> tuple[torch.Tensor, ...]:
@@ -108,13 +115,13 @@ class PackedRows:
     """Where rows lie end to end, at one rate of the vocoder.
 
     Attributes:
-        lengths: frames of each row.
+        longest: frames of the longest row.
         start, length: [rows] int64, a row's first frame and its frames.
         row: [frames] int64.
         position, remaining: [frames] int32, frames of its row before and after a frame.
     """
 
-    lengths: tuple[int, ...]
+    longest: int
     start: torch.Tensor
     length: torch.Tensor
     row: torch.Tensor
@@ -122,15 +129,26 @@ class PackedRows:
     remaining: torch.Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str) -> PackedRows:
-        """Computed on the device, where the tables are large; only the lengths are sent."""
+    def of(cls, lengths: Lengths, device: torch.device | str, longest: int | None = None) -> PackedRows:
+        """Computed on the device, where the tables are large; only the lengths are sent.
+
+        With lengths on the device, as in a CUDA graph, every row has the room of `longest` frames, and what lies behind
+        its own is seen by none of its own.
+        """
+        if isinstance(lengths, torch.Tensor):
+            assert longest is not None
+            start = torch.arange(len(lengths), device=device) * longest
+            row = torch.arange(len(lengths), device=device).repeat_interleave(longest)
+            position = torch.arange(longest, device=device).repeat(len(lengths))
+            remaining = lengths[row] - 1 - position
+            return cls(longest, start, lengths, row, position.to(torch.int32), remaining.to(torch.int32))
         length = to_device(torch.tensor(lengths), device)
         start = length.cumsum(0) - length
         total = sum(lengths)
         row = torch.arange(len(lengths), device=device).repeat_interleave(length, output_size=total)
         position = torch.arange(total, device=device) - start[row]
         remaining = length[row] - 1 - position
-        return cls(tuple(lengths), start, length, row, position.to(torch.int32), remaining.to(torch.int32))
+        return cls(max(lengths), start, length, row, position.to(torch.int32), remaining.to(torch.int32))
 
     @property
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,6 +161,6 @@ class PackedRows:
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """[frames, channels] to [rows, longest, channels], zeros in the padding."""
-        padded = x.new_zeros(len(self.lengths), max(self.lengths), x.shape[1])
+        padded = x.new_zeros(len(self.start), self.longest, x.shape[1])
         padded[self.row, self.position.long()] = x
         return padded

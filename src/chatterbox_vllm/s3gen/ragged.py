@@ -14,11 +14,20 @@ import torch.nn.functional as F
 
 from chatterbox_vllm.cuda.transfer import to_device
 
+# Of rows: on the host, or [rows] int64 on the device where nothing may be read on the host, as in a CUDA graph.
+Lengths = Sequence[int] | torch.Tensor
+
 _STEP = 256  # frames between two sizes of a padded batch where CUDA graphs are used, each of which has one
 
 
-def padding_mask(lengths: Sequence[int], device: torch.device | str) -> torch.Tensor | None:
-    """Where the padding is: [rows, longest] bool, True past a row's length; None where all rows are equally long."""
+def padding_mask(lengths: Lengths, device: torch.device | str, longest: int | None = None) -> torch.Tensor | None:
+    """Where the padding is: [rows, longest] bool, True past a row's length; None where all rows are equally long.
+
+    Args:
+        longest: must be given with lengths on the device, which always have a mask; else it is the longest row's.
+    """
+    if isinstance(lengths, torch.Tensor):
+        return torch.arange(longest, device=device) >= lengths[:, None]
     longest = max(lengths)
     if min(lengths) == longest:
         return None
@@ -27,6 +36,11 @@ def padding_mask(lengths: Sequence[int], device: torch.device | str) -> torch.Te
 
 def _past_the_end(lengths: Sequence[int], frames: int, device: torch.device | str) -> torch.Tensor:
     return torch.arange(frames, device=device) >= to_device(torch.tensor(lengths), device)[:, None]
+
+
+def at_rate(lengths: Lengths, rate: int, more: int = 0) -> Lengths:
+    """`rate` times the lengths, and `more`."""
+    return rate * lengths + more if isinstance(lengths, torch.Tensor) else [rate * n + more for n in lengths]
 
 
 def clear(x: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
@@ -65,6 +79,11 @@ class PaddedLayout:
             frames = padded_size(max(lengths))
             padding = _past_the_end(lengths, frames, device)
         return cls(tuple(lengths), frames, None if padding is None else padding.repeat(streams, 1))
+
+    @property
+    def rows(self) -> int:
+        """All of `frames` frames."""
+        return len(self.lengths)
 
     @property
     def tables(self) -> tuple[torch.Tensor, ...]:

@@ -57,7 +57,8 @@ def check_request(request: S3GenRequest, config: S3GenConfig) -> None:
 
 def check_ids(name: str, ids: torch.Tensor, config: S3GenConfig) -> None:
     """Raises `GenerationError` for an id that is none of the codebook's."""
-    lowest, highest = (int(v) for v in ids.aminmax()) if len(ids) else (0, 0)
+    own = ids.numpy()
+    lowest, highest = (int(own.min()), int(own.max())) if len(own) else (0, 0)
     if lowest < 0 or highest >= config.flow.vocab_size:
         raise GenerationError(
             f"{name} token {lowest if lowest < 0 else highest} is outside the codebook "

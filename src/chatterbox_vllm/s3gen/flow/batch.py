@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_vllm.checkpoint.config import FlowConfig
-from chatterbox_vllm.cuda.graphs import GraphedFunction
+from chatterbox_vllm.cuda.graphs import GraphedFunction, GraphPool
 from chatterbox_vllm.cuda.transfer import to_device
 from chatterbox_vllm.s3gen.execution import Execution
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING, FlowEncoder
 from chatterbox_vllm.s3gen.flow.estimator import Estimator
-from chatterbox_vllm.s3gen.flow.solver import Velocity, solve, time_span, velocity_of
+from chatterbox_vllm.s3gen.flow.solver import STEADY, Step, solve, step_of, time_span, velocity_of
 from chatterbox_vllm.s3gen.packing import SIZES, PackedLayout, packed_size
 from chatterbox_vllm.s3gen.prompt import PreparedPrompt
 from chatterbox_vllm.s3gen.ragged import PaddedLayout, padded_size, padding_mask
@@ -43,9 +43,10 @@ class TokenToMel:
             from chatterbox_vllm.s3gen.flow.packed_estimator import PackedEstimator  # imports triton
 
             evaluate = PackedEstimator(estimator)
-        velocity = velocity_of(evaluate, None if config.meanflow else config.cfg_rate)
-        self._graphs = GraphedFunction(velocity, _MOST_GRAPHS) if execution.cuda_graphs else None
-        self._velocity: Velocity = velocity if self._graphs is None else self._graphs
+        step = step_of(velocity_of(evaluate, None if config.meanflow else config.cfg_rate))
+        self.graph_pool = GraphPool()
+        self._graphs = GraphedFunction(step, _MOST_GRAPHS, self.graph_pool, STEADY) if execution.cuda_graphs else None
+        self._step: Step = step if self._graphs is None else self._graphs
         self._steps: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(
@@ -73,18 +74,22 @@ class TokenToMel:
         mels = pad_sequence([prompt.mel for prompt in prompts], batch_first=True)
         mels = F.pad(mels, (0, 0, 0, mu.shape[1] - mels.shape[1]))
 
-        layout = self._layout([UPSAMPLING * length for length in lengths])
+        layout = self.layout([UPSAMPLING * length for length in lengths])
+        noise = layout.pack(pad_sequence([to_device(own, device).T for own in z], batch_first=True))
+        condition = layout.pack(torch.cat([part.to(dtype) for part in (mu, speaker, mels)], dim=-1))
+        return layout.unpack(self.solve(layout, noise, condition, steps, between))
+
+    def solve(
+        self,
+        layout: PackedLayout | PaddedLayout,
+        z: torch.Tensor,
+        condition: torch.Tensor,
+        steps: int,
+        between: Callable[[], object] | None = None,
+    ) -> torch.Tensor:
+        """See `solver.solve`, for rows that lie as `layout` says."""
         span, times = self._span_and_times(steps)
-        mel = solve(
-            self._velocity,
-            z=layout.pack(pad_sequence([to_device(own, device).T for own in z], batch_first=True)),
-            condition=layout.pack(torch.cat([part.to(dtype) for part in (mu, speaker, mels)], dim=-1)),
-            span=span,
-            times=times,
-            tables=layout.tables,
-            between=between,
-        )
-        return layout.unpack(mel)
+        return solve(self._step, z, condition, span, times, layout.tables, between)
 
     def frames_computed(self, lengths: Sequence[int]) -> int:
         """How many frames the estimator goes through for rows of these lengths, those that are none included."""
@@ -108,11 +113,11 @@ class TokenToMel:
         span, times = self._span_and_times(1)
         mels = self.config.num_mels
         for lengths in self._usual_shapes(most_frames, longest):
-            layout = self._layout(lengths)
+            layout = self.layout(lengths)
             shape = (layout.frames,) if isinstance(layout, PackedLayout) else (len(lengths), layout.frames)
             state = torch.zeros(*shape, mels, device=span.device)
             condition = torch.zeros(*shape, 3 * mels, device=span.device, dtype=self.execution.dtype)
-            self._graphs.record(state, condition, times[0], *layout.tables)
+            self._graphs.record(state, times[0], span[0], condition, *layout.tables)
         return self._graphs.count
 
     @property
@@ -131,7 +136,8 @@ class TokenToMel:
             smallest = padded_size(1)
             yield from ([frames] for frames in range(padded_size(longest), 0, -smallest))
 
-    def _layout(self, lengths: Sequence[int]) -> PackedLayout | PaddedLayout:
+    def layout(self, lengths: Sequence[int]) -> PackedLayout | PaddedLayout:
+        """How the estimator's rows of so many frames lie."""
         layout = PackedLayout if self.execution.kernels == "triton" else PaddedLayout
         return layout.of(lengths, self.device, self.streams, bucketed=self.execution.cuda_graphs)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint.config import FlowConfig
 from chatterbox_vllm.s3gen.layers import FrameConv, FusedLinear, causal_conv
-from chatterbox_vllm.s3gen.ragged import clear, visible_keys
+from chatterbox_vllm.s3gen.ragged import clear, padding_mask, visible_keys
 
 UPSAMPLING = 2  # mel frames for one speech token
 _ALIGNED = 8
@@ -42,6 +42,10 @@ class FlowEncoder(nn.Module):
             [rows, 2 * tokens, mels] in the dtype of the weights.
         """
         return self.encoder_proj(self.encoder(self.input_embedding(tokens), padding))
+
+    def of_lengths(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """`forward` for rows of so many tokens, [rows] int64 on the device: nothing is read on the host."""
+        return self(tokens, padding_mask(lengths, tokens.device, tokens.shape[1]))
 
 
 class UpsampleConformer(nn.Module):

@@ -9,6 +9,9 @@ import torch
 
 # (state, condition, time, *tables) to the velocity of the state, float32.
 Velocity = Callable[..., torch.Tensor]
+# (state, time, length, condition, *tables) to the state after the step, float32.
+Step = Callable[..., torch.Tensor]
+STEADY = 3  # of its arguments, the first that all steps of one solution have in common
 
 
 def time_span(steps: int, cosine: bool) -> torch.Tensor:
@@ -42,8 +45,19 @@ def velocity_of(estimator: Callable[..., torch.Tensor], cfg_rate: float | None) 
     return velocity
 
 
+def step_of(velocity: Velocity) -> Step:
+    """An Euler step as one function, which a CUDA graph can hold: it changes the state and returns it."""
+
+    def step(
+        state: torch.Tensor, time: torch.Tensor, length: torch.Tensor, condition: torch.Tensor, *tables: torch.Tensor
+    ) -> torch.Tensor:
+        return state.add_(length * velocity(state, condition, time, *tables))
+
+    return step
+
+
 def solve(
-    velocity: Velocity,
+    step: Step,
     z: torch.Tensor,
     condition: torch.Tensor,
     span: torch.Tensor,
@@ -54,8 +68,8 @@ def solve(
     """Follow the flow from the noise `z` to a mel.
 
     Args:
-        velocity: see `velocity_of`.
-        z: [..., mels] float32 noise, finite in the padding.
+        step: see `step_of`.
+        z: [..., mels] float32 noise, finite in the padding; it is changed.
         condition: [..., 3 * mels] in the estimator's dtype: encoder mean, speaker and prompt mel side by side.
         span: [steps + 1] float32, see `time_span`.
         times: [steps, stages, channels], the estimator's time table of the steps.
@@ -66,8 +80,8 @@ def solve(
         [..., mels] float32; the frames of the prompt and the padding carry no meaning.
     """
     x = z
-    for time, step in zip(times, span.diff(), strict=True):
+    for time, length in zip(times, span.diff(), strict=True):
         if between is not None:
             between()
-        x = x + step * velocity(x, condition, time, *tables)
-    return x
+        x = step(x, time, length, condition, *tables)
+    return x.clone()  # a graph's own memory, which the next batch is solved in

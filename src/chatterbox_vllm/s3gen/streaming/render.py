@@ -3,65 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from chatterbox_vllm.cuda.transfer import rows_to_host
 from chatterbox_vllm.s3gen.flow.batch import TokenToMel
+from chatterbox_vllm.s3gen.noise import NoiseSource
 from chatterbox_vllm.s3gen.prompt import PreparedPrompt
+from chatterbox_vllm.s3gen.streaming.flow import WindowsToMels
 from chatterbox_vllm.s3gen.streaming.state import StreamChunk, StreamState
 from chatterbox_vllm.s3gen.streaming.vocoder import MelStretch, VocoderInStretches, VocoderState
-from chatterbox_vllm.s3gen.streaming.window import CONTEXT_TOKENS, window_of
+from chatterbox_vllm.s3gen.streaming.window import CONTEXT_TOKENS, Window
+from chatterbox_vllm.s3gen.vocoder.batch import MelToWave
 
-Rendered = tuple[torch.Tensor, StreamState]  # samples [n] float32, and the state after them
 
+@dataclass(frozen=True)
+class Rendered:
+    """What came of a chunk.
 
-def render(
-    chunks: Sequence[StreamChunk],
-    voices: Sequence[PreparedPrompt],
-    token_to_mel: TokenToMel,
-    vocoder: VocoderInStretches,
-    steps: int,
-    between: Callable[[], object] | None = None,
-) -> tuple[list[Rendered], list[torch.Tensor]]:
-    """For each chunk the samples that are certain now and the state after it; and the chunks' mels.
-
-    Args:
-        voices: the chunks' prompts on the device.
-        steps, between: see `S3Gen.synthesize`.
+    Attributes:
+        wave: samples [n] float32 on the CPU that are certain now. Those of a batch may share a block of memory.
+        state: of the utterance after them.
+        finite: whether the mel is, and whether the waveform is.
     """
-    windows = [window_of(chunk, voice, vocoder.noise) for chunk, voice in zip(chunks, voices, strict=True)]
-    flows = token_to_mel(
-        [window.tokens for window in windows],
-        [window.prompt for window in windows],
-        [window.z for window in windows],
-        steps,
-        between,
-    )
-    mels = [flow[len(window.prompt.mel) :][: window.frames] for flow, window in zip(flows, windows, strict=True)]
-    if between is not None:
-        between()
-    spoken = vocoder(
-        [
+
+    wave: torch.Tensor
+    state: StreamState
+    finite: tuple[bool, bool]
+
+
+class ChunkRenderer:
+    """Reads the weights as they are now; make a new one after they were cast or moved."""
+
+    def __init__(self, token_to_mel: TokenToMel, mel_to_wave: MelToWave, noise: NoiseSource):
+        self.flow = WindowsToMels(token_to_mel, noise)
+        self.vocoder = VocoderInStretches(mel_to_wave, noise, token_to_mel.graph_pool)
+
+    def __call__(
+        self,
+        chunks: Sequence[StreamChunk],
+        voices: Sequence[PreparedPrompt],
+        steps: int,
+        between: Callable[[], object] | None = None,
+    ) -> list[Rendered]:
+        """The chunks' samples; the host waits once for the device, at the end.
+
+        Args:
+            voices: the chunks' prompts on the device.
+            steps, between: see `S3Gen.synthesize`.
+        """
+        windows = [Window.of(chunk, voice) for chunk, voice in zip(chunks, voices, strict=True)]
+        mels = self.flow(windows, steps, between)
+        if between is not None:
+            between()
+        stretches = [
             MelStretch(chunk.state.vocoder, mel, chunk.last, chunk.state.seed)
             for chunk, mel in zip(chunks, mels, strict=True)
         ]
-    )
-    rendered = [
-        (wave, _after(chunk, mel, state)) for chunk, mel, (wave, state) in zip(chunks, mels, spoken, strict=True)
-    ]
-    return rendered, mels
+        spoken = self.vocoder(stretches)
+        finite = torch.stack([one.finite for one in spoken]).flatten().float()
+        *waves, finite = rows_to_host([*(one.wave for one in spoken), finite])
+        fine = [(bool(mel), bool(wave)) for mel, wave in finite.view(-1, 2).tolist()]
+        return [
+            Rendered(wave, _after(chunk, one.state), own)
+            for chunk, wave, one, own in zip(chunks, waves, spoken, fine, strict=True)
+        ]
+
+    def record_graphs(self, most_rows: int) -> int:
+        """Record now the graphs of batches of up to so many chunks; nothing without CUDA graphs.
+
+        Returns:
+            How many there are beside those of the flow's steps.
+        """
+        return self.flow.record_graphs(most_rows) + self.vocoder.record_graphs(most_rows)
 
 
-def _after(chunk: StreamChunk, mel: torch.Tensor, vocoder: VocoderState) -> StreamState:
+def _after(chunk: StreamChunk, vocoder: VocoderState) -> StreamState:
     old = chunk.state
-    done = old.rendered + chunk.rendered
-    kept = min(done, CONTEXT_TOKENS)
-    frames = old.frame(done) - old.frame(done - kept)
-    return StreamState(
-        prompt=old.prompt,
-        seed=old.seed,
-        rendered=done,
-        tokens=torch.cat([old.tokens, chunk.tokens[: chunk.rendered]])[-kept:],
-        mel=torch.cat([old.mel, mel])[-frames:].clone(),
-        vocoder=vocoder,
-    )
+    tokens = torch.cat([old.tokens, chunk.tokens[: chunk.rendered]])[-CONTEXT_TOKENS:].clone()
+    return StreamState(old.prompt, old.seed, old.rendered + chunk.rendered, tokens, vocoder)

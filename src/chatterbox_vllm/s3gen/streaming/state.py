@@ -23,22 +23,20 @@ class StreamState:
         seed: of the noise.
         rendered: speech tokens whose mel is made.
         tokens: the last of them, [n] int64 on the CPU.
-        mel: their frames, [frames, mels] on the model's device.
-        vocoder: how far the waveform is.
+        vocoder: their frames, and how far the waveform is.
     """
 
     prompt: FlowPrompt
     seed: int
     rendered: int
     tokens: torch.Tensor
-    mel: torch.Tensor
     vocoder: VocoderState
 
     @classmethod
     def start(cls, config: S3GenConfig, device: torch.device, prompt: FlowPrompt, seed: int) -> StreamState:
         """Before the first chunk."""
         vocoder = VocoderState.start(config.hift, device)
-        return cls(prompt, seed, 0, torch.empty(0, dtype=torch.int64), vocoder.mel, vocoder)
+        return cls(prompt, seed, 0, torch.empty(0, dtype=torch.int64), vocoder)
 
     def frame(self, token: int) -> int:
         """The first generated frame that stands for the utterance's speech token of this number.

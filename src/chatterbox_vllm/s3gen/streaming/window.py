@@ -9,59 +9,58 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from chatterbox_vllm.cuda.transfer import to_device
 from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
-from chatterbox_vllm.s3gen.noise import NoiseSource
 from chatterbox_vllm.s3gen.prompt import PreparedPrompt
 from chatterbox_vllm.s3gen.streaming.state import StreamChunk
+from chatterbox_vllm.s3gen.streaming.vocoder import KEPT_FRAMES
 
 # Rendered tokens that a window sees before its new ones: a second.
-CONTEXT_TOKENS = 25
+CONTEXT_TOKENS = KEPT_FRAMES // UPSAMPLING
 
 
 @dataclass(frozen=True)
 class Window:
-    """One row of the flow.
+    """One row of the flow: frames of the prompt, of what is out, of the chunk, and of tokens that are only looked at.
 
     Attributes:
-        prompt: the voice's prompt, and the rendered tokens and frames after it.
-        tokens: [n] int64 on the CPU, the chunk's.
-        z: noise, [mels, frames of prompt and tokens].
-        frames: how many frames behind the prompt are the chunk's; those after them are of tokens only looked at.
+        voice: the prompt on the device.
+        tokens: [n] int64, all of the window's.
+        seed: of the noise.
+        prompt: frames of the prompt.
+        seen: frames that are out.
+        mel: [KEPT_FRAMES, mels] on the device; its last `seen` are those.
+        first: the number of the first of them in the utterance.
+        frames: the chunk's.
     """
 
-    prompt: PreparedPrompt
-    tokens: torch.Tensor
-    z: torch.Tensor
+    voice: PreparedPrompt
+    tokens: np.ndarray
+    seed: int
+    prompt: int
+    seen: int
+    mel: torch.Tensor
+    first: int
     frames: int
 
-
-def window_of(chunk: StreamChunk, voice: PreparedPrompt, noise: NoiseSource) -> Window:
-    """The window of a chunk.
-
-    Args:
-        voice: of the chunk's prompt.
-    """
-    state, done = chunk.state, chunk.state.rendered
-    kept = min(done, CONTEXT_TOKENS)
-    begins = done - kept
-    # Half a token at the prompt's end goes on in the utterance's first token alone.
-    mel = voice.mel if begins == 0 else voice.mel[: UPSAMPLING * len(voice.tokens)]
-    first, present = state.frame(begins), state.frame(done)
-    end = state.frame(done + len(chunk.tokens))
-    seen = to_device(state.tokens[len(state.tokens) - kept :], noise.device)
-    prompt = PreparedPrompt(
-        tokens=torch.cat([voice.tokens, seen]),
-        mel=torch.cat([mel, state.mel[len(state.mel) - (present - first) :]]),
-        speaker=voice.speaker,
-    )
-    z = torch.cat([noise.prompt_z(state.seed, len(mel)), noise.z(state.seed, first, end - first)], dim=1)
-    return Window(prompt, chunk.tokens, z, state.frame(done + chunk.rendered) - present)
-
-
-def frames_of(chunk: StreamChunk) -> int:
-    """Frames of a chunk's window."""
-    kept = min(chunk.state.rendered, CONTEXT_TOKENS)
-    return UPSAMPLING * (len(chunk.state.prompt.tokens) + kept + len(chunk.tokens))
+    @classmethod
+    def of(cls, chunk: StreamChunk, voice: PreparedPrompt) -> Window:
+        """The window of a chunk; `voice` is of its prompt."""
+        state = chunk.state
+        kept = len(state.tokens)
+        first, present = state.frame(state.rendered - kept), state.frame(state.rendered)
+        # Half a token at the prompt's end goes on in the utterance's first token alone.
+        at_start = kept == state.rendered
+        prompt = len(state.prompt.mel) if at_start else UPSAMPLING * len(state.prompt.tokens)
+        return cls(
+            voice=voice,
+            tokens=np.concatenate([own.numpy() for own in (state.prompt.tokens, state.tokens, chunk.tokens)]),
+            seed=state.seed,
+            prompt=prompt,
+            seen=present - first,
+            mel=state.vocoder.mel,
+            first=first,
+            frames=state.frame(state.rendered + chunk.rendered) - present,
+        )

@@ -72,14 +72,17 @@ class MelToWave:
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def fade_in(waves: torch.Tensor, start: int = 0) -> torch.Tensor:
+def fade_in(waves: torch.Tensor) -> torch.Tensor:
     """Silence the first 20 ms of waveforms [..., samples] and raise the next 20 ms by a cosine.
 
     The published remedy against sound of the reference clip spilling over. A shorter waveform gets the part it has.
-
-    Args:
-        start: the place of the first sample in its utterance.
     """
-    ramp = (torch.cos(torch.linspace(math.pi, 0, _FADE_SAMPLES, device=waves.device)) + 1) / 2
-    gain = torch.cat([torch.zeros_like(ramp), ramp])[start:][: waves.shape[-1]]
+    gain = fade_gain(torch.arange(min(2 * _FADE_SAMPLES, waves.shape[-1]), device=waves.device))
     return torch.cat([waves[..., : len(gain)] * gain, waves[..., len(gain) :]], dim=-1)
+
+
+def fade_gain(place: torch.Tensor) -> torch.Tensor:
+    """What `fade_in` multiplies samples by, from their places in their utterances; float32 of the same shape."""
+    ramp = (torch.cos(torch.linspace(math.pi, 0, _FADE_SAMPLES, device=place.device)) + 1) / 2
+    gain = torch.cat([torch.zeros_like(ramp), ramp, torch.ones(1, device=place.device)])
+    return gain[place.clamp(max=2 * _FADE_SAMPLES)]

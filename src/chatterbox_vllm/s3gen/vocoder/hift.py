@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_vllm.checkpoint.config import HiFTConfig
-from chatterbox_vllm.s3gen.ragged import clear, padding_mask
+from chatterbox_vllm.s3gen.ragged import Lengths, at_rate, clear, padding_mask
 from chatterbox_vllm.s3gen.vocoder.source import F0Predictor, HarmonicSource, WeightNormConv1d
 from chatterbox_vllm.s3gen.vocoder.spectra import inverse_stft, stft
 
@@ -83,15 +83,22 @@ class HiFT(nn.Module):
         rows = [self.f0_predictor(row[None, :, :length])[0] for row, length in zip(mel, lengths, strict=True)]
         return pad_sequence(rows, batch_first=True)
 
-    def decode(self, mel: torch.Tensor, lengths: Sequence[int], source: torch.Tensor) -> torch.Tensor:
-        """Waveforms [rows, samples] from `mel` [rows, mels, frames] and `source` [rows, samples], both float32."""
+    def pitch_together(self, mel: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """`pitch` for all rows at once, undefined in the padding; on CUDA a row's last bits depend on the others."""
+        return self.f0_predictor(mel, _padding(lengths, mel.device, mel.shape[-1]))
+
+    def decode(self, mel: torch.Tensor, lengths: Lengths, source: torch.Tensor) -> torch.Tensor:
+        """Waveforms [rows, samples] from `mel` [rows, mels, frames] and `source` [rows, samples], both float32.
+
+        Lengths on the device are for CUDA graphs: then nothing is read on the host.
+        """
         config = self.config
         dtype = self.conv_pre.weight.dtype
         excitation, spectra = self.excitation(source, lengths)
-        at_spectra = _padding(spectra, mel.device)
+        at_spectra = _padding(spectra, mel.device, excitation.shape[-1])
         excitation = clear(excitation, at_spectra).to(dtype)
 
-        x = clear(self.conv_pre(mel.to(dtype)), _padding(lengths, mel.device))
+        x = clear(self.conv_pre(mel.to(dtype)), _padding(lengths, mel.device, mel.shape[-1]))
         per_stage = len(config.resblock_kernels)
         rate, last = 1, len(self.ups) - 1
         for i, up in enumerate(self.ups):
@@ -100,7 +107,7 @@ class HiFT(nn.Module):
             if i == last:
                 # An STFT that is centred on its samples has one spectrum more than hops.
                 x = F.pad(x, (1, 0), mode="reflect")
-            padding = at_spectra if i == last else _padding([rate * n for n in lengths], mel.device)
+            padding = at_spectra if i == last else _padding(at_rate(lengths, rate), mel.device, x.shape[-1])
             joined = clear(self.source_downs[i](excitation), padding)
             x = clear(x, padding) + self.source_resblocks[i](joined, padding)
             blocks = self.resblocks[i * per_stage : (i + 1) * per_stage]
@@ -108,18 +115,18 @@ class HiFT(nn.Module):
 
         return self.samples(self.conv_post(F.leaky_relu(x)).float(), spectra)
 
-    def excitation(self, source: torch.Tensor, lengths: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+    def excitation(self, source: torch.Tensor, lengths: Lengths) -> tuple[torch.Tensor, Lengths]:
         """Spectra of `source` [rows, samples] as [rows, 2 * bins, longest], undefined in the padding; each row's count.
 
         Args:
             lengths: mel frames of each row.
         """
         config = self.config
-        samples = [config.samples_per_frame * n for n in lengths]
-        parts = stft(source, samples, config.fft_size, config.hop_size)
-        return torch.cat([parts.real, parts.imag], dim=1), [n // config.hop_size + 1 for n in samples]
+        rate = config.samples_per_frame
+        spectra = stft(source, at_rate(lengths, rate), config.fft_size, config.hop_size)
+        return spectra, at_rate(lengths, rate // config.hop_size, 1)
 
-    def samples(self, x: torch.Tensor, spectra: Sequence[int]) -> torch.Tensor:
+    def samples(self, x: torch.Tensor, spectra: Lengths) -> torch.Tensor:
         """Waveforms [rows, samples] from log magnitudes and phases [rows, 2 * bins, longest] float32.
 
         Args:
@@ -128,12 +135,14 @@ class HiFT(nn.Module):
         config = self.config
         bins = config.fft_size // 2 + 1
         magnitude = x[:, :bins].exp().clamp(max=_LARGEST_MAGNITUDE)
-        wave = inverse_stft(torch.polar(magnitude, x[:, bins:].sin()), spectra, config.fft_size, config.hop_size)
+        phase = x[:, bins:].sin()
+        parts = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
+        wave = inverse_stft(parts, spectra, config.fft_size, config.hop_size)
         return wave.clamp(-config.audio_limit, config.audio_limit)
 
 
-def _padding(lengths: Sequence[int], device: torch.device) -> torch.Tensor | None:
-    padding = padding_mask(lengths, device)
+def _padding(lengths: Lengths, device: torch.device, longest: int) -> torch.Tensor | None:
+    padding = padding_mask(lengths, device, longest)
     return None if padding is None else padding[:, None]
 
 

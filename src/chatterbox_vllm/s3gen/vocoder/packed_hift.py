@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from chatterbox_vllm.s3gen.kernels import PackedConv, conv, packed_conv, shared_conv, snake
 from chatterbox_vllm.s3gen.packing import PackedRows
+from chatterbox_vllm.s3gen.ragged import Lengths, at_rate
 from chatterbox_vllm.s3gen.vocoder.hift import SLOPE, HiFT, ResBlock, WeightNormTranspose
 
 _ALIGNED = 8  # channels; spectra are filled up to a multiple for the matrix products
@@ -45,23 +46,23 @@ class PackedHiFT:
         """As `HiFT.forward`."""
         return self.decode(mel, lengths, self.hift.source(mel, lengths, phase, noise))
 
-    def decode(self, mel: torch.Tensor, lengths: Sequence[int], source: torch.Tensor) -> torch.Tensor:
+    def decode(self, mel: torch.Tensor, lengths: Lengths, source: torch.Tensor) -> torch.Tensor:
         """As `HiFT.decode`: waveforms [rows, samples] from `mel` [rows, mels, frames] and `source` [rows, samples]."""
         hift, config, dtype = self.hift, self.hift.config, self._pre.weight.dtype
         excitation, spectra = hift.excitation(source, lengths)
-        at_spectra = PackedRows.of(spectra, mel.device)
+        at_spectra = PackedRows.of(spectra, mel.device, excitation.shape[-1])
         # A last frame of zeros, for windows to read outside a row.
         excitation = at_spectra.pack(excitation.transpose(1, 2)).to(dtype)
         excitation = F.pad(excitation, (0, self._spectrum - excitation.shape[1], 0, 1))
 
-        rows = PackedRows.of(lengths, mel.device)
+        rows = PackedRows.of(lengths, mel.device, mel.shape[-1])
         x = self._conv(self._pre, rows.pack(mel.transpose(1, 2)).to(dtype), rows)
         per_stage = len(config.resblock_kernels)
         rate, last = 1, len(self._ups) - 1
         for i, (up, factor) in enumerate(zip(self._ups, config.upsample_rates, strict=True)):
             rate *= factor
             x = self._conv(up, F.leaky_relu(x, SLOPE), rows).view(factor * len(x), -1)
-            before = rows = PackedRows.of([rate * n for n in lengths], mel.device)
+            before = rows = PackedRows.of(at_rate(lengths, rate), mel.device, rate * mel.shape[-1])
             if i == last:
                 rows = at_spectra
                 # An STFT that is centred on its samples has one spectrum more than hops: the second, reflected.

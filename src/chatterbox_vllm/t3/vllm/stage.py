@@ -273,7 +273,7 @@ class T3Stage:
         seed: int,
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
-        as_drawn: bool = False,
+        told_every: int | None = None,
     ) -> None:
         """Queue a request.
 
@@ -282,7 +282,9 @@ class T3Stage:
             seed: of the draws.
             uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
             forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
-            as_drawn: `step` returns each token as soon as it is drawn, not all of them at the end.
+            told_every: `step` returns the first token as soon as it is drawn, and then those of every so many steps
+                together, not all of them at the end. What vLLM makes of each telling takes the host as long as the card
+                takes for a tenth of a step.
 
         Raises:
             ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or tokens are
@@ -324,7 +326,8 @@ class T3Stage:
             max_tokens=sampling.max_tokens,
             stop_token_ids=[config.stop_speech_token],
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA if as_drawn else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.FINAL_ONLY if told_every is None else RequestOutputKind.DELTA,
+            stream_interval=told_every,
             extra_args=extra,
             skip_clone=True,  # it is this request's alone; vLLM would copy it deeply
         )
