@@ -75,6 +75,20 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a process of several says to the one that prints: tests of bad texts log halves of surrogate pairs."""
+
+    def sendable(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.encode("utf-8", "backslashreplace").decode()
+        if isinstance(value, dict):
+            return {key: sendable(each) for key, each in value.items()}
+        return type(value)(map(sendable, value)) if isinstance(value, list | tuple) else value
+
+    return sendable((yield))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     parity_table.collect(report)
 
