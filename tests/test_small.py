@@ -32,7 +32,7 @@ TEXTS = ("The birch canoe slid on the smooth planks.", "Would you like a cup of 
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
     monkeypatch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -47,10 +47,10 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class TestUnpacking:
-    def test_happens_once_and_gives_a_whole_model(self, own_cache: Path) -> None:
+    def test_happens_once_and_gives_a_whole_model(self, empty_cache: Path) -> None:
         directory = small_directory()
-        (name,) = (path.name for path in own_cache.iterdir())
-        assert directory == own_cache / name and name.startswith("small-")
+        (name,) = (path.name for path in empty_cache.iterdir())
+        assert directory == empty_cache / name and name.startswith("small-")
         written = (directory / "config.json").stat().st_mtime_ns
         begun = time.monotonic()
         assert small_directory() == directory and time.monotonic() - begun < 1
@@ -60,22 +60,22 @@ class TestUnpacking:
         for path in voices_of(directory).values():
             Voice.load(path, config)
 
-    def test_other_weights_get_another_directory(self, own_cache: Path, packed: Path) -> None:
+    def test_other_weights_get_another_directory(self, empty_cache: Path, packed: Path) -> None:
         before = small_family._digest(packed)
         last = max(packed.iterdir())
         last.write_bytes(last.read_bytes() + b"\0")
         assert small_family._digest(packed) != before
 
-    def test_a_damaged_package_says_to_install_it_anew(self, own_cache: Path, packed: Path) -> None:
+    def test_a_damaged_package_says_to_install_it_anew(self, empty_cache: Path, packed: Path) -> None:
         max(packed.iterdir()).unlink()
         with pytest.raises(CheckpointError, match="damaged .*install this package anew"):
             small_directory()
-        assert list(own_cache.iterdir()) == []
+        assert list(empty_cache.iterdir()) == []
         shutil.rmtree(packed)
         with pytest.raises(CheckpointError, match="missing; install this package anew"):
             small_directory()
 
-    def test_a_full_disk_leaves_nothing(self, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_leaves_nothing(self, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(packed: Path, out: Path) -> None:
             (out / "config.json").write_text("{}")
             raise OSError(28, "No space left on device")
@@ -83,13 +83,13 @@ class TestUnpacking:
         monkeypatch.setattr(small_family, "read_packed", full)
         with pytest.raises(OutputError, match="No space left.*CHATTERBOX_VLLM_CACHE"):
             small_directory()
-        assert list(own_cache.iterdir()) == []
+        assert list(empty_cache.iterdir()) == []
 
-    def test_processes_at_once_and_one_that_is_killed(self, own_cache: Path) -> None:
+    def test_processes_at_once_and_one_that_is_killed(self, empty_cache: Path) -> None:
         script = "from chatterbox_vllm.families.small import small_directory; print(small_directory())"
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         killed = subprocess.Popen([sys.executable, "-c", script], env=environment)
-        while not list(own_cache.glob("*.partial-*")) and killed.poll() is None:
+        while not list(empty_cache.glob("*.partial-*")) and killed.poll() is None:
             time.sleep(0.01)
         killed.kill()
         killed.wait()
