@@ -141,7 +141,9 @@ def test_what_is_spoken_to_standard_output_comes_in_parts(
     assert errors.decode().startswith(f"-: {len(wave) / 24_000:.2f} s, seed 3") and wave.std() > 0.01
     assert Watermarker().detect(wave, 24_000) > 0.9
     assert main(["say", text, "--seed", "3", "-o", "-", "--model", "babble", "--audio-format", "pcm"]) == 0
-    assert capfdbinary.readouterr().out == (first + rest)[44:]
+    bare = np.frombuffer(capfdbinary.readouterr().out, "<i2") / 32767
+    # How a stream is cut into chunks hangs on time, and the last bits of a chunk on where it is cut.
+    assert len(bare) == len(wave) and np.abs(bare - wave).max() < 1e-3
 
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
