@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 from typing_extensions import Self
@@ -33,14 +33,26 @@ class _FromFile:
 
 @dataclass(frozen=True)
 class T3Config(_FromFile):
-    """T3, the language model from text tokens to speech tokens (Llama backbone)."""
+    """T3, the language model from text tokens to speech tokens.
 
+    Attributes:
+        backbone: of the transformer; what follows from it is in `t3/llama.py` and `t3/gpt2.py`, and of what a backbone
+            has no use for it reads nothing: RoPE, learned text and speech positions, perceiver are Llama's.
+        positions: of GPT-2's own table, for prompt and speech together.
+        text_positions: of the learned table, the text's start and stop included; of GPT-2, most text tokens.
+        speech_prompt_tokens: most speech tokens of the reference clip in a prompt.
+        guidance_streams: classifier-free guidance computes two streams of every sequence, a model without it one.
+        penalty_last: the repetition penalty comes after temperature, top-k and top-p, and not before them.
+    """
+
+    backbone: Literal["llama", "gpt2"] = "llama"
     hidden_size: Count = 1024
     num_layers: Count = 30
     num_heads: Count = 16
     head_dim: Count = 64
     intermediate_size: Count = 4096
     rms_norm_eps: float = 1e-5
+    layer_norm_eps: float = 1e-5
 
     rope_theta: float = 500_000.0
     rope_factor: float = 8.0
@@ -52,6 +64,7 @@ class T3Config(_FromFile):
     speech_vocab_size: Count = 8194
     text_positions: Count = 2050
     speech_positions: Count = 4100
+    positions: Count = 8196
     start_text_token: Count = 255
     stop_text_token: Count = 0
     start_speech_token: Count = 6561
@@ -61,12 +74,12 @@ class T3Config(_FromFile):
     speech_prompt_tokens: Count = 150
     perceiver_queries: Count = 32
     perceiver_heads: Count = 4
-    # Classifier-free guidance computes two streams of every sequence; a model without it has one.
     guidance_streams: Count = 2
+    penalty_last: bool = False
 
     @property
     def conditioning_length(self) -> int:
-        """Rows that conditioning takes at the head of every prompt: speaker, perceiver queries, emotion."""
+        """Rows that Llama's conditioning takes at the head of every prompt: speaker, perceiver queries, emotion."""
         return 1 + self.perceiver_queries + 1
 
 

@@ -13,7 +13,8 @@ from chatterbox_vllm.errors import ConfigError, TextTooLongError
 from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.families.registry import family_of
-from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.backbone import PromptRows
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.text.script import read_script
 from chatterbox_vllm.text.split import LONGEST, Segment
@@ -57,7 +58,7 @@ class PromptMaker:
         max_model_len: longest sequence of T3, prompt and speech tokens together.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
+    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptRows, max_model_len: int):
         self.config = config
         self.family = family_of(config.family)
         self.defaults = self.family.defaults_of(config)
@@ -77,8 +78,9 @@ class PromptMaker:
         """
         check_voice(request.voice, self.config)
         values = self.values(request.parameters)
+        speech_prompt = len(request.voice.conditioning.speech_prompt)
         segments = self.segments(request)
-        pieces = [self._piece(segment, request.parameters, values) for segment in segments]
+        pieces = [self._piece(segment, request.parameters, values, speech_prompt) for segment in segments]
         uniforms = request.uniforms
         if uniforms is not None and len(uniforms) < pieces[0].values.max_tokens:
             raise ConfigError(
@@ -97,7 +99,7 @@ class PromptMaker:
             ConfigError, TextTooLongError: see `script`.
         """
         values = self.values(parameters)
-        piece = self._piece(Segment(text, 0.0), parameters, values)
+        piece = self._piece(Segment(text, 0.0), parameters, values, len(voice.conditioning.speech_prompt))
         return self.prompt(self._conditioning(voice.conditioning, values.exaggeration), piece), piece.values
 
     def values(self, parameters: SpeechParameters) -> SpeechValues:
@@ -106,7 +108,7 @@ class PromptMaker:
         Raises:
             ConfigError: a parameter that the family does not have, or more tokens than the model has positions for.
         """
-        family, most = self.family, self.builder.config.speech_positions - 1
+        family, most = self.family, backbone_of(self.config.t3).most_speech_tokens(self.config.t3)
         values = parameters.resolved(self.defaults, family.absent, f"the {family.name} model")
         if parameters.max_tokens is not None and parameters.max_tokens > most:
             raise ConfigError(f"max_tokens={parameters.max_tokens} is more than this model's {most}")
@@ -119,7 +121,7 @@ class PromptMaker:
             ConfigError: the text cannot be spoken (see `read_script`), or replayed randomness is given for more than
                 one piece.
         """
-        longest = self._longest(request.parameters)
+        longest = self._longest(request)
         segments = read_script(
             request.text,
             request.pauses,
@@ -135,25 +137,27 @@ class PromptMaker:
             )
         return segments
 
-    def _longest(self, parameters: SpeechParameters) -> int:
+    def _longest(self, request: SpeechRequest) -> int:
         """Most characters of a piece: fewer than usual where the model length has no room for the usual speech."""
-        room = self.max_model_len - self.builder.prompt_length(0)
-        if parameters.max_tokens is not None:
+        room = self.max_model_len - self.builder.prompt_length(0, len(request.voice.conditioning.speech_prompt))
+        if request.parameters.max_tokens is not None:
             return LONGEST
         return max(1, min(LONGEST, room // _POSITIONS_PER_CHARACTER))
 
-    def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues) -> Piece:
-        config = self.builder.config
+    def _piece(
+        self, segment: Segment, parameters: SpeechParameters, values: SpeechValues, speech_prompt: int
+    ) -> Piece:
+        most = backbone_of(self.config.t3).most_text_tokens(self.config.t3)
         text = self.family.normalize(
             segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
         )
         tokens = self.tokenizer.encode(text)
-        free = self.max_model_len - self.builder.prompt_length(len(tokens))
+        free = self.max_model_len - self.builder.prompt_length(len(tokens), speech_prompt)
         speech = values.max_tokens
         if parameters.max_tokens is None:
             speech = min(speech, max(free, _LEAST_SPEECH_TOKENS))
-        if len(tokens) > config.text_positions - 2 or speech > free:
-            room = min(config.text_positions - 2, len(tokens) + free - speech)
+        if len(tokens) > most or speech > free:
+            room = min(most, len(tokens) + free - speech)
             raise TextTooLongError(
                 f"a text of {len(segment.text)} characters is {len(tokens)} tokens long; with max_tokens={speech} and "
                 f"max_model_len={self.max_model_len} there is room for {max(room, 0)}: lower max_tokens, or raise "

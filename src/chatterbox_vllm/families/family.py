@@ -14,7 +14,7 @@ from typing import Protocol
 from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.families.parameters import SpeechValues
-from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.backbone import PromptRows
 
 
 class TextTokenizer(Protocol):
@@ -69,7 +69,7 @@ class Family:
     defaults: SpeechValues
     read_tokenizer: Callable[[Path], TextTokenizer]
     normalize: Normalizer
-    read_prompt_builder: Callable[[T3Config, Weights], PromptBuilder]
+    read_prompt_builder: Callable[[T3Config, Weights], PromptRows]
     absent: frozenset[str] = frozenset()
 
     def defaults_of(self, config: ModelConfig) -> SpeechValues:

@@ -7,7 +7,6 @@ estimates; `measured.py` says where their figures come from.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,15 +25,14 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup import measured
 from chatterbox_vllm.setup.models import ModelHeaders
 from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
+from chatterbox_vllm.t3.quantization.file import unquantized_keys
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
-_T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.(\w+)")
 _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
-# What vLLM multiplies with as one matrix.
-_T3_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
-_T3_ON_DEVICE = ("tfmr.layers.", "tfmr.norm.", "speech_emb.", "speech_pos_emb.", "speech_head.")
+_T3_ON_HOST = ("cond_enc.", "text_emb.", "text_pos_emb.", "speech_emb.", "speech_pos_emb.")
 # Convolutions that our kernels read in another form than torch does; by phases, half as large again (packed_hift.py).
 _KEPT_TWICE, _PHASES_LARGER = ("vocoder.ups.", "vocoder.source_downs.", "vocoder.conv_post."), 3
 # What an estimate is sure of.
@@ -151,23 +149,25 @@ class QuantizationMemoryEstimator:
 
     def _t3_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
         """Linear layers, what else is on the device, and what stays on the host."""
-        fused: dict[tuple[str, str], tuple[int, int]] = {}
+        config, backbone = self.config.t3, backbone_of(self.config.t3)
+        unquantized = set(unquantized_keys(config))
+        shapes = backbone.layer_shapes(config)
         linear = rest = host = 0
+        if is_plain := stored_quantization(self._t3) is None:
+            for parts in backbone.fused.values():  # what vLLM multiplies with as one matrix
+                whole = sum(shapes[part][0] for part in parts), shapes[parts[0]][1]
+                linear += config.num_layers * _t3_linear_bytes(whole, quantization.t3, quantization, self._dtype)
         for key in self._t3.keys:
             shape, kind = self._t3.shape(key), self._t3.storage_type(key)
-            match = _T3_LINEAR.fullmatch(key)
-            if match and match[3] == "weight" and kind in ("F32", "F16", "BF16"):
-                place = (match[1], _T3_FUSED.get(match[2], match[2]))
-                fused[place] = (fused.get(place, (0, 0))[0] + shape[0], shape[1])
-            elif match:  # quantized already: it stays as it is stored
-                linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
-            elif key.startswith(_T3_ON_DEVICE):
+            if key.startswith(backbone.prefix) and key not in unquantized:
+                if not is_plain:  # it stays as it is stored
+                    linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
+            elif key.startswith((backbone.prefix, *backbone.on_device)):
                 if key.startswith("speech_head."):
                     shape = (-(-shape[0] // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, *shape[1:])
                 rest += math.prod(shape) * self._dtype.itemsize
-            if key.startswith(("cond_enc.", "text_emb.", "text_pos_emb.", "speech_emb.", "speech_pos_emb.")):
+            if key.startswith(_T3_ON_HOST):
                 host += math.prod(shape) * 4
-        linear += sum(_t3_linear_bytes(s, quantization.t3, quantization, self._dtype) for s in fused.values())
         return linear, rest, host
 
     def _t3_method(self, quantization: QuantizationConfig) -> str | None:
@@ -231,11 +231,12 @@ def _t3_linear_bytes(
 
 
 def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
-    """The widest moment of a step: a layer's gate, up and their product for every row; logits of every request."""
+    """The widest moment of a step: what a layer's MLP makes for every row; logits of every request."""
     rows = max(plan.max_batched_tokens, plan.max_batch_size) * config.guidance_streams
-    layer = rows * (3 * config.intermediate_size + 3 * config.hidden_size) * element
+    widest = backbone_of(config).widest_output(config)
+    # The output, and what the activation makes of it.
+    layer = rows * (widest + config.intermediate_size + 3 * config.hidden_size) * element
     logits = plan.max_batch_size * config.speech_vocab_size * (config.guidance_streams * element + 4 * 4)
-    widest = 2 * config.intermediate_size  # of a product's output
     if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
         layer += 2 * rows * widest * 4
     elif method == "bnb-4bit":  # for many rows a layer is dequantized and multiplied with
