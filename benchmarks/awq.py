@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.families.registry import FAMILIES
+from chatterbox_vllm.families.registry import FAMILIES, config_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.models import resolve_model
@@ -56,7 +55,7 @@ def main() -> None:
     seconds = time.monotonic() - start
 
     file = FAMILIES[config.family].t3
-    plain = ModelConfig.from_directory(directory)
+    plain = config_of(directory)
     weights = Weights(directory / file)
     voices = calibration_voices(directory, plain, (), device)
     utterances = calibration_utterances(directory, plain, weights, HELD_OUT, voices, device)

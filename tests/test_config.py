@@ -9,10 +9,11 @@ import pytest
 
 from chatterbox_vllm.checkpoint.config import FlowConfig, ModelConfig, S3GenConfig, T3Config
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families.registry import config_of
 
 
 def test_no_file_means_the_published_sizes(tmp_path: Path) -> None:
-    assert ModelConfig.from_directory(tmp_path) == ModelConfig()
+    assert config_of(tmp_path) == ModelConfig()
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_round_trip(tmp_path: Path) -> None:
         diffusion_steps=4,
     )
     (tmp_path / "config.json").write_text(config.to_json())
-    assert ModelConfig.from_directory(tmp_path) == config
+    assert config_of(tmp_path) == config
 
 
 @pytest.mark.parametrize(
@@ -47,4 +48,4 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_faults_are_named(tmp_path: Path, content: object, named: str) -> None:
     (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ConfigError, match=named):
-        ModelConfig.from_directory(tmp_path)
+        config_of(tmp_path)

@@ -14,11 +14,11 @@ pytest.importorskip("vllm")
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import guided
@@ -77,7 +77,7 @@ class Talk:
     """A T3 stage on the babbling checkpoint with its built-in voice; on CUDA under CUDA graphs."""
 
     def __init__(self, directory: Path, device: str, **options: Any):
-        self.config = ModelConfig.from_directory(directory)
+        self.config = config_of(directory)
         weights = Weights(directory / "t3_cfg.safetensors")
         graphs = device == "cuda"
         options = {"max_model_len": 256, "max_batch_size": 4, **FORCING, **options}

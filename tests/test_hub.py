@@ -17,11 +17,12 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE
 from chatterbox_vllm.checkpoint.reach import why_unreachable
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.models import default_model, download_model, local_directory, model_headers, resolve_model
@@ -255,7 +256,7 @@ def test_a_quantized_repository(hub: type[Hub], quantized: Path) -> None:
     hub.commits[FIRST] = files_in(quantized)
     directory = resolve_model("someone/quantized")
     assert files_in(directory) == hub.commits[FIRST]
-    assert ModelConfig.from_directory(directory).quantized.parts["s3gen"].method == "bnb-8bit"
+    assert config_of(directory).quantized.parts["s3gen"].method == "bnb-8bit"
 
 
 def test_an_estimate_reads_headers_only(

@@ -18,12 +18,13 @@ pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS
 from chatterbox_vllm.audio.encode import write_audio
-from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedPart, QuantizedParts
+from chatterbox_vllm.checkpoint.config import QuantizedPart, QuantizedParts
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import CheckpointError, ConfigError, DeviceError, OutputError
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
 from chatterbox_vllm.families.layout import check_module_file, check_t3
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.fingerprint import DTYPE_NAMES, file_fingerprint, fingerprint
@@ -62,15 +63,15 @@ def read(file: Path) -> dict[str, torch.Tensor]:
 
 def test_what_is_written(babbler: Path, nf4: Path, int8: Path) -> None:
     assert {f.name for f in nf4.iterdir()} == {f.name for f in babbler.iterdir()}
-    assert (nf4 / ENGLISH.tokenizer).samefile(babbler / ENGLISH.tokenizer)
+    assert (nf4 / TOKENIZER).samefile(babbler / TOKENIZER)
     kept = {
         "t3": ("speech_head.weight", "text_emb.weight", "tfmr.layers.1.input_layernorm.weight"),
         "s3gen": ("flow.input_embedding.weight", "mel2wav.conv_pre.bias", "tokenizer.encoder.conv1.weight"),
         "voice_encoder": ("lstm.bias_ih_l0", "proj.bias"),
     }
     for directory, method, double in ((nf4, "bnb-4bit", True), (int8, "bnb-8bit", False)):
-        config = ModelConfig.from_directory(directory)
-        assert config.t3 == ModelConfig.from_directory(babbler).t3
+        config = config_of(directory)
+        assert config.t3 == config_of(babbler).t3
         for part, file in FILES.items():
             tensors, plain = read(directory / file), read(babbler / file)
             stored = QuantizedPart(method, double, fingerprint(tensors))
@@ -83,7 +84,7 @@ def test_what_is_written(babbler: Path, nf4: Path, int8: Path) -> None:
 
 
 def test_made_again_it_is_the_same(babbler: Path, nf4: Path, tmp_path: Path) -> None:
-    assert quantize_model(babbler, tmp_path / "again", AGGRESSIVE) == ModelConfig.from_directory(nf4)
+    assert quantize_model(babbler, tmp_path / "again", AGGRESSIVE) == config_of(nf4)
     flat = quantize_model(babbler, tmp_path / "flat", dataclasses.replace(AGGRESSIVE, double_quant=False)).quantized
     for part, file in FILES.items():
         assert not getattr(flat, part).double_quant
@@ -107,11 +108,11 @@ def test_part_after_part(babbler: Path, nf4: Path, tmp_path: Path) -> None:
     quantize_model(babbler, tmp_path / "one", QuantizationConfig(voice_encoder="bnb-4bit"))
     # AWQ's calibration can still take its voices from clips.
     write_audio(tmp_path / "clip.wav", babble(1), 24_000)
-    one = ModelConfig.from_directory(tmp_path / "one")
+    one = config_of(tmp_path / "one")
     (voice,) = calibration_voices(tmp_path / "one", one, [tmp_path / "clip.wav"], torch.device("cpu"))
     assert bool(voice.conditioning.speaker_embedding.isfinite().all())
     two = quantize_model(tmp_path / "one", tmp_path / "two", QuantizationConfig("bnb-4bit", "bnb-4bit"))
-    assert two == ModelConfig.from_directory(tmp_path / "two") == ModelConfig.from_directory(nf4)
+    assert two == config_of(tmp_path / "two") == config_of(nf4)
     with pytest.raises(ConfigError, match="one: voice_encoder is quantized already, in bnb-4bit; name"):
         quantize_model(tmp_path / "one", tmp_path / "three", AGGRESSIVE)
 
@@ -226,7 +227,7 @@ def test_damaged_files_are_refused_by_name(part: str, babbler: Path, nf4: Path, 
     assert "000000000000" in refused(copy, file)
     path.write_bytes(whole)
     # Nothing wrong with it now.
-    config = ModelConfig.from_directory(copy)
+    config = config_of(copy)
     check_t3(config, Weights(copy / FILE))
     check_module_file(config, "s3gen", Weights(copy / FILES["s3gen"]))
     check_module_file(config, "voice_encoder", Weights(copy / FILES["voice_encoder"]))
@@ -286,7 +287,7 @@ def test_config_faults_are_named(nf4: Path, tmp_path: Path) -> None:
         data["quantized"]["t3"] = change
         (copy / "config.json").write_text(json.dumps(data))
         with pytest.raises(ConfigError, match=named):
-            ModelConfig.from_directory(copy)
+            config_of(copy)
 
 
 def test_appears_whole_or_not_at_all(babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +314,7 @@ def test_what_cannot_be_written_is_refused_first(babbler: Path, nf4: Path, tmp_p
         quantize_model(babbler, tmp_path / "out", QuantizationConfig())
     with pytest.raises(ConfigError, match="no texts"):
         quantize_model(babbler, tmp_path / "out", QuantizationConfig("awq"), texts=())
-    config = ModelConfig.from_directory(babbler)
+    config = config_of(babbler)
     odd = dataclasses.replace(config, t3=dataclasses.replace(config.t3, intermediate_size=480))
     copy = damage(babbler, tmp_path)
     (copy / "config.json").write_text(odd.to_json())
@@ -348,11 +349,11 @@ def test_the_command(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["quantize", str(babbler), "--method", "bnb-8bit", "--voice-encoder", "bnb-4bit", "-o", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"{out}: t3 in bnb-8bit, {FILE}" in said and f"{out}: voice_encoder in bnb-4bit" in said
-    found = ModelConfig.from_directory(out).quantized
+    found = config_of(out).quantized
     assert (found.t3.method, found.s3gen, found.voice_encoder.method) == ("bnb-8bit", None, "bnb-4bit")
     mixed = tmp_path / "mixed"
     assert main(["quantize", str(babbler), "--strategy", "mixed", "--no-double-quant", "-o", str(mixed)]) == 0
-    found = ModelConfig.from_directory(mixed).quantized
+    found = config_of(mixed).quantized
     assert [found.t3.method, found.s3gen.method, found.voice_encoder.method] == ["bnb-4bit", "bnb-8bit", "bnb-4bit"]
     assert not found.t3.double_quant and not found.voice_encoder.double_quant
     capsys.readouterr()

@@ -18,12 +18,13 @@ from torch import nn
 pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
-from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedPart, T3Config
+from chatterbox_vllm.checkpoint.config import QuantizedPart, T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import check_t3
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.bnb import constants, linear
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import stored_quantization
@@ -75,7 +76,7 @@ def made(babbler: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 def talker(
     directory: Path, dtype: torch.dtype, quantization: str | None = None, device: torch.device = CPU
 ) -> Iterator[T3Stage]:
-    config = ModelConfig.from_directory(directory).t3
+    config = config_of(directory).t3
     graphs = device.type == "cuda"
     options = T3Options(dtype, max_model_len=256, max_batch_size=2, cuda_graphs=graphs, quantization=quantization)
     stage = T3Stage(config, Weights(directory / FILE), options, device)
@@ -244,7 +245,7 @@ def test_other_contents_are_refused(made: dict[str, Path], tmp_path: Path) -> No
     """As `test_quantized_files` has it for the other methods."""
     copy = tmp_path / "awq"
     shutil.copytree(made["awq"], copy)
-    config = ModelConfig.from_directory(copy)
+    config = config_of(copy)
     check_t3(config, Weights(copy / FILE))
     contents = bytearray((copy / FILE).read_bytes())
     contents[-1] ^= 1

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from chatterbox_vllm import Voice
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.s3gen.flow import batch as graphs_of_flow
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
@@ -210,7 +210,7 @@ def log_mel(wave: torch.Tensor) -> torch.Tensor:
 
 
 def test_seams_are_no_further_from_the_whole_than_another_seed(babbler: Path) -> None:
-    config = ModelConfig.from_directory(babbler)
+    config = config_of(babbler)
     model = S3Gen.from_weights(config.s3gen, Weights(babbler / "s3gen.safetensors"), "cpu")
     prompt = Voice.load(babbler / "conds.pt", config).prompt
     tokens = torch.randint(0, 6561, (80,), generator=torch.Generator().manual_seed(4))

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.players import play
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
 from chatterbox_vllm.evaluation.own_speech import SpeechFigures, measure_speech
 from chatterbox_vllm.families import small as small_family
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import PACKED, small_directory
 from chatterbox_vllm.families.voices import voices_of
 from chatterbox_vllm.setup.inspection import model_facts
@@ -55,7 +55,7 @@ class TestUnpacking:
         begun = time.monotonic()
         assert small_directory() == directory and time.monotonic() - begun < 1
         assert (directory / "config.json").stat().st_mtime_ns == written
-        config = ModelConfig.from_directory(directory)
+        config = config_of(directory)
         assert config.synthetic is False and model_facts(directory)["files"]
         for path in voices_of(directory).values():
             Voice.load(path, config)
@@ -97,12 +97,12 @@ class TestUnpacking:
         both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         said = {process.communicate(timeout=120)[0] for process in both}
         assert len(said) == 1 and all(process.returncode == 0 for process in both)
-        assert ModelConfig.from_directory(Path(said.pop().strip())).synthetic is False
+        assert config_of(Path(said.pop().strip())).synthetic is False
 
 
 def test_its_names() -> None:
     assert resolve_model("small") == resolve_model("demo") == small_directory()
-    assert ModelConfig.from_directory(resolve_model("babble")).synthetic
+    assert config_of(resolve_model("babble")).synthetic
     with pytest.raises(ConfigError, match="'small' has no revisions"):
         resolve_model("small", revision="main")
 

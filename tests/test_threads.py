@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import get_num_threads, set_num_threads  # before an engine starts, see t3/threads.py
 
-from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import small_directory
 from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread
 
@@ -22,7 +23,7 @@ def three_threads() -> Iterator[None]:
 
 
 def test_only_the_small_model_has_small_layers() -> None:
-    assert has_small_layers(ModelConfig.from_directory(small_directory()).t3)
+    assert has_small_layers(config_of(small_directory()).t3)
     assert not has_small_layers(T3Config())
 
 

@@ -20,6 +20,7 @@ from chatterbox_vllm.cli import main
 from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.layout import checkpoint_shapes
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.storage import Int8, scheme_of
@@ -113,7 +114,7 @@ def test_estimated_weights_are_the_live_ones(config: QuantizationConfig, half: b
     dtype = torch.float16 if half else torch.float32
     scheme = None if config.s3gen is None else scheme_of(config.s3gen, config.double_quant)
     model = S3Gen.from_weights(
-        ModelConfig.from_directory(babbler).s3gen,
+        config_of(babbler).s3gen,
         Weights(babbler / ENGLISH.s3gen),
         "cpu",
         dtype,

@@ -23,6 +23,7 @@ from chatterbox_vllm.checkpoint.files import Weights, load_module
 from chatterbox_vllm.checkpoint.packed import SCALE, pack, unpack
 from chatterbox_vllm.families.babble import BABBLE_CONFIG
 from chatterbox_vllm.families.layout import check_parts, checkpoint_shapes
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
 from chatterbox_vllm.voices.voice import Voice
@@ -82,7 +83,7 @@ def test_a_model_is_written_loaded_packed_and_made_again(tmp_path: Path) -> None
     corpus = write_corpus(tmp_path / "corpus", [spoken(3.0, 110 + 20 * i) for i in range(4)])
     out = tmp_path / "model"
     export.export(tmp_path / "parts", out, CONFIG, ["tokenizer", "xvector", "voice_encoder", "t3", "text"])
-    assert ModelConfig.from_directory(out) == CONFIG
+    assert config_of(out) == CONFIG
     export.enrol_voices(corpus, ["s1", "s0"], out, CONFIG, 5.0)
     Voice.load(out / "conds.pt", CONFIG)
     Voice.load(out / "voices" / "s0.pt", CONFIG)

@@ -16,7 +16,7 @@ from training.features import to_16k
 from training.small import SMALL
 from training.tokenizer import load_trained
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import small_directory
 
 from .made_up_corpus import write_corpus
@@ -36,8 +36,8 @@ def parts(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_same_model_comes_out(parts: Path, tmp_path: Path) -> None:
     export.export(parts, tmp_path, SMALL, [])
-    own = ModelConfig.from_directory(small_directory())
-    assert ModelConfig.from_directory(tmp_path) == replace(own, diffusion_steps=SMALL.diffusion_steps)
+    own = config_of(small_directory())
+    assert config_of(tmp_path) == replace(own, diffusion_steps=SMALL.diffusion_steps)
     assert own.codebook, "voices of the model go with what is trained on, by the name of its tokens"
     for name in export.FILES.values():
         before, after = load_file(small_directory() / name), load_file(tmp_path / name)
@@ -60,7 +60,7 @@ def test_what_tokens_share_is_found_again(parts: Path) -> None:
 
 def test_codes_are_what_enrolment_says(parts: Path, corpus: Corpus) -> None:
     codes = Codes.read(parts / CODES)
-    config = ModelConfig.from_directory(small_directory())
+    config = config_of(small_directory())
     nets = from_model.Nets(small_directory(), config, torch.device("cpu"))
     for i in range(2):
         wave = to_16k(torch.from_numpy(corpus.audio(i).astype(np.float32) / 32_768))

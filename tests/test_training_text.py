@@ -19,7 +19,7 @@ TEXTS = [spoken_form(text) for text in ["the cat sat on the mat", "The café was
 @pytest.fixture(params=[0, 40], ids=["characters", "merges"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[TextTokenizer, int]:
     train_text_tokenizer(TEXTS, CONFIG, request.param).save(str(tmp_path / FILE))
-    return ENGLISH.read_tokenizer(tmp_path / FILE), request.param
+    return ENGLISH.read_tokenizer(tmp_path), request.param
 
 
 def test_reader_takes_it(tokenizer: tuple[TextTokenizer, int]) -> None:

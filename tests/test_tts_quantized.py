@@ -14,8 +14,8 @@ pytest.importorskip("vllm")
 pytest.importorskip("bitsandbytes")
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, QuantizationConfig
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import DeviceError
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.storage import NF4
 from chatterbox_vllm.setup.loading import in_force, load
 from chatterbox_vllm.setup.planning import Settings
@@ -146,7 +146,7 @@ def test_the_impossible_raises_and_fallback_steps_down(
 def test_fallback_keeps_the_rest_where_there_are_no_awq_weights(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def note(settings: Any, plan: Any) -> Any:
         asked.append(plan.quantization)
-        in_force(plan.quantization, settings.directory, ModelConfig.from_directory(settings.directory))
+        in_force(plan.quantization, settings.directory, config_of(settings.directory))
         return SimpleNamespace(plan=plan)
 
     asked: list[QuantizationConfig] = []

@@ -29,8 +29,9 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.checkpoint.packed import pack, read_packed
 from chatterbox_vllm.errors import CheckpointError
 from chatterbox_vllm.families.babble import build_babble
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
 from chatterbox_vllm.families.layout import check_parts
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.voices import VOICES
 from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.s3gen.vocoder.hift import HiFT
@@ -149,7 +150,7 @@ def export(parts: Path, out: Path, config: ModelConfig, untrained: list[str]) ->
                 tensors.update(read(config, parts))
         save_file({key: _halved(key, value) for key, value in tensors.items()}, out / name)
     if "text" not in untrained:
-        (out / ENGLISH.tokenizer).write_bytes((parts / "text" / ENGLISH.tokenizer).read_bytes())
+        (out / TOKENIZER).write_bytes((parts / "text" / TOKENIZER).read_bytes())
     check_parts(config, {part: Weights(out / name) for part, name in FILES.items()})
 
 
@@ -233,7 +234,7 @@ def main() -> None:
     export(given.parts, given.out, SMALL, given.untrained)
     corpus = Corpus(given.corpus)
     names = given.voice or [corpus.speakers[0].name]
-    enrol_voices(corpus, names, given.out, ModelConfig.from_directory(given.out), given.voice_seconds)
+    enrol_voices(corpus, names, given.out, config_of(given.out), given.voice_seconds)
     write_packed(given.out)
 
 

@@ -24,7 +24,8 @@ from torch import nn
 from chatterbox_vllm.audio.features import kaldi_fbank, speech_tokenizer_mel, trim_silence, voice_encoder_mel
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import small_directory
 from chatterbox_vllm.s3gen.networks import S3GenNetworks
 from chatterbox_vllm.t3.conditioning import published_t3_shapes
@@ -105,7 +106,7 @@ def keep_t3(model: Path, config: ModelConfig, out: Path) -> None:
     """Write `t3` and `text`."""
     text = out / "text" / FILE
     text.parent.mkdir(parents=True, exist_ok=True)
-    text.write_bytes((model / ENGLISH.tokenizer).read_bytes())
+    text.write_bytes((model / TOKENIZER).read_bytes())
     weights = Weights(model / ENGLISH.t3)
     trained = TrainedT3(config.t3, character_features(Tokenizer.from_file(str(text)), config.t3.text_vocab_size))
     trained.take({key: weights.get(key).float() for key in published_t3_shapes(config.t3)})
@@ -122,7 +123,7 @@ def take_apart(model: Path, corpus: Corpus | None, out: Path, device: torch.devi
     Raises:
         CheckpointError: the model's files do not fit its `config.json`.
     """
-    config = ModelConfig.from_directory(model)
+    config = config_of(model)
     keep_t3(model, config, out)
     keep_s3gen(model, config, out)
     nets = Nets(model, config, device)

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.text.tokenizer import BpeTokenizer
 from training.codes import CODES, Codes
 from training.data import Corpus, CorpusError
 from training.features import batches
@@ -47,7 +47,7 @@ class Material:
         beside = arguments.out.parent
         self.corpus = Corpus(arguments.corpus)
         path = arguments.text or beside / "text" / FILE
-        encode = ENGLISH.read_tokenizer(path).encode
+        encode = BpeTokenizer(path).encode
         self.features = character_features(Tokenizer.from_file(str(path)), config.text_vocab_size)
         directory = arguments.codes or beside / CODES
         codes = Codes.read(directory)

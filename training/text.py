@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
 from training.data import Corpus
 from training.small import SMALL
 
-FILE = ENGLISH.tokenizer
+FILE = TOKENIZER
 # The published ids of the tokens that the package needs; the first two stand in the configuration too.
 SPECIAL = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 255}
 # What every model can read, whether or not the corpus has it.

@@ -13,7 +13,6 @@ from typing import Any, overload
 import torch
 from typing_extensions import Self
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.progress import with_progress
@@ -21,6 +20,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameter
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.voices import voice_of_model, voices_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -128,7 +128,7 @@ class ChatterboxTTS:
         config = strategy_for(quantization_strategy, resolve_device(device))
         directory = resolve_model(model, options.pop("revision", None))
         if quantization_strategy == AUTO:  # leaves to itself what is quantized already
-            config = config.beside(ModelConfig.from_directory(directory).quantized)
+            config = config.beside(config_of(directory).quantized)
         return cls.from_local(directory, device, **options | {"quantization": config})
 
     @classmethod
@@ -220,7 +220,7 @@ class ChatterboxTTS:
         parts, steps = load(settings, plan, fallback)
         directory = settings.directory
         tts = cls(directory, settings.device, parts.engine, parts.enroller, parts.voice)
-        tts.quantization = in_force(parts.plan.quantization, directory, ModelConfig.from_directory(directory))
+        tts.quantization = in_force(parts.plan.quantization, directory, config_of(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
         tts.settings = settings_in_force(tts.t3_stage, tts.s3gen_stage, parts.plan, tts.quantization, tier)
         tts.settings["watermark"] = watermark

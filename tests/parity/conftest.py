@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-import torch
+
+# The functions themselves, taken before an engine starts: vLLM then puts one that does nothing in place of the second
+# in `torch`, and all tests after these ran on these tests' threads, which moves the last bits of audio.
+from torch import get_num_threads, set_num_threads
 
 from chatterbox_vllm import ChatterboxTTS
 
@@ -72,12 +75,12 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def english(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:
     """The whole model at its full size, float32, on the CPU."""
-    threads = torch.get_num_threads()
+    threads = get_num_threads()
     # Beside another process of tests, threads would wait for each other's cores.
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
+    set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
     with ChatterboxTTS.from_local(checkpoint_dir, "cpu", max_model_len=256, max_batch_size=16) as tts:
         yield tts
-    torch.set_num_threads(threads)
+    set_num_threads(threads)
 
 
 class Parity:

@@ -11,8 +11,9 @@ from chatterbox_vllm.bench.measure import Row, Workload
 from chatterbox_vllm.bench.methods_s3gen import S3GenMethods
 from chatterbox_vllm.bench.methods_t3 import T3Methods
 from chatterbox_vllm.bench.methods_voice_encoder import VoiceEncoderMethods
-from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts
+from chatterbox_vllm.checkpoint.config import QuantizedParts
 from chatterbox_vllm.errors import ConfigError, DeviceError
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import COMPONENTS
 
 NOT_HERE = "not here"  # what a row holds, with the reason, instead of figures
@@ -40,9 +41,9 @@ def method_rows(
         CheckpointError: a file is not what it should be.
         DeviceError: the component as it is cannot be measured.
     """
-    if ModelConfig.from_directory(directory).quantized != QuantizedParts():
+    if config_of(directory).quantized != QuantizedParts():
         raise ConfigError(f"{directory} is quantized already; give the model that it was made from")
-    made = None if workload.awq is None else ModelConfig.from_directory(workload.awq).quantized.t3
+    made = None if workload.awq is None else config_of(workload.awq).quantized.t3
     if workload.awq is not None and (made is None or made.method != "awq"):
         raise ConfigError(f"{workload.awq} holds no T3 in AWQ; make one with `chatterbox-vllm quantize --method awq`")
     measured: S3GenMethods | T3Methods | VoiceEncoderMethods

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed, relative_error
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.storage import scheme_of
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
@@ -26,7 +25,7 @@ class S3GenMethods:
 
     def __init__(self, directory: Path, device: torch.device, workload: Workload):
         self.device, self.workload = device, workload
-        config = ModelConfig.from_directory(directory)
+        config = config_of(directory)
         self.config = config.s3gen
         self.weights = Weights(directory / family_of(config.family).s3gen)
         (self.voice,) = calibration_voices(directory, config, (), device)

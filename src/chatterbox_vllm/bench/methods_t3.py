@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed, relative_error
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.evaluation.metrics import divergence
 from chatterbox_vllm.families.layout import check_t3
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
@@ -48,14 +47,14 @@ class T3Methods:
 
     def __init__(self, directory: Path, device: torch.device, workload: Workload, work: Path):
         self.directory, self.device, self.workload, self.work = directory, device, workload, work
-        self.config = ModelConfig.from_directory(directory)
+        self.config = config_of(directory)
         family = family_of(self.config.family)
         self._file = family.t3
         self._tokens = max(1, round(workload.seconds * TOKENS_PER_SECOND))
         weights = Weights(directory / self._file)
         self._builder = family.read_prompt_builder(self.config.t3, weights)
         (voice,) = calibration_voices(directory, self.config, (), device)
-        tokenizer = family.read_tokenizer(directory / family.tokenizer)
+        tokenizer = family.read_tokenizer(directory)
         maker = PromptMaker(self.config, tokenizer, self._builder, self.config.t3.speech_positions)
         parameters = SpeechParameters(max_tokens=self._tokens)
         self._prompts = [maker.prompt_of(text, voice, parameters)[0] for text in TEXTS]
@@ -71,7 +70,7 @@ class T3Methods:
         """
         directory = self._quantized_directory(method)
         weights = Weights(directory / self._file)
-        check_t3(ModelConfig.from_directory(directory), weights)
+        check_t3(config_of(directory), weights)
         options = T3Options(
             dtype=self.workload.dtype or automatic_dtype(method, self.device),
             max_model_len=max(map(len, self._prompts)) + self._tokens,
@@ -114,7 +113,7 @@ class T3Methods:
         return made
 
     def _kernel_error(self, directory: Path, weights: Weights, logits: torch.Tensor) -> float | None:
-        part = ModelConfig.from_directory(directory).quantized.t3
+        part = config_of(directory).quantized.t3
         if part is None:  # unquantized, or in a form that vLLM makes while loading
             return None
         own = self._plain_logits(QuantizedT3(self.config.t3, weights, part, self.device))

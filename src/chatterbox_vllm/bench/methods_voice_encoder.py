@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.bench.measure import Row, Workload, bytes_of, median_speed, relative_error
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import scheme_of
@@ -24,7 +23,7 @@ class VoiceEncoderMethods:
 
     def __init__(self, directory: Path, device: torch.device, workload: Workload):
         self.device, self.workload = device, workload
-        config = ModelConfig.from_directory(directory)
+        config = config_of(directory)
         self.config = config.voice_encoder
         self.weights = Weights(directory / family_of(config.family).voice_encoder)
         mels = torch.rand(_PIECES, _FRAMES, self.config.num_mels, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 """Dimensions of the models, as data.
 
 The defaults are the published sizes of the first Chatterbox. A checkpoint of another size says so in a `config.json`
-beside its files (see `ModelConfig.from_directory`); the code is the same for both.
+beside its files (see `ModelConfig.from_file`); the code is the same for both.
 """
 
 from __future__ import annotations
@@ -241,21 +241,11 @@ class ModelConfig(_FromFile):
     quantized: QuantizedParts = field(default_factory=QuantizedParts)
 
     @classmethod
-    def from_directory(cls, directory: Path) -> Self:
-        """Dimensions of the checkpoint in `directory`: its `config.json`, or the published sizes without one.
-
-        Raises:
-            ConfigError: the file is not JSON, not ours, or names an unknown field or a value of the wrong type.
-        """
-        path = directory / CONFIG_FILE
-        return cls.from_file(path) if path.exists() else cls()
-
-    @classmethod
     def from_file(cls, path: Path) -> Self:
         """Dimensions from a `config.json`, wherever it lies.
 
         Raises:
-            ConfigError: as `from_directory`.
+            ConfigError: the file is not JSON, not ours, or names an unknown field or a value of the wrong type.
         """
         from pydantic import ValidationError  # time that `--help` need not take
 
@@ -280,7 +270,7 @@ class ModelConfig(_FromFile):
         return config
 
     def to_json(self) -> str:
-        """The text of a `config.json` that `from_directory` reads back as this object."""
+        """The text of a `config.json` that `from_file` reads back as this object."""
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]

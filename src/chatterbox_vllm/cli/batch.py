@@ -122,7 +122,7 @@ def _named(given: Keywords, model: Path) -> dict[str, str]:
 
 def _summary(summary: Summary, parameters: SpeechParameters, model: Path) -> str:
     """One line for a person."""
-    from chatterbox_vllm.checkpoint.config import ModelConfig
+    from chatterbox_vllm.families.registry import config_of
 
     spoken = f"{summary.rows - summary.failed} of {summary.rows} rows spoken"
     if summary.earlier:
@@ -136,6 +136,6 @@ def _summary(summary: Summary, parameters: SpeechParameters, model: Path) -> str
         speed = summary.seconds / summary.wall
         notes.append(f"{summary.seconds:.1f} s of audio in {summary.wall:.1f} s, {speed:.1f}x real time")
     notes.append(f"seed {parameters.seed}")
-    if ModelConfig.from_directory(model).synthetic:
+    if config_of(model).synthetic:
         notes.append(BABBLES)
     return ", ".join(notes)

@@ -108,10 +108,10 @@ def model_config(given: Keywords) -> ModelConfig:
     Raises:
         ConfigError, CheckpointError: there is no such model.
     """
-    from chatterbox_vllm.checkpoint.config import ModelConfig
+    from chatterbox_vllm.families.registry import config_of
     from chatterbox_vllm.setup.models import resolve_model
 
-    return ModelConfig.from_directory(resolve_model(given.get("model"), given.get("revision")))
+    return config_of(resolve_model(given.get("model"), given.get("revision")))
 
 
 def check_voice(voice: str | None, given: Keywords) -> Path | None:

@@ -78,8 +78,8 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     given = with_model(given)
     clip = check_voice(voice, given)
     check_script(words, pauses, clean_text, given)
-    from chatterbox_vllm.checkpoint.config import ModelConfig
     from chatterbox_vllm.engine.request import SpeechRequest
+    from chatterbox_vllm.families.registry import config_of
 
     output = destination.path
     with destination, loaded(given, max_batch_size=1) as tts:
@@ -100,7 +100,7 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     if result.finish_reason == "length":
         limit = "" if parameters.max_tokens is None else f" {parameters.max_tokens}"
         notes.append(f"cut off at --max-tokens{limit}")
-    if ModelConfig.from_directory(tts.directory).synthetic:
+    if config_of(tts.directory).synthetic:
         notes.append(BABBLES)
     if not quiet:
         print(f"{output}: {', '.join(notes)}", file=beside(output))

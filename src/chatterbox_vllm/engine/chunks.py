@@ -13,6 +13,7 @@ from chatterbox_vllm.engine.prompts import Piece
 from chatterbox_vllm.engine.request import SpeechRequest, segment_seed
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
 
 SAMPLE_RATE = 24_000
 _TOLD_TOGETHER = 9  # tokens at most, a third of a second of speech
@@ -89,10 +90,18 @@ class SpeechStream:
 
     Args:
         lookahead: tokens behind a chunk that S3Gen has to see.
+        ending: of each piece.
     """
 
-    def __init__(self, request: SpeechRequest, seed: int, plan: ChunkPlan, lookahead: int):
-        self.request, self.seed, self.plan = request, seed, plan
+    def __init__(
+        self,
+        request: SpeechRequest,
+        seed: int,
+        plan: ChunkPlan,
+        lookahead: int,
+        ending: SpeechEnding = AS_SPOKEN,
+    ):
+        self.request, self.seed, self.plan, self.ending = request, seed, plan, ending
         self.lookahead = max(1, lookahead)  # so that something is left for the last chunk
         self.submitted = time.monotonic()
         self.first_heard: float | None = None  # when the first audio came out
@@ -107,6 +116,7 @@ class SpeechStream:
 
     def end(self, k: int) -> None:
         """T3 has spoken all of piece k."""
+        self._pieces[k].tokens.extend(self.ending.appended)
         self._pieces[k].ended = True
 
     def tokens(self, k: int) -> tuple[int, ...]:
@@ -144,6 +154,7 @@ class SpeechStream:
             before=stream.last,
             priority=self.request.priority,
             due=self._due(samples_out),
+            unheard=self.ending.unheard,
         )
 
     def spoken(self, k: int, piece: Piece, pieces: int, chunk: SpokenChunk) -> torch.Tensor:

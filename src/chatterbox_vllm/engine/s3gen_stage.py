@@ -12,6 +12,7 @@ from chatterbox_vllm.cuda.transfer import rows_to_host
 from chatterbox_vllm.engine.shares import TimeShares
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, Spoken, SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
+from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.streaming.state import StreamChunk
@@ -148,7 +149,11 @@ class S3GenStage:
             )
             for utterance in utterances
         ]
-        return rows_to_host(self.model.synthesize(requests, utterances[0].steps, between))
+        waves = rows_to_host(self.model.synthesize(requests, utterances[0].steps, between))
+        return [
+            self._heard(wave, len(own.speech_tokens), own.voice, own.unheard)
+            for wave, own in zip(waves, utterances, strict=True)
+        ]
 
     def _render(self, chunks: Sequence[ChunkToSpeak], between: Callable[[], object] | None) -> list[SpokenChunk]:
         states = [
@@ -160,7 +165,21 @@ class S3GenStage:
             for chunk, state in zip(chunks, states, strict=True)
         ]
         rendered = self.model.render_chunks(given, chunks[0].steps, between)
-        return [SpokenChunk(wave, state, chunk.last) for chunk, (wave, state) in zip(chunks, rendered, strict=True)]
+        return [
+            SpokenChunk(
+                self._heard(wave, state.rendered, chunk.voice, chunk.unheard) if chunk.last else wave, state, chunk.last
+            )
+            for chunk, (wave, state) in zip(chunks, rendered, strict=True)
+        ]
+
+    def _heard(self, wave: torch.Tensor, tokens: int, voice: Voice, unheard: int) -> torch.Tensor:
+        """The end of an utterance of so many tokens, without the audio of the last `unheard`; one is always heard."""
+        if not unheard:
+            return wave
+        samples_per_frame = self.model.config.hift.samples_per_frame
+        whole = self.model.frames(tokens, voice.prompt)[1] * samples_per_frame
+        heard = max(1, tokens - unheard) * UPSAMPLING * samples_per_frame
+        return wave[: len(wave) - max(0, whole - heard)]
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
         return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice.prompt)

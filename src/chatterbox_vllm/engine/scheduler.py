@@ -24,6 +24,7 @@ from chatterbox_vllm.engine.talker import Talker
 from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
+from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
 from chatterbox_vllm.t3.vllm.stage import T3Output
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Scheduler:
         max_untaken: seconds.
         chunk_plan: how streams are cut.
         lookahead: speech tokens that S3Gen has to see behind a chunk.
+        ending: of every piece.
 
     Attributes:
         reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
@@ -70,6 +72,7 @@ class Scheduler:
         max_untaken: float = 120.0,
         chunk_plan: ChunkPlan = STEADY,
         lookahead: int = 3,
+        ending: SpeechEnding = AS_SPOKEN,
     ):
         self.config = config
         self.preparation = preparation
@@ -78,7 +81,7 @@ class Scheduler:
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
-        self.chunk_plan, self.lookahead = chunk_plan, lookahead
+        self.chunk_plan, self.lookahead, self.ending = chunk_plan, lookahead, ending
         self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
@@ -129,7 +132,7 @@ class Scheduler:
         )
         self._jobs[serial] = job
         if delivery is Delivery.STREAM:
-            job.stream = SpeechStream(request, job.seed, self.chunk_plan, self.lookahead)
+            job.stream = SpeechStream(request, job.seed, self.chunk_plan, self.lookahead, self.ending)
             self._streams[serial] = job
             if request.noise is not None:
                 self._fail(job, ConfigError("a stream draws its own noise: leave noise out, or do not stream"))
@@ -330,7 +333,13 @@ class Scheduler:
         self._voicing[piece_id] = job, k
         job.live.add(piece_id)
         self._spoken[piece_id] = TokensToSpeak(
-            tokens, request.voice, values.diffusion_steps, seed, request.noise, _order(request.priority, k)
+            (*tokens, *self.ending.appended),
+            request.voice,
+            values.diffusion_steps,
+            seed,
+            request.noise,
+            _order(request.priority, k),
+            unheard=self.ending.unheard,
         )
 
     def _hand_over(self) -> None:

@@ -24,6 +24,7 @@ class TokensToSpeak:
         noise: given, or drawn from `seed` on the stage's device.
         order: of those that wait, the lowest goes first; of one order, who has waited longest.
         since: when it began to wait (`time.monotonic`).
+        unheard: tokens at its end whose audio is cut off (see `SpeechEnding`).
     """
 
     speech_tokens: tuple[int, ...]
@@ -33,6 +34,7 @@ class TokensToSpeak:
     noise: S3GenNoise | None = None
     order: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    unheard: int = 0
 
     @property
     def window(self) -> int:
@@ -53,6 +55,7 @@ class ChunkToSpeak:
         priority: of those that wait, the lowest number goes first.
         due: and of one priority, the earliest of these times (`time.monotonic`), when its listener has nothing more to
             hear.
+        unheard: as for `TokensToSpeak`.
     """
 
     tokens: tuple[int, ...]
@@ -64,6 +67,7 @@ class ChunkToSpeak:
     before: SpokenChunk | None = None
     priority: int = 0
     due: float = 0.0
+    unheard: int = 0
 
     @property
     def order(self) -> tuple[int, float]:

@@ -23,7 +23,6 @@ from typing import Any
 
 import pydantic
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation.collection import Collection, RunFacts
 from chatterbox_vllm.evaluation.lifetime import end_with
@@ -32,6 +31,7 @@ from chatterbox_vllm.evaluation.preflight import check_options
 from chatterbox_vllm.evaluation.stages import enrol, force, speak, write_clips
 from chatterbox_vllm.evaluation.voicing import voice_tokens
 from chatterbox_vllm.families.fingerprint import model_identity
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.probe import Probe
 from chatterbox_vllm.setup.provenance import provenance
@@ -83,7 +83,7 @@ def collect(job: CollectionJob) -> RunFacts:
             facts.machine |= {**model_identity(tts.directory), **tts.settings}
             if job.baseline is None:
                 into.save_voices(_voices(tts, plan))
-            config = ModelConfig.from_directory(tts.directory)
+            config = config_of(tts.directory)
             voices = [Voice.load(baseline.voice_path(i), config) for i in range(plan.voices)]
             facts.repeats = plan.repeats
             facts.cases, facts.speaking_seconds = speak(tts, plan, voices, into)

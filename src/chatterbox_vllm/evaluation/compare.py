@@ -11,7 +11,6 @@ import torch
 
 from chatterbox_vllm.audio.features import RATE_24K
 from chatterbox_vllm.audio.resample import resample
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.evaluation import metrics
@@ -21,7 +20,7 @@ from chatterbox_vllm.evaluation.compare_speech import SpeechComparison, compare_
 from chatterbox_vllm.evaluation.gates import Measurement
 from chatterbox_vllm.evaluation.plan import Case, EvaluationPlan
 from chatterbox_vllm.families.layout import check_module_file
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
@@ -75,7 +74,7 @@ class VoiceJudge:
     """
 
     def __init__(self, directory: Path):
-        config = ModelConfig.from_directory(directory)
+        config = config_of(directory)
         family = family_of(config.family, directory)
         if config.quantized.voice_encoder is not None:
             raise ConfigError(

@@ -12,7 +12,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.layout import check_parts
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import AUTO, COMPONENTS, QuantizationConfig
 from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
 from chatterbox_vllm.setup.loading import in_force
@@ -71,11 +71,11 @@ def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory of model files; name another model")
-    config = ModelConfig.from_directory(directory)
+    config = config_of(directory)
     family = family_of(config.family, directory)
     if not options.get("fallback"):  # which may give up what cannot be had
         in_force(_quantization(options, config.quantized) or QuantizationConfig(), directory, config)
-    family.read_tokenizer(directory / family.tokenizer)
+    family.read_tokenizer(directory)
     check_parts(config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
     voice = directory / family.builtin_voice
     if voice.exists():

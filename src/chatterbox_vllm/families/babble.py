@@ -30,7 +30,7 @@ from chatterbox_vllm.checkpoint.config import (
 )
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import OutputError
-from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
 from chatterbox_vllm.families.layout import checkpoint_shapes
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
@@ -90,7 +90,7 @@ def build_babble(directory: Path, config: ModelConfig = BABBLE_CONFIG) -> None:
             _time_the_speech(tensors, config.t3)
         save_file(tensors, directory / file)
     (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-    _tokenizer(config.t3).save(str(directory / ENGLISH.tokenizer))
+    _tokenizer(config.t3).save(str(directory / TOKENIZER))
     enroller = VoiceEnroller(config, Weights(directory / ENGLISH.s3gen), Weights(directory / ENGLISH.voice_encoder))
     enroller.enrol(_vowels(), 24_000).save(directory / ENGLISH.builtin_voice)
 

@@ -9,15 +9,18 @@ from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.tokenizer import BpeTokenizer
 
+TOKENIZER = "tokenizer.json"
+
 ENGLISH = Family(
     name="english",
+    languages={"en": "English"},
     scripts=frozenset({"Latin"}),
     repository="ResembleAI/chatterbox",
     revision="5bb1f6ee58e50c3b8d408bc82a6d3740c2db6e18",
     t3="t3_cfg.safetensors",
     s3gen="s3gen.safetensors",
     voice_encoder="ve.safetensors",
-    tokenizer="tokenizer.json",
+    tokenizer=(TOKENIZER,),
     builtin_voice="conds.pt",
     config=ModelConfig(),
     # Of the published `generate`.
@@ -31,7 +34,7 @@ ENGLISH = Family(
         max_tokens=1000,
         diffusion_steps=10,
     ),
-    read_tokenizer=BpeTokenizer,
+    read_tokenizer=lambda directory: BpeTokenizer(directory / TOKENIZER),
     normalize=normalize_punctuation,
     read_prompt_builder=PromptBuilder.from_weights,
 )

@@ -6,13 +6,14 @@ look at its name, so that another family is another module beside english.py and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
 from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
 from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.t3.backbone import PromptRows
 
@@ -26,8 +27,12 @@ class TextTokenizer(Protocol):
 
     special_tokens: frozenset[str]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids without start and stop."""
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """Ids without start and stop.
+
+        Args:
+            language: the text's, a code of `Family.languages`; None is the model's only one.
+        """
 
 
 class Normalizer(Protocol):
@@ -45,25 +50,29 @@ class Family:
 
     Attributes:
         name: as users say it and `config.json` names it.
+        languages: that it speaks, their English names by their codes (ISO 639-1).
         scripts: that it can say, by their names in Unicode.
         repository: hub id; `revision` is the commit that this version was checked against.
-        t3, s3gen, voice_encoder, tokenizer, builtin_voice: file names in the repository.
+        t3, s3gen, voice_encoder, builtin_voice: file names in the repository.
+        tokenizer: names of the files that the tokenizer is read from.
         config: the published dimensions, the talker's guidance streams and the flow's kind among them.
         defaults: how it speaks where nobody says otherwise.
         absent: parameters of `SpeechParameters` that it does not have.
-        read_tokenizer: from the tokenizer's file.
+        read_tokenizer: from the directory that holds the tokenizer's files.
         normalize: a piece of text, before it is tokenized.
         read_prompt_builder: from T3's file; makes T3's prompts of conditioning and text tokens.
+        ending: how its utterances end.
     """
 
     name: str
+    languages: Mapping[str, str]
     scripts: frozenset[str]
     repository: str
     revision: str
     t3: str
     s3gen: str
     voice_encoder: str
-    tokenizer: str
+    tokenizer: tuple[str, ...]
     builtin_voice: str
     config: ModelConfig
     defaults: SpeechValues
@@ -71,6 +80,7 @@ class Family:
     normalize: Normalizer
     read_prompt_builder: Callable[[T3Config, Weights], PromptRows]
     absent: frozenset[str] = frozenset()
+    ending: SpeechEnding = AS_SPOKEN
 
     def defaults_of(self, config: ModelConfig) -> SpeechValues:
         """How a model of the family speaks where nobody says otherwise: `defaults`, but as its configuration says."""
@@ -86,4 +96,4 @@ class Family:
     @property
     def files(self) -> tuple[str, ...]:
         """Everything to download, the built-in voice included."""
-        return (self.voice_encoder, self.t3, self.s3gen, self.tokenizer, self.builtin_voice)
+        return (self.voice_encoder, self.t3, self.s3gen, *self.tokenizer, self.builtin_voice)

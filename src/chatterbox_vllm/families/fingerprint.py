@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE
 from chatterbox_vllm.errors import CheckpointError
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 
 # A file is read at this many places, evenly spread, a block at each: 1 MiB of one that may have 3 GB. Training moves
 # every weight, so that two models of one layout differ in nearly every block.
@@ -27,7 +27,7 @@ def model_identity(directory: Path) -> dict[str, Any]:
         ConfigError: the configuration cannot be read, or names an unknown family.
         CheckpointError: a file cannot be read.
     """
-    config = ModelConfig.from_directory(directory)
+    config = config_of(directory)
     family = family_of(config.family, directory)
     digest = hashlib.blake2b(digest_size=16)
     for name in (CONFIG_FILE, *sorted(family.files)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.family import Family
@@ -28,3 +29,15 @@ def family_of(name: str | None, directory: Path | None = None) -> Family:
         where = "" if directory is None else f"{directory}: "
         raise ConfigError(f"{where}unknown model family {name!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def config_of(directory: Path) -> ModelConfig:
+    """The dimensions of the model in a directory: of its `config.json`, or else of the family whose T3 file lies there.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    if (directory / CONFIG_FILE).exists():
+        return ModelConfig.from_file(directory / CONFIG_FILE)
+    there = (family for family in FAMILIES.values() if (directory / family.t3).exists())
+    return next(there, DEFAULT_FAMILY).config

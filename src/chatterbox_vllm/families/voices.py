@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.voices.naming import SUFFIX, is_voice_name, named_alike
 
 # Of a model's directory, where it has more voices than one.
@@ -22,7 +21,7 @@ def voices_of(directory: Path) -> dict[str, Path]:
         ConfigError: the model's configuration cannot be read.
         CheckpointError: the directory `voices` cannot be read.
     """
-    family = family_of(ModelConfig.from_directory(directory).family, directory)
+    family = family_of(config_of(directory).family, directory)
     builtin, others = directory / family.builtin_voice, directory / VOICES
     try:
         paths = sorted(others.iterdir()) if others.is_dir() else []

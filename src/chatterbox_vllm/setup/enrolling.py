@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.setup.device import resolve_device
@@ -27,7 +26,7 @@ def voice_of(path: Path, model: str | None = None, device: str = "auto", revisio
         ConfigError, CheckpointError, DeviceError: of the model, the saved voice, or the device.
     """
     directory = resolve_model(model, revision)
-    config = ModelConfig.from_directory(directory)
+    config = config_of(directory)
     family = family_of(config.family, directory)
     enroller = VoiceEnroller(
         config,

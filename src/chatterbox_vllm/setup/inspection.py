@@ -11,7 +11,7 @@ from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.layout import checkpoint_shapes
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS
 
 _BYTES_FLOAT32 = 4
@@ -41,9 +41,11 @@ def model_facts(directory: Path) -> dict[str, Any]:
         ConfigError: config.json cannot be read, or names an unknown family.
         CheckpointError: a file of weights is damaged.
     """
-    config = ModelConfig.from_directory(directory)
+    config = config_of(directory)
     family = family_of(config.family, directory)
-    commit = _SNAPSHOT.search(directory.resolve().as_posix())
+    file = directory / family.t3
+    places = [directory.resolve(), *([file.readlink()] if file.is_symlink() else [])]  # or links into a snapshot
+    commit = next(filter(None, (_SNAPSHOT.search(place.as_posix()) for place in places)), None)
     stored = {part: getattr(config.quantized, part) for part in COMPONENTS}
     return {
         "directory": str(directory),

@@ -23,7 +23,7 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import make_synthesis
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.families.layout import check_parts
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS, QuantizationConfig
 from chatterbox_vllm.quantization.files import scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4
@@ -73,7 +73,7 @@ def load(settings: Settings, plan: Plan, fallback: bool) -> tuple[Parts, tuple[s
     # A quantized file stays what it is, and what contradicts it is no matter of what can be had.
     onto_stored = {part: plan.quantization.methods[part] for part in settings.stored.parts}
     contradicting = QuantizationConfig(**onto_stored, double_quant=plan.quantization.double_quant)
-    in_force(contradicting, settings.directory, ModelConfig.from_directory(settings.directory))
+    in_force(contradicting, settings.directory, config_of(settings.directory))
     left = plan.quantization.beside(settings.stored)
     if fallback:
         for name, config, reason in left.steps_to_what_can_be_had(partial(_why_not, settings)):
@@ -108,12 +108,12 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     directory, device, quantization = settings.directory, settings.device, plan.quantization
     if plan.frugal and device.type == "cuda":
         spare_device_memory(device)
-    config = ModelConfig.from_directory(directory)
+    config = config_of(directory)
     require_support(in_force(quantization, directory, config), device, settings.t3_dtype(quantization.t3))
     options = _t3_options(settings, plan)
     family = family_of(config.family, directory)
     # Everything cheap is read and checked before the engine starts.
-    tokenizer = family.read_tokenizer(directory / family.tokenizer)
+    tokenizer = family.read_tokenizer(directory)
     files = {part: Weights(directory / getattr(family, part)) for part in COMPONENTS}
     check_parts(config, files)
     preflight(settings, plan)
@@ -161,6 +161,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         max_waiting=max(16, 4 * plan.s3gen_batch),
         chunk_plan=QUICK if device.type == "cuda" else STEADY,
         lookahead=config.s3gen.flow.lookahead,
+        ending=family.ending,
     )
     return Parts(plan, Engine(scheduler, talker, voicing), enroller, voice)
 

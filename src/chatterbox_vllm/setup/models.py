@@ -14,7 +14,8 @@ from chatterbox_vllm.checkpoint.hub import Repository
 from chatterbox_vllm.checkpoint.reach import why_unreachable
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.family import Family
-from chatterbox_vllm.families.registry import DEFAULT_FAMILY, FAMILIES, family_of
+from chatterbox_vllm.families.links import linked_directory
+from chatterbox_vllm.families.registry import DEFAULT_FAMILY, FAMILIES, config_of, family_of
 from chatterbox_vllm.families.small import small_directory
 from chatterbox_vllm.quantization.config import COMPONENTS
 from chatterbox_vllm.settings import MODEL_NAME
@@ -40,7 +41,7 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
         ModelUnavailableError: not in the cache and the hub cannot be reached, or no room for it.
     """
     where = _locate(model, revision)
-    return where.download() if isinstance(where, Repository) else where
+    return where.family_alone(where.repository.download()) if isinstance(where, _OnHub) else where
 
 
 def download_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
@@ -57,7 +58,7 @@ def default_model() -> str:
     if named := MODEL_NAME.from_environment():
         return named
     family = DEFAULT_FAMILY
-    if _published(family).is_cached() or (why := why_unreachable()) is None:
+    if _published(family).repository.is_cached() or (why := why_unreachable()) is None:
         return family.name
     logger.warning(
         "no model was named, and the published one (%s) is neither in the cache nor reachable (%s): using the small "
@@ -78,7 +79,8 @@ def local_directory(model: str | os.PathLike[str] | None = None, revision: str |
     where = _locate(model, revision)
     if isinstance(where, Path):
         return where
-    return where.cached() or next(where.complete_snapshots(), None)
+    found = where.repository.cached() or next(where.repository.complete_snapshots(), None)
+    return None if found is None else where.family_alone(found)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class ModelHeaders:
         """
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such directory of model files; give another one")
-        config = ModelConfig.from_directory(directory)
+        config = config_of(directory)
         family = family_of(config.family, directory)
         return cls(directory, config, {part: Weights(directory / getattr(family, part)) for part in COMPONENTS})
 
@@ -121,22 +123,43 @@ def model_headers(model: str | os.PathLike[str] | None = None, revision: str | N
     where = _locate(model, revision)
     if isinstance(where, Path):
         return ModelHeaders.of_directory(where)
+    repository = where.repository
     try:
-        pinned = replace(where, revision=where.commit())  # all that follows is of one commit
+        pinned = replace(repository, revision=repository.commit())  # all that follows is of one commit
     except ModelUnavailableError as error:
-        return ModelHeaders.of_directory(where.newest_cached(error))
+        return ModelHeaders.of_directory(where.family_alone(repository.newest_cached(error)))
     if (cached := pinned.cached()) is not None:
-        return ModelHeaders.of_directory(cached)
+        return ModelHeaders.of_directory(where.family_alone(cached))
     path = pinned.small_file(CONFIG_FILE)
-    config = ModelConfig() if path is None else ModelConfig.from_file(path)
-    named = Path(where.name)
+    config = where.family.config if path is None else ModelConfig.from_file(path)
+    named = Path(repository.name)
     family = family_of(config.family, named)
     files = {part: getattr(family, part) for part in COMPONENTS}
     headers = pinned.headers(tuple(files.values()))
     return ModelHeaders(named, config, {part: Weights(named / file, headers[file]) for part, file in files.items()})
 
 
-def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path | Repository:
+@dataclass(frozen=True)
+class _OnHub:
+    """A model of the hub: the repository that holds it, and the family that it is taken for without a `config.json`."""
+
+    repository: Repository
+    family: Family
+
+    def family_alone(self, snapshot: Path) -> Path:
+        """The repository's directory, or where that is taken for another family's, one of links into it.
+
+        Several families share a repository, and no file in it says which of them is meant.
+
+        Raises:
+            OutputError: the links cannot be written.
+        """
+        if (snapshot / CONFIG_FILE).exists() or family_of(config_of(snapshot).family) is self.family:
+            return snapshot
+        return linked_directory(snapshot, self.family)
+
+
+def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path | _OnHub:
     """The directory of a model on this machine, or the hub's repository that holds it."""
     name = (MODEL_NAME.from_environment() or DEFAULT_FAMILY.name) if model is None else os.fspath(model)
     if name in FAMILIES:
@@ -160,9 +183,10 @@ def _made_here(name: str) -> Path:
     return babble_directory()
 
 
-def _published(family: Family, revision: str | None = None) -> Repository:
+def _published(family: Family, revision: str | None = None) -> _OnHub:
     return _repository(family.repository, revision or family.revision, family)
 
 
-def _repository(name: str, revision: str | None, family: Family) -> Repository:
-    return Repository(name, revision, (*family.files, CONFIG_FILE), (*family.optional_files, CONFIG_FILE))
+def _repository(name: str, revision: str | None, family: Family) -> _OnHub:
+    files, optional = (*family.files, CONFIG_FILE), (*family.optional_files, CONFIG_FILE)
+    return _OnHub(Repository(name, revision, files, optional), family)

@@ -12,6 +12,7 @@ import torch
 
 from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts, T3Config
 from chatterbox_vllm.errors import CheckpointError, ConfigError
+from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
 from chatterbox_vllm.setup.device import resolve_device
@@ -44,7 +45,7 @@ class Settings:
     @cached_property
     def config(self) -> ModelConfig:
         """The model's dimensions."""
-        return ModelConfig.from_directory(self.directory)
+        return config_of(self.directory)
 
     @property
     def stored(self) -> QuantizedParts:

@@ -17,7 +17,7 @@ from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.quantized_files import quantized_file_tensors
-from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import Progress, scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
@@ -79,7 +79,7 @@ def quantize_model(
         ConfigError, CheckpointError, AudioError, OutputError, DeviceError
     """
     parts = _parts(quantization)
-    config = ModelConfig.from_directory(directory)
+    config = config_of(directory)
     for part in parts:
         if (stored := getattr(config.quantized, part)) is not None:
             raise ConfigError(
@@ -91,7 +91,7 @@ def quantize_model(
     family = family_of(config.family, directory)
     files = {part: Weights(directory / getattr(family, part)) for part in quantization.methods}
     check_parts(config, files)
-    family.read_tokenizer(directory / family.tokenizer)
+    family.read_tokenizer(directory)
     if "t3" in parts:
         quantized_t3_layout(config.t3, parts["t3"])
     made: dict[str, tuple[QuantizedPart, Tensors]] = {}
@@ -186,7 +186,7 @@ def calibration_utterances(
         raise ConfigError("there are no texts to calibrate on; give at least one")
     length = min(_CALIBRATION_LENGTH, backbone_of(config.t3).most_positions(config.t3))
     family = family_of(config.family)
-    tokenizer = family.read_tokenizer(directory / family.tokenizer)
+    tokenizer = family.read_tokenizer(directory)
     maker = PromptMaker(config, tokenizer, family.read_prompt_builder(config.t3, weights), length)
     prompts = []
     for i, (text, voice) in enumerate(zip(texts, itertools.cycle(voices), strict=False)):

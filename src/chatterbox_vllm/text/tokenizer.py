@@ -36,6 +36,6 @@ class BpeTokenizer:
         if missing:
             raise CheckpointError(f"{path}: lacks the tokens {', '.join(missing)}; is this Chatterbox's tokenizer?")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without start and stop."""
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """Ids of `text`, without start and stop; there is one language, so that `language` says nothing new."""
         return self._tokenizer.encode(text.replace(" ", _SPACE)).ids
