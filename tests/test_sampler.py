@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def make_sampler(slots: int = 4) -> SpeechSampler:
     fields = hf_config(T3Config(speech_vocab_size=VOCABULARY), streams=2, max_prompt=64, max_model_len=128)
     config = SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=SimpleNamespace(t3=fields["t3"])),
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(t3_sampling=fields["t3_sampling"])),
         scheduler_config=SimpleNamespace(max_num_seqs=slots),
     )
     return SpeechSampler(config, CPU, False)

@@ -264,6 +264,12 @@ SPEECH = (
     Setting("temperature", "0 to 5; 0 takes the likeliest token", default=0.8, option="--temperature"),
     Setting("min_p", "least share of the likeliest token's probability, 0 to 1", default=0.05, option="--min-p"),
     Setting("top_p", "nucleus of the distribution, above 0 to 1", default=1.0, option="--top-p"),
+    Setting(
+        "top_k",
+        "so many of the likeliest tokens, 0 for all; Turbo and Nano have it",
+        default=0,
+        option="--top-k",
+    ),
     Setting("repetition_penalty", "0.1 to 10; 1 is none", default=1.2, option="--repetition-penalty"),
     Setting(
         "max_tokens",

@@ -24,7 +24,7 @@ SOME_FAILED = 1
 _INPUT_HELP = (
     ".txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the "
     "audio file), voice (a clip, relative to INPUT), and exaggeration, cfg_weight, temperature, min_p, top_p, "
-    "repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
+    "top_k, repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
 )
 
 

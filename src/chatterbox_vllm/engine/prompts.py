@@ -108,7 +108,7 @@ class PromptMaker:
         Raises:
             ConfigError: a parameter that the family does not have, or more tokens than the model has positions for.
         """
-        family, most = self.family, backbone_of(self.config.t3).most_speech_tokens(self.config.t3)
+        family, most = self.family, backbone_of(self.builder.config).most_speech_tokens(self.builder.config)
         values = parameters.resolved(self.defaults, family.absent, f"the {family.name} model")
         if parameters.max_tokens is not None and parameters.max_tokens > most:
             raise ConfigError(f"max_tokens={parameters.max_tokens} is more than this model's {most}")
@@ -144,10 +144,8 @@ class PromptMaker:
             return LONGEST
         return max(1, min(LONGEST, room // _POSITIONS_PER_CHARACTER))
 
-    def _piece(
-        self, segment: Segment, parameters: SpeechParameters, values: SpeechValues, speech_prompt: int
-    ) -> Piece:
-        most = backbone_of(self.config.t3).most_text_tokens(self.config.t3)
+    def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues, speech_prompt: int) -> Piece:
+        most = backbone_of(self.builder.config).most_text_tokens(self.builder.config)
         text = self.family.normalize(
             segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from chatterbox_vllm.audio.tempo import FASTEST, SLOWEST
+from chatterbox_vllm.families.parameters import MOST_TOP_K
 
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -38,6 +39,7 @@ class Speaking(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=5)
     min_p: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=MOST_TOP_K, description="where the model has it; 0 is none")
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     max_tokens: int | None = Field(default=None, ge=1, le=4096, description="most speech tokens of a piece")
     diffusion_steps: int | None = Field(default=None, ge=1, le=100)

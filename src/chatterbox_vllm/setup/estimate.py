@@ -7,6 +7,7 @@ estimates; `measured.py` says where their figures come from.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
-from chatterbox_vllm.t3.quantization.file import unquantized_keys
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
 _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
@@ -149,25 +149,27 @@ class QuantizationMemoryEstimator:
 
     def _t3_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
         """Linear layers, what else is on the device, and what stays on the host."""
-        config, backbone = self.config.t3, backbone_of(self.config.t3)
-        unquantized = set(unquantized_keys(config))
-        shapes = backbone.layer_shapes(config)
+        backbone = backbone_of(self.config.t3)
+        # What vLLM multiplies with as one matrix, by what it is called in the file, whole or in parts.
+        whole = {part: name for name, parts in backbone.fused.items() for part in (name, *parts)}
+        pattern = re.compile(rf"{re.escape(backbone.prefix)}(\d+)\.({'|'.join(map(re.escape, whole))})\.(\w+)")
+        fused: dict[tuple[str, str], tuple[int, int]] = {}
         linear = rest = host = 0
-        if is_plain := stored_quantization(self._t3) is None:
-            for parts in backbone.fused.values():  # what vLLM multiplies with as one matrix
-                whole = sum(shapes[part][0] for part in parts), shapes[parts[0]][1]
-                linear += config.num_layers * _t3_linear_bytes(whole, quantization.t3, quantization, self._dtype)
         for key in self._t3.keys:
             shape, kind = self._t3.shape(key), self._t3.storage_type(key)
-            if key.startswith(backbone.prefix) and key not in unquantized:
-                if not is_plain:  # it stays as it is stored
-                    linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
+            match = pattern.fullmatch(key)
+            if match and match[3] == "weight" and kind in ("F32", "F16", "BF16"):
+                place, (rows, columns) = (match[1], whole[match[2]]), shape[::-1] if backbone.transposed else shape
+                fused[place] = (fused.get(place, (0, 0))[0] + rows, columns)
+            elif match and match[3] != "bias":  # quantized already: it stays as it is stored
+                linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
             elif key.startswith((backbone.prefix, *backbone.on_device)):
                 if key.startswith("speech_head."):
                     shape = (-(-shape[0] // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, *shape[1:])
                 rest += math.prod(shape) * self._dtype.itemsize
             if key.startswith(_T3_ON_HOST):
                 host += math.prod(shape) * 4
+        linear += sum(_t3_linear_bytes(s, quantization.t3, quantization, self._dtype) for s in fused.values())
         return linear, rest, host
 
     def _t3_method(self, quantization: QuantizationConfig) -> str | None:

@@ -86,7 +86,7 @@ class Gpt2(Backbone):
             DOWN: (width, mlp),
         }
         shapes |= {f"{name}.bias": shape[:1] for name, shape in shapes.items()}
-        norms = {name: (width,) for name in (INPUT_NORM, POST_NORM)}
+        norms = dict.fromkeys((INPUT_NORM, POST_NORM), (width,))
         return shapes | norms | {f"{name}.bias": shape for name, shape in norms.items()}
 
     def other_shapes(self, config: T3Config) -> dict[str, Shape]:

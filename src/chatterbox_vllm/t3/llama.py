@@ -44,9 +44,9 @@ class Llama(Backbone):
 
     def layer_shapes(self, config: T3Config) -> dict[str, Shape]:
         width, heads, mlp = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
-        shapes: dict[str, Shape] = {name: (heads, width) for name in QKV}
-        shapes |= {OUT[0]: (width, heads), DOWN[0]: (width, mlp)} | {name: (mlp, width) for name in GATE_UP}
-        return shapes | {name: (width,) for name in self.vectors}
+        shapes: dict[str, Shape] = dict.fromkeys(QKV, (heads, width))
+        shapes |= {OUT[0]: (width, heads), DOWN[0]: (width, mlp)} | dict.fromkeys(GATE_UP, (mlp, width))
+        return shapes | dict.fromkeys(self.vectors, (width,))
 
     def other_shapes(self, config: T3Config) -> dict[str, Shape]:
         width = config.hidden_size

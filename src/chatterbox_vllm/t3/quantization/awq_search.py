@@ -83,7 +83,7 @@ def search_layer(backbone: Backbone, layer: Layer, moments: dict[tuple[str, ...]
     for names, seen in moments.items():
         second = seen.second / torch.outer(scales[names], scales[names]) if names in scales else seen.second
         for name in names:
-            # Outliers of queries and keys stay, as in the paper's own code: a softmax follows, which would be flattened.
+            # Outliers of queries and keys stay, as in the paper's own code: the softmax would be flattened.
             unclipped = round(backbone.unclipped.get(name, 0.0) * len(folded[name]))
             shrinks[name] = _best_shrinks(folded[name], second, unclipped)
     return SearchedLayer(folded, shrinks)

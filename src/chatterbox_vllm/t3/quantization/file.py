@@ -2,8 +2,8 @@
 
 Linear layers in bnb are stored as vLLM fuses them (`…self_attn.qkv_proj.packed`, `….scales`, …), for AWQ one by one
 under their published names (`…self_attn.q_proj.qweight`, …), which is what vLLM's own loader takes. Everything else
-stands in the file in its published precision: embeddings, norms, biases, head and conditioning are not quantized, and a later
-load computes in any dtype with exactly what quantizing while loading gives.
+stands in the file in its published precision: embeddings, norms, biases, head and conditioning are not quantized, and a
+later load computes in any dtype with exactly what quantizing while loading gives.
 """
 
 from __future__ import annotations
