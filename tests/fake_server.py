@@ -39,7 +39,7 @@ class FakeTTS:
     device = torch.device("cpu")
     settings: dict[str, Any] = {"tier": None}
     voices = ["builtin", "anna", "bert"]
-    codebook = None
+    voice_kind = None
     defaults = {"exaggeration": 0.5, "cfg_weight": 0.5, "temperature": 0.8, "diffusion_steps": 10}
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ FLOORS = (
     "cli",
     "bench server",
     "serving evaluation batch",
+    "tts_turbo",
     "tts",
     "setup",
     "engine",

@@ -148,7 +148,7 @@ def test_a_name_has_a_voice_for_each_kind_of_model(library: VoiceLibrary) -> Non
     assert len({voice.id for voice in library.voices()}) == 1 and len(library.voices()) == 2
     assert library.load("anna").key == published.key
     assert library.load("anna", replace(ModelConfig(), codebook="small-1")).key == small.key
-    assert library.find("anna", codebook="small-1") != library.find("anna") == library.find("anna", codebook="else")
+    assert library.find("anna", kind="small-1") != library.find("anna") == library.find("anna", kind="else")
     with pytest.raises(CheckpointError, match="holds speech tokens of the published models"):
         library.load("anna", replace(ModelConfig(), codebook="else"))
     with pytest.raises(OutputError, match="'anna' already"):

@@ -20,6 +20,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameter
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
+from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.voices import voice_of_model, voices_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
@@ -243,13 +244,17 @@ class ChatterboxTTS:
             "steps_down": list(self._steps_down),
         }
 
-    def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
+    def prepare_conditionals(
+        self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None, norm_loudness: bool = True
+    ) -> None:
         """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
         Args:
             wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
                 `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
+            norm_loudness: bring a clip to the loudness that Turbo's and Nano's voices have; other models take clips as
+                they are.
 
         Raises:
             AudioError: the file cannot be decoded or used.
@@ -257,11 +262,15 @@ class ChatterboxTTS:
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
-        self.conds = self.enrol(wav_fpath)
+        self.conds = self.enrol(wav_fpath, norm_loudness)
 
-    def enrol(self, path: str | os.PathLike[str]) -> Voice:
-        """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
-        return self._files.voice(Path(path))
+    def enrol(self, path: str | os.PathLike[str], norm_loudness: bool = True) -> Voice:
+        """The voice of a clip or of a saved voice; read once for as long as the file does not change.
+
+        Args:
+            norm_loudness: as for `prepare_conditionals`.
+        """
+        return self._files.voice(Path(path), norm_loudness)
 
     def enrol_clip(self, clip: bytes) -> Voice:
         """The voice of a clip in memory: the bytes of an audio file. Equal bytes are enrolled once.
@@ -283,14 +292,19 @@ class ChatterboxTTS:
         return {name: value for name, value in values.items() if name not in prompts.family.absent}
 
     @property
+    def family(self) -> Family:
+        """Which kind of model it is."""
+        return self._engine.scheduler.preparation.prompts.family
+
+    @property
     def voices(self) -> list[str]:
         """The names of the voices that come with the model: "builtin", which `conds` is at first, and others."""
         return list(voices_of(self.directory))
 
     @property
-    def codebook(self) -> str | None:
-        """Of the model's speech tokens, see `ModelConfig.codebook`; its voices are of the same."""
-        return self._enroller.config.codebook
+    def voice_kind(self) -> str | None:
+        """Of which kind its voices are, see `ModelConfig.voice_kind`."""
+        return self._enroller.config.voice_kind
 
     def builtin_voice(self, name: str) -> Voice:
         """One of `voices`. To speak with it: `tts.conds = tts.builtin_voice(name)`.
@@ -316,6 +330,7 @@ class ChatterboxTTS:
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
+        norm_loudness: bool = True,
         *,
         max_tokens: int | None = None,
         diffusion_steps: int | None = None,
@@ -330,6 +345,7 @@ class ChatterboxTTS:
         Args:
             text: one text, or a list.
             audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
+            norm_loudness: of that clip, see `prepare_conditionals`.
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
             pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
@@ -361,7 +377,7 @@ class ChatterboxTTS:
             seed=seed,
         )
         if audio_prompt_path is not None:
-            self.prepare_conditionals(audio_prompt_path)
+            self.prepare_conditionals(audio_prompt_path, norm_loudness=norm_loudness)
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)

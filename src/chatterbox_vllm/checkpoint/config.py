@@ -181,6 +181,24 @@ class S3GenConfig(_FromFile):
 
 
 @dataclass(frozen=True)
+class EnrolmentConfig(_FromFile):
+    """What T3 gets of a reference clip.
+
+    Attributes:
+        recipe: what this way is called; None is the first Chatterbox's. A voice holds what one of them made, which is
+            nonsense to a model of another.
+        speech_prompt_seconds: how much of the clip T3's speech prompt hears.
+        least_seconds: what a clip has to be longer than; 0 leaves it to what every clip must have.
+        loudness: in LUFS, what a clip is brought to; None leaves it as it is.
+    """
+
+    recipe: str | None = None
+    speech_prompt_seconds: Count = 6
+    least_seconds: float = 0.0
+    loudness: float | None = None
+
+
+@dataclass(frozen=True)
 class QuantizedPart(_FromFile):
     """How one part's file of a checkpoint is quantized; the file's own header says the same.
 
@@ -229,6 +247,7 @@ class ModelConfig(_FromFile):
         codebook: what its speech tokens are called; None are the published ones. A voice holds tokens, so one of
             another codebook would be nonsense.
         diffusion_steps: solver steps of its flow where nobody says otherwise; None are the family's.
+        enrolment: how its voices are made.
     """
 
     family: str | None = None
@@ -238,7 +257,13 @@ class ModelConfig(_FromFile):
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
+    enrolment: EnrolmentConfig = field(default_factory=EnrolmentConfig)
     quantized: QuantizedParts = field(default_factory=QuantizedParts)
+
+    @property
+    def voice_kind(self) -> str | None:
+        """Of which kind its voices are, see `voice_kind`."""
+        return voice_kind(self.codebook, self.enrolment.recipe)
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -274,10 +299,17 @@ class ModelConfig(_FromFile):
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
+        if self.enrolment == EnrolmentConfig():
+            del fields["enrolment"]
         for name in ("family", "synthetic", "codebook", "diffusion_steps"):
             if fields[name] is None:
                 del fields[name]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
+
+
+def voice_kind(codebook: str | None, recipe: str | None) -> str | None:
+    """What a voice has in common with the models that can use it: None is that of the first Chatterbox."""
+    return codebook if recipe is None else f"{codebook or ''}+{recipe}"
 
 
 @functools.cache

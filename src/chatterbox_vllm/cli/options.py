@@ -141,6 +141,6 @@ def check_voice(voice: str | None, given: Keywords) -> Path | None:
         check_voice_file(path)
         return path
     config = model_config(given)
-    path = library.find(voice, own, config.codebook)  # a name may have a voice for each kind of model
+    path = library.find(voice, own, config.voice_kind)  # a name may have a voice for each kind of model
     check_voice_file(path, config)
     return path

@@ -56,7 +56,7 @@ def add(
     given, library = with_model(given), VoiceLibrary()
     if not (clip.is_file() and is_saved_voice(clip)):
         check_voice_file(clip)
-    library.check_free(name, model_config(given).codebook, overwrite)
+    library.check_free(name, model_config(given).voice_kind, overwrite)
     voice = voice_of(clip, **given)
     about = About(preview_of_file(clip) if preview else None, tuple(language or ()))
     path = library.save(name, voice, overwrite, about)
@@ -85,6 +85,7 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
                 "bytes": v.bytes,
                 "saved": v.saved.isoformat(timespec="seconds"),
                 "codebook": v.codebook,
+                "recipe": v.recipe,
                 "languages": v.languages,
                 "preview": None if v.preview is None else str(v.preview),
                 "consent": v.consent,
@@ -102,7 +103,7 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
         rows = [
             (
                 v.name,
-                "?" if v.is_plain else v.codebook or "published",
+                "?" if v.is_plain else v.kind or "published",
                 ", ".join(v.languages),
                 "yes" if v.preview else "no",
                 f"{v.bytes / 1024:.0f} KiB",
@@ -203,9 +204,9 @@ def show(
         library.find(voice, own)
     # Without a model's name, the published sizes are enough and nothing is downloaded.
     config = model_config(given) if "model" in given else DEFAULT_FAMILY.config
-    path = library.find(voice, own, config.codebook)
+    path = library.find(voice, own, config.voice_kind)
     found = Voice.load(path, config)
-    kept = None if Path(voice).is_file() else library.look_for(voice, config.codebook)
+    kept = None if Path(voice).is_file() else library.look_for(voice, config.voice_kind)
     facts: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,

@@ -54,11 +54,11 @@ class VoiceBook:
         self._options = options
         self._enrolling = asyncio.Semaphore(_ENROLLING)
         self._own: tuple[str, ...] = ()
-        self._codebook: str | None = None
+        self._kind: str | None = None
 
     def learn(self, tts: ChatterboxTTS) -> None:
         """Take down which voices the model has and can use; they are listed also while it is unloaded."""
-        self._own, self._codebook = tuple(tts.voices), tts.codebook
+        self._own, self._kind = tuple(tts.voices), tts.voice_kind
 
     def check_options(self, tts: ChatterboxTTS) -> None:
         """Refuse options that name voices which there are not, before a request meets them.
@@ -116,11 +116,11 @@ class VoiceBook:
             raise ApiError(400, "ref_audio: is neither base64 nor an address", "ref_audio", "invalid_audio") from None
 
     def _named(self, tts: ChatterboxTTS, name: str | None) -> Voice:
-        saved = None if name is None else self.library.look_for(name, tts.codebook)
+        saved = None if name is None else self.library.look_for(name, tts.voice_kind)
         target = name
         if name is not None and saved is None and name not in self._own:
             target = self._stands_for(name)
-            saved = None if target is None else self.library.look_for(target, tts.codebook)
+            saved = None if target is None else self.library.look_for(target, tts.voice_kind)
         if target is None or target == DEFAULT:
             if tts.conds is None:
                 raise ApiError(400, "the model has no voice of its own: name one", "voice", "voice_needed")
@@ -158,7 +158,7 @@ class VoiceBook:
 
     def listed(self) -> list[ListedVoice]:
         """All voices that the model can use: those of the library, the model's own, and aliases."""
-        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.codebook == self._codebook]
+        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind == self._kind]
         entries = [_listed(voice) for voice in saved]
         entries.append(ListedVoice(id=DEFAULT, name=DEFAULT, kind="model"))
         entries += [ListedVoice(id=name, name=name, kind="model") for name in self._own]
@@ -201,13 +201,13 @@ class VoiceBook:
         Raises:
             CheckpointError: it is damaged.
         """
-        saved = self.library.look_for(voice, self._codebook)
+        saved = self.library.look_for(voice, self._kind)
         if saved is None and voice not in self._own:
             try:
                 target = self._stands_for(voice)
             except ApiError:
                 return None
-            saved = None if target is None else self.library.look_for(target, self._codebook)
+            saved = None if target is None else self.library.look_for(target, self._kind)
         return None if saved is None or saved.preview is None else self.library.contents.read(saved.preview)
 
 

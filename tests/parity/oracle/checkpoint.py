@@ -1,4 +1,4 @@
-"""Writes a full-size synthetic English checkpoint directory (3 GB, float32), file by file, exactly as published."""
+"""Writes full-size synthetic checkpoint directories (1 to 3 GB, float32), file by file, exactly as published."""
 
 from __future__ import annotations
 
@@ -20,10 +20,19 @@ from .tokenizer import write_tokenizer
 HERE = Path(__file__).parent
 
 # file -> salt of the recipe's component, keys that the published file lacks
-ENGLISH = {
+Files = dict[str, tuple[str, tuple[str, ...]]]
+ENGLISH: Files = {
     "ve.safetensors": ("ve", ()),
     "t3_cfg.safetensors": ("t3_en", ()),
     "s3gen.safetensors": ("s3gen", ("tokenizer.window",)),
+}
+TURBO: dict[str, Files] = {
+    variant: {
+        "ve.safetensors": ("ve", ()),
+        f"t3_{variant}_v1.safetensors": (f"t3_{variant}", ()),
+        "s3gen_meanflow.safetensors": ("s3gen_mf", ()),
+    }
+    for variant in ("turbo", "nano")
 }
 
 
@@ -39,9 +48,38 @@ def write_english(directory: Path, tokenizer: Path | None) -> Path:
     Args:
         tokenizer: the published file; None for one of our own making.
     """
+    write_weights(directory, ENGLISH)
+    if tokenizer is None:
+        write_tokenizer(directory / "tokenizer.json")
+    else:
+        shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    torch.save(builtin_voice(), directory / "conds.pt")
+    return directory
+
+
+def write_turbo(directory: Path, variant: str, tokenizer: Path, shared: Path) -> Path:
+    """`write_english` for Turbo or Nano.
+
+    Args:
+        tokenizer: the directory of its files.
+        shared: where the files lie that the two have in common, if they do.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in TURBO[variant]:
+        if (shared / file).exists() and not (directory / file).exists():
+            (directory / file).symlink_to(shared / file)
+    write_weights(directory, TURBO[variant])
+    for path in tokenizer.iterdir():
+        shutil.copyfile(path, directory / path.name)
+    torch.save(builtin_voice(prompt_tokens=375), directory / "conds.pt")
+    return directory
+
+
+def write_weights(directory: Path, files: Files) -> None:
+    """Those of `files` that are not there yet, into `directory`, which is made if absent."""
     directory.mkdir(parents=True, exist_ok=True)
     buffers = np.load(HERE / "computed_buffers.npz")
-    for file, (component, absent) in ENGLISH.items():
+    for file, (component, absent) in files.items():
         path = directory / file
         if path.exists():
             continue
@@ -49,12 +87,6 @@ def write_english(directory: Path, tokenizer: Path | None) -> Path:
         partial = path.with_suffix(".partial")
         save_file(state_dict(shapes, component, buffers), partial)
         partial.rename(path)
-    if tokenizer is None:
-        write_tokenizer(directory / "tokenizer.json")
-    else:
-        shutil.copyfile(tokenizer, directory / "tokenizer.json")
-    torch.save(builtin_voice(), directory / "conds.pt")
-    return directory
 
 
 def state_dict(shapes: dict[str, tuple[tuple[int, ...], str]], component: str, buffers: Any) -> dict[str, torch.Tensor]:
@@ -69,8 +101,9 @@ def state_dict(shapes: dict[str, tuple[tuple[int, ...], str]], component: str, b
     return {key: made[key] for key in shapes}
 
 
-def builtin_voice() -> dict[str, dict[str, torch.Tensor | None]]:
+def builtin_voice(prompt_tokens: int = 150) -> dict[str, dict[str, torch.Tensor | None]]:
     """The synthetic `conds.pt` of the goldens, in the published structure."""
+    prompt = recipe.randint(f"conds/cond_prompt_{prompt_tokens}", prompt_tokens, 6561)
     speaker = np.abs(recipe.noise("conds/speaker_emb", 256))
     speaker /= np.linalg.norm(speaker)
     frames = 100
@@ -79,7 +112,7 @@ def builtin_voice() -> dict[str, dict[str, torch.Tensor | None]]:
         "t3": {
             "speaker_emb": torch.from_numpy(speaker.astype(np.float32))[None],
             "clap_emb": None,
-            "cond_prompt_speech_tokens": torch.from_numpy(recipe.randint("conds/cond_prompt_150", 150, 6561))[None],
+            "cond_prompt_speech_tokens": torch.from_numpy(prompt)[None],
             "cond_prompt_speech_emb": None,
             "emotion_adv": 0.5 * torch.ones(1, 1, 1),
         },
