@@ -52,7 +52,11 @@ def test_min_p_and_nucleus_keep_the_likeliest() -> None:
         [False, True, True, False],
         [False, True, True, True],  # 0.05 goes by min-p; the nucleus is then of what is left
     ]
-    assert (sampling.restricted(logits, column(0.0, 0.0, 1.0), None, None) > float("-inf")).sum(-1).tolist() == [4, 4, 1]
+    assert (sampling.restricted(logits, column(0.0, 0.0, 1.0), None, None) > float("-inf")).sum(-1).tolist() == [
+        4,
+        4,
+        1,
+    ]
 
 
 def test_of_equally_likely_ids_the_nucleus_leaves_out_the_first() -> None:
@@ -123,7 +127,9 @@ def kernel_differences(device: str, rows: int, vocabulary: int) -> list[str]:
         expected = sampling.choose(logits, RowValues(*table.unsqueeze(-1).unbind(1)), spoken, u[:, None], last)
         step = torch.stack([u, fresh.double(), passing.double()])
         mask = mask.to(device)
-        out = choose_one_hot(logits.to(device), table.to(device), slots.int().to(device), step.to(device), mask, last).cpu()
+        out = choose_one_hot(
+            logits.to(device), table.to(device), slots.int().to(device), step.to(device), mask, last
+        ).cpu()
         if out.shape != (rows, vocabulary) or (out > float("-inf")).sum(-1).tolist() != [1] * rows:
             faults.append(f"{streams} streams, last {last}: not one token a row")
         wrong = (out.argmax(-1) != expected).nonzero().flatten().tolist()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
     from chatterbox_vllm.setup.support import check_quantization_support
     from chatterbox_vllm.tts import ChatterboxTTS
+    from chatterbox_vllm.tts_turbo import ChatterboxTurboTTS
     from chatterbox_vllm.voices.voice import Voice
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "BatchError",
     "ChatterboxError",
     "ChatterboxTTS",
+    "ChatterboxTurboTTS",
     "CheckpointError",
     "ConfigError",
     "DeadlineError",
@@ -66,6 +68,7 @@ _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
     "AudioChunk": "chatterbox_vllm.engine.request",
     "ChatterboxTTS": "chatterbox_vllm.tts",
+    "ChatterboxTurboTTS": "chatterbox_vllm.tts_turbo",
     "Limits": "chatterbox_vllm.engine.budgets",
     "QuantizationConfig": "chatterbox_vllm.quantization.config",
     "QuantizationMemoryEstimator": "chatterbox_vllm.setup.estimate",

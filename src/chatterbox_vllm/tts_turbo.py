@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class ChatterboxTurboTTS(ChatterboxTTS):
     """`ChatterboxTTS` for Turbo or Nano, with the published arguments; else it is the same class.
 
-    The published class warns of a positive `cfg_weight`, `exaggeration` or `min_p` and goes on without, and so does this
-    one. Every other door (`ChatterboxTTS`, requests, command line, server) refuses them.
+    The published class warns of a positive `cfg_weight`, `exaggeration` or `min_p` and goes on without, and so does
+    this one. Every other door (`ChatterboxTTS`, requests, command line, server) refuses them.
     """
 
     @classmethod
@@ -47,7 +47,7 @@ class ChatterboxTurboTTS(ChatterboxTTS):
         return cls.from_local(resolve_model(_family(nano).name, revision), device, nano, **options)
 
     @classmethod
-    def from_local(  # type: ignore[override]
+    def from_local(
         cls, ckpt_dir: str | os.PathLike[str], device: str = "auto", nano: bool = False, **options: Any
     ) -> Self:
         """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.

@@ -18,8 +18,8 @@ from torch import get_num_threads, set_num_threads
 from chatterbox_vllm import ChatterboxTTS
 
 from .. import parity_table
-from ..reasons import NO_TOKENIZER
-from .oracle.checkpoint import write_english
+from ..reasons import NO_TOKENIZER, NO_TURBO_TOKENIZER
+from .oracle.checkpoint import write_english, write_turbo
 
 HERE = Path(__file__).parent
 SHARED_PARITY = HERE.parents[2] / "shared" / "parity"
@@ -55,6 +55,20 @@ def find_published_tokenizer() -> Path | None:
     return next((path for path in map(Path, filter(None, candidates)) if path.is_file()), None)
 
 
+def find_turbo_tokenizer() -> Path | None:
+    """The directory of the published GPT-2 tokenizer with its tags, which this project does not carry."""
+    candidates = [os.environ.get("CHATTERBOX_TURBO_TOKENIZER", ""), SHARED_PARITY / "tokenizers" / "turbo"]
+    return next((path for path in map(Path, filter(None, candidates)) if (path / "vocab.json").is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def turbo_tokenizer(parity: Parity) -> Path:
+    found = find_turbo_tokenizer()
+    if found is None:
+        parity.absent("text tokens, Turbo", f"{NO_TURBO_TOKENIZER} (set CHATTERBOX_TURBO_TOKENIZER to their directory)")
+    return found
+
+
 @pytest.fixture(scope="session")
 def published_tokenizer(parity: Parity) -> Path:
     found = find_published_tokenizer()
@@ -69,6 +83,24 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
     directory = Path(kept) if kept else tmp_path_factory.mktemp("english")
     return write_english(directory, find_published_tokenizer())
+
+
+def turbo_checkpoint(tmp_path_factory: pytest.TempPathFactory, variant: str, shared: Path) -> Path:
+    kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
+    directory = Path(f"{kept}-{variant}") if kept else tmp_path_factory.mktemp(variant)
+    return write_turbo(directory, variant, find_turbo_tokenizer(), shared)
+
+
+@pytest.fixture(scope="session")
+def turbo_dir(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> Path:
+    """The full-size synthetic Turbo checkpoint."""
+    return turbo_checkpoint(tmp_path_factory, "turbo", checkpoint_dir)
+
+
+@pytest.fixture(scope="session")
+def nano_dir(tmp_path_factory: pytest.TempPathFactory, turbo_dir: Path) -> Path:
+    """The full-size synthetic Nano checkpoint; all but T3 is Turbo's."""
+    return turbo_checkpoint(tmp_path_factory, "nano", turbo_dir)
 
 
 # For this package alone: other tests are not to have its threads, nor its memory.

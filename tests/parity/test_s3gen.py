@@ -235,7 +235,9 @@ def test_vocoder_on_a_real_mel(row: str, oracle: Oracle, model: S3Gen, parity: P
     noise = _source_noise(oracle.about["hift_only"]["tag"], frames, torch.empty(0))
     source = model.vocoder.m_source(model.vocoder.pitch(mel, [frames]), noise.phase[None], noise.source[None])
     head = golden["hiftonly_source_head"]
-    parity.absolute(f"{row}source from the mel: real mel", source[0, : len(head)], head, _source_bound(model, len(head)))
+    parity.absolute(
+        f"{row}source from the mel: real mel", source[0, : len(head)], head, _source_bound(model, len(head))
+    )
     wave = model.vocoder.decode(mel, [frames], source)[0]
     parity.relative(f"{row}waveform from the mel: real mel", wave, golden["hiftonly_wav"], WAVEFORM)
 
@@ -254,9 +256,7 @@ def test_one_ragged_estimator_call(row: str, oracle: Oracle, model: S3Gen, parit
     parity.absolute(f"{row}estimator, one call: ragged", out.transpose(1, 2), golden, ESTIMATOR)
 
 
-def test_a_batch_equals_each_row_alone(
-    row: str, oracle: Oracle, model: S3Gen, directory: Path, parity: Parity
-) -> None:
+def test_a_batch_equals_each_row_alone(row: str, oracle: Oracle, model: S3Gen, directory: Path, parity: Parity) -> None:
     prompt = Voice.unchecked(directory / "conds.pt").prompt  # of 200 frames; the other rows have 86 and 30 in all
     tokens = torch.from_numpy(recipe.randint("batch/tokens", 20, 6561))
     frames = 2 * (len(prompt.tokens) + len(tokens)) - len(prompt.mel)

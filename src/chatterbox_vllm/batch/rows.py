@@ -31,7 +31,8 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAX_ID_BYTES = 200
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PARAMETERS = {
-    f.name: int if f.name in ("top_k", "max_tokens", "diffusion_steps", "seed") else float for f in fields(SpeechParameters)
+    f.name: int if f.name in ("top_k", "max_tokens", "diffusion_steps", "seed") else float
+    for f in fields(SpeechParameters)
 }
 _KEYS = ("text", "id", "voice", *_PARAMETERS)
 

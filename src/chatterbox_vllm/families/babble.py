@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ from chatterbox_vllm.checkpoint.config import (
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import OutputError
 from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
+from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.layout import checkpoint_shapes
+from chatterbox_vllm.quantization.config import COMPONENTS
+from chatterbox_vllm.quantization.storage import Tensors
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
 logger = logging.getLogger(__name__)
@@ -68,11 +72,20 @@ def babble_directory() -> Path:
     Raises:
         OutputError: the cache cannot be written.
     """
+    return kept_directory(f"babble-v{_VERSION}", build_babble)
+
+
+def kept_directory(name: str, build: Callable[[Path], None]) -> Path:
+    """A checkpoint of the cache, built at the first call.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
     try:
-        directory = cache_directory() / f"babble-v{_VERSION}"
+        directory = cache_directory() / name
         if not directory.is_dir():
             logger.info("building the babbling model in %s", directory)
-        built_once(directory, build_babble)
+        built_once(directory, build)
     except OSError as error:
         raise OutputError(
             f"the babbling model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a "
@@ -83,16 +96,27 @@ def babble_directory() -> Path:
 
 def build_babble(directory: Path, config: ModelConfig = BABBLE_CONFIG) -> None:
     """Write a complete synthetic checkpoint of the dimensions of `config` into an existing directory."""
+    _tokenizer(config.t3).save(str(directory / TOKENIZER))
+    write_babble(directory, ENGLISH, config, _time_the_speech)
+
+
+def write_babble(
+    directory: Path, family: Family, config: ModelConfig, time_the_speech: Callable[[Tensors, T3Config], None]
+) -> None:
+    """Everything of a synthetic checkpoint but the tokenizer.
+
+    Args:
+        time_the_speech: changes T3's random tensors so that it speaks for a while and stops.
+    """
     shapes = checkpoint_shapes(config)
-    for part, file in (("t3", ENGLISH.t3), ("s3gen", ENGLISH.s3gen), ("voice_encoder", ENGLISH.voice_encoder)):
+    for part in COMPONENTS:
         tensors = {key: _random_tensor(key, shape) for key, shape in shapes[part].items()}
         if part == "t3":
-            _time_the_speech(tensors, config.t3)
-        save_file(tensors, directory / file)
+            time_the_speech(tensors, config.t3)
+        save_file(tensors, directory / getattr(family, part))
     (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-    _tokenizer(config.t3).save(str(directory / TOKENIZER))
-    enroller = VoiceEnroller(config, Weights(directory / ENGLISH.s3gen), Weights(directory / ENGLISH.voice_encoder))
-    enroller.enrol(_vowels(), 24_000).save(directory / ENGLISH.builtin_voice)
+    enroller = VoiceEnroller(config, Weights(directory / family.s3gen), Weights(directory / family.voice_encoder))
+    enroller.enrol(_vowels(), 24_000).save(directory / family.builtin_voice)
 
 
 # Gains that keep a random vocoder audible and unclipped: (part of the key, gain over 1/sqrt(fan-in), mean).
@@ -102,6 +126,8 @@ _GAINS = (
     ("lstm.weight_hh", 1.6),
     ("self_attn.o_proj", 0.5),
     ("mlp.down_proj", 0.5),
+    ("attn.c_proj", 0.5),
+    ("mlp.c_proj", 0.5),
     ("speech_head", 3.0),
     ("project_down.weight", 0.45),
 )

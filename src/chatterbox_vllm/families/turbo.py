@@ -1,4 +1,4 @@
-"""The published Turbo and Nano: T3 on GPT-2 without guidance, and a flow of two steps. They differ in T3's size alone."""
+"""The published Turbo and Nano, which differ in T3's size alone: GPT-2 without guidance, and a flow of two steps."""
 
 from __future__ import annotations
 

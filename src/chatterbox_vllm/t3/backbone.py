@@ -54,7 +54,7 @@ class PromptRows(nn.Module, ABC):
 
     @abstractmethod
     def prompt_length(self, num_text_tokens: int, speech_prompt_tokens: int) -> int:
-        """Rows of a prompt whose text and reference clip have that many tokens (the text's start and stop not counted)."""
+        """Rows of a prompt whose text (start and stop not counted) and reference clip have that many tokens."""
 
     @abstractmethod
     def conditioning(

@@ -97,7 +97,7 @@ def penalized(logits: torch.Tensor, penalty: torch.Tensor, spoken: torch.Tensor)
 def restricted(
     logits: torch.Tensor, min_p: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
 ) -> torch.Tensor:
-    """-inf for ids less likely than `min_p` of the likeliest, for all but the top k, then for all outside the nucleus."""
+    """-inf for ids less likely than `min_p` of the likeliest, then for all but the top k, then outside the nucleus."""
     probabilities = logits.softmax(dim=-1)
     logits = logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
     if top_k is not None:

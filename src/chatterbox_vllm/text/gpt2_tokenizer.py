@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from chatterbox_vllm.errors import CheckpointError
 
 VOCABULARY, MERGES, ADDED = FILES = ("vocab.json", "merges.txt", "added_tokens.json")
-_END = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Gpt2Tokenizer:
@@ -20,6 +20,7 @@ class Gpt2Tokenizer:
     Attributes:
         special_tokens: the one that stands for the end of a text. Tags are none: they are there to be written.
         tags: "[chuckle]" and the like, which the model speaks.
+        size: how many ids there are.
 
     Raises:
         CheckpointError: a file is missing or not one of such a tokenizer.
@@ -38,8 +39,9 @@ class Gpt2Tokenizer:
             raise CheckpointError(
                 f"{directory}: {', '.join(FILES)} are no tokenizer files ({error}); download the model again"
             ) from error
-        self.special_tokens = frozenset({_END})
+        self.special_tokens = frozenset({END_OF_TEXT})
         self.tags = frozenset(added)
+        self.size = self._tokenizer.get_vocab_size()
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
         """Ids of `text`; the model speaks one language."""
@@ -52,7 +54,7 @@ def _tokenizer(vocabulary: dict[str, int], merges: str, added: Mapping[str, int]
     pairs = [(first, second) for first, second in (line.split(" ") for line in lines)]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_special_tokens([_END])
+    tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.add_tokens([AddedToken(tag, special=False) for tag in sorted(added, key=lambda tag: added[tag])])
     wrong = [tag for tag, number in added.items() if tokenizer.token_to_id(tag) != number]
     if wrong:

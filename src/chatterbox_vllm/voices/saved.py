@@ -64,9 +64,7 @@ def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt, str | None,
     return speaker, prompt, stored.name(_CODEBOOK), recipe
 
 
-def voice_bytes(
-    speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, recipe: str | None
-) -> bytes:
+def voice_bytes(speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, recipe: str | None) -> bytes:
     """The file of a voice; equal voices have equal files.
 
     Args:

@@ -121,7 +121,8 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
             )
         if voice.recipe != config.enrolment.recipe:
             raise ConfigError(
-                f"its clip was enrolled for {_models(voice.recipe)}, and this model is one of {_models(config.enrolment.recipe)}"
+                f"its clip was enrolled for models of {_kind(voice.recipe)}, and this one is of "
+                f"{_kind(config.enrolment.recipe)}"
             )
         voice.conditioning.check(config.t3)
         voice.prompt.check(config.s3gen)
@@ -132,6 +133,6 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
     return voice
 
 
-def _models(recipe: str | None) -> str:
+def _kind(recipe: str | None) -> str:
     """The models that enrol by a recipe, in words."""
-    return "the first Chatterbox's kind" if recipe is None else f"the kind of {recipe!r}"
+    return "the first Chatterbox's kind" if recipe is None else f"the kind {recipe!r}"

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from chatterbox_vllm.families.babble_turbo import write_byte_tokenizer
+from chatterbox_vllm.text.gpt2_tokenizer import FILES
+
 from . import weights_recipe as recipe
 from .tokenizer import write_tokenizer
 
@@ -57,20 +60,23 @@ def write_english(directory: Path, tokenizer: Path | None) -> Path:
     return directory
 
 
-def write_turbo(directory: Path, variant: str, tokenizer: Path, shared: Path) -> Path:
+def write_turbo(directory: Path, variant: str, tokenizer: Path | None, shared: Path) -> Path:
     """`write_english` for Turbo or Nano.
 
     Args:
-        tokenizer: the directory of its files.
+        tokenizer: the directory of its published files; None for one of our own making.
         shared: where the files lie that the two have in common, if they do.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for file in TURBO[variant]:
         if (shared / file).exists() and not (directory / file).exists():
-            (directory / file).symlink_to(shared / file)
+            (directory / file).symlink_to((shared / file).absolute())
     write_weights(directory, TURBO[variant])
-    for path in tokenizer.iterdir():
-        shutil.copyfile(path, directory / path.name)
+    if tokenizer is None:
+        write_byte_tokenizer(directory, size=50_276)
+    else:
+        for name in FILES:
+            shutil.copyfile(tokenizer / name, directory / name)
     torch.save(builtin_voice(prompt_tokens=375), directory / "conds.pt")
     return directory
 

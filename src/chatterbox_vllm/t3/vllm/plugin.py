@@ -1,7 +1,7 @@
 """The `vllm.general_plugins` entry point: makes T3's architectures known to vLLM.
 
-vLLM runs it in every process of the machine that starts an engine, whatever the model. So it names the architectures and
-imports nothing of ours beside; the rest is imported when a T3 engine is built.
+vLLM runs it in every process of the machine that starts an engine, whatever the model. So it names the architectures
+and imports nothing of ours beside; the rest is imported when a T3 engine is built.
 """
 
 from __future__ import annotations
