@@ -138,6 +138,14 @@ def babbler(own_cache: None) -> Path:
 
 
 @pytest.fixture(scope="session")
+def turbo_babbler(own_cache: None) -> Path:
+    """Turbo's babbling checkpoint, likewise."""
+    from chatterbox_vllm.families.babble_turbo import babble_turbo_directory
+
+    return babble_turbo_directory()
+
+
+@pytest.fixture(scope="session")
 def small() -> Iterator[Any]:
     """The small model in an engine that all tests of what is said share. They take it through `speaker`."""
     pytest.importorskip("vllm")
