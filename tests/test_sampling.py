@@ -66,6 +66,32 @@ def test_of_equally_likely_ids_the_nucleus_leaves_out_the_first() -> None:
         assert inside.nonzero()[:, 1].tolist() == kept
 
 
+def test_the_top_k_stay_with_their_equals_and_come_before_the_nucleus() -> None:
+    logits = torch.tensor([0.05, 0.6, 0.25, 0.05, 0.05]).log().repeat(6, 1)
+    kept = sampling.restricted(logits, column(*[0.0] * 6), column(1, 2, 3, 0, 5, 99), None) > float("-inf")
+    assert kept.sum(-1).tolist() == [1, 2, 5, 5, 5, 5]  # the third is as likely as two more
+    # Of the two likeliest, 0.6 is a share of 0.7; of all, it is below the nucleus.
+    both = sampling.restricted(logits[:2], column(0.0, 0.0), column(2, 0), column(0.7, 0.7)) > float("-inf")
+    assert both.sum(-1).tolist() == [1, 2]
+
+
+def test_a_penalty_that_comes_last_falls_on_what_is_kept() -> None:
+    logits = torch.tensor([[4.0, 3.9, 0.0, -1.0]])
+    spoken = torch.tensor([[True, False, False, True]])
+    values = RowValues(column(0), column(8.0), column(1.0), column(0), column(0.6), None)
+    u = column(0.99, dtype=torch.float64)
+    # First: 0.5 against 3.9, and the nucleus is the second id. Last: both are kept, then the second is likelier.
+    assert sampling.choose(logits, values, spoken, column(0.01, dtype=torch.float64)).tolist() == [1]
+    assert sampling.choose(logits, values, spoken, column(0.01, dtype=torch.float64), penalty_last=True).tolist() == [0]
+    assert sampling.choose(logits, values, spoken, u, penalty_last=True).tolist() == [1]
+    greedy = RowValues(column(0), column(8.0), column(0.0), column(0), None, None)
+    assert sampling.choose(logits, greedy, spoken, u, penalty_last=True).tolist() == [1]
+    # What the restrictions dropped does not come back by a penalty below one.
+    lifted = RowValues(column(0), column(0.1), column(0.0), column(0), None, column(2))
+    spoken = torch.tensor([[False, False, True, False]])
+    assert sampling.choose(torch.tensor([[4.0, 3.9, 1.0, 0.0]]), lifted, spoken, u, penalty_last=True).tolist() == [0]
+
+
 def test_draw_inverts_the_cumulative_distribution() -> None:
     logits = random_logits(4, VOCABULARY)
     draws = (0.0, 0.3, 0.77, 0.999999)

@@ -87,7 +87,7 @@ def test_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(voices: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(voices: Path, model: str | Path = "babble", **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, running and ready, and its address.
 
     Args:
@@ -95,7 +95,7 @@ def served(voices: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[st
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", "--model", "babble", "--device", "cpu", "--port", str(port), "--no-watermark"]
+    words = ["serve", "--model", str(model), "--device", "cpu", "--port", str(port), "--no-watermark"]
     environment = os.environ | {"CHATTERBOX_VOICES": str(voices)} | variables
     process = subprocess.Popen(
         [sys.executable, "-m", "chatterbox_vllm", *words], stderr=subprocess.PIPE, text=True, env=environment

@@ -1,4 +1,4 @@
-"""T3 on GPT-2 quantized inside vLLM's CPU engine: the logits are those of the dequantized weights, loading or from disk."""
+"""T3 on GPT-2 quantized inside vLLM's CPU engine: logits are those of the dequantized weights, loading or from disk."""
 
 from __future__ import annotations
 

@@ -137,10 +137,12 @@ def check_voice(voice: str | None, given: Keywords) -> Path | None:
         own = voices_of(resolve_model(given.get("model"), given.get("revision")))
     path = library.find(voice, own)
     # A clip can be told to be bad without a model.
-    if not (os.access(path, os.R_OK) and is_saved_voice(path)):
+    is_clip = not (os.access(path, os.R_OK) and is_saved_voice(path))
+    if is_clip:
         check_voice_file(path)
-        return path
     config = model_config(given)
-    path = library.find(voice, own, config.voice_kind)  # a name may have a voice for each kind of model
-    check_voice_file(path, config)
+    # A name may have a voice for each kind of model, or a clip that one can be made of.
+    path = library.find(voice, own, config.voice_kind, or_clip=True)
+    if not is_clip or config.enrolment.least_seconds:
+        check_voice_file(path, config)
     return path

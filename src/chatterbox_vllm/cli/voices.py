@@ -32,7 +32,11 @@ def add(
         list[str] | None, typer.Option("--language", metavar="TAG", help="what the clip speaks, such as en-US")
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="keep the clip's first 6 s, for people to hear who it is")
+        bool,
+        typer.Option(
+            "--preview/--no-preview",
+            help="keep the clip's first 15 s, for people and for models of other kinds",
+        ),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a voice of that name")] = False,
     given: Keywords,

@@ -126,7 +126,7 @@ class VoiceBook:
                 raise ApiError(400, "the model has no voice of its own: name one", "voice", "voice_needed")
             return tts.conds
         if saved is not None:
-            return self.library.read(saved, tts.enrol)
+            return self.library.read(saved.source(tts.voice_kind), tts.enrol)
         if target in self._own:
             return tts.builtin_voice(target)
         raise self.unknown(str(name))

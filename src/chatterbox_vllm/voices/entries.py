@@ -46,6 +46,11 @@ class NamedVoice:
         """Of the models that can use it, see `voice_kind`."""
         return voice_kind(self.codebook, self.recipe)
 
+    def source(self, kind: str | None) -> Path:
+        """What a model of a kind makes the voice of: its file, or where that is for other models, its kept clip."""
+        fits = self.is_plain or self.kind == kind
+        return self.path if fits or self.preview is None else self.preview
+
 
 @dataclass(frozen=True)
 class About:

@@ -181,20 +181,20 @@ class VoiceLibrary:
             CheckpointError: its file is damaged, or made for another model.
         """
         config = config or ModelConfig()
-        return self.read(self.get(name, config.voice_kind), lambda path: Voice.load(path, config))
+        return self.read(self.get(name, config.voice_kind).path, lambda path: Voice.load(path, config))
 
-    def read(self, voice: NamedVoice, reader: Callable[[Path], Voice]) -> Voice:
-        """What a reader makes of a voice's file.
+    def read(self, path: Path, reader: Callable[[Path], Voice]) -> Voice:
+        """What a reader makes of a file of the library.
 
         Raises:
             ChatterboxError: what the reader raises.
         """
         for _ in range(_READS - 1):
             try:
-                return reader(voice.path)
+                return reader(path)
             except ChatterboxError:  # perhaps it is aside for the moment, see `contents`
                 time.sleep(_LOOK_SECONDS)
-        return reader(voice.path)
+        return reader(path)
 
     def delete(self, name: str) -> str:
         """Remove the voice of a name or an id, for all kinds of models, with all content that no other voice uses.
@@ -235,7 +235,7 @@ class VoiceLibrary:
         faults = self.records.faults() + self._aliases.records.faults()
         for record in self.records.all():
             try:
-                self.read(self._whole(record), Voice.unchecked)
+                self.read(self._whole(record).path, Voice.unchecked)
                 if record.preview is not None:
                     self.contents.read(self.contents.path(record.preview, previews.SUFFIX))
             except CheckpointError as error:
@@ -278,8 +278,12 @@ class VoiceLibrary:
         else:
             self._aliases.put(alias, voice)
 
-    def look_up(self, name_or_path: str, kind: str | None = None) -> Path | None:
+    def look_up(self, name_or_path: str, kind: str | None = None, or_clip: bool = False) -> Path | None:
         """An existing file, or that of the voice of a name; None where there is neither.
+
+        Args:
+            kind: as for `look_for`.
+            or_clip: where the voice is for other models, its clip if that was kept, to be enrolled.
 
         Raises:
             CheckpointError: the voice of that name is damaged.
@@ -287,23 +291,32 @@ class VoiceLibrary:
         if _is_file(Path(name_or_path)):
             return Path(name_or_path)
         found = self.look_for(name_or_path, kind)
-        return None if found is None else found.path
+        if found is None:
+            return None
+        return found.source(kind) if or_clip else found.path
 
-    def find(self, name_or_path: str, own: Mapping[str, Path] | None = None, kind: str | None = None) -> Path:
+    def find(
+        self,
+        name_or_path: str,
+        own: Mapping[str, Path] | None = None,
+        kind: str | None = None,
+        or_clip: bool = False,
+    ) -> Path:
         """The file that a user of this machine means: an existing file, or the voice of that name, here or a model's.
 
         Args:
             own: files of the voices that come with a model, by name; a saved voice of the same name goes before.
             kind: of the model that is to speak.
+            or_clip: as for `look_up`.
 
         Raises:
             ConfigError: there is no such file or voice.
             CheckpointError: the voice of that name is damaged.
         """
         own = own or {}
-        path = self.look_up(name_or_path, kind) or own.get(name_or_path)
+        path = self.look_up(name_or_path, kind, or_clip) or own.get(name_or_path)
         if path is None and (meant := self.alias(name_or_path)) is not None:
-            path = self.look_up(meant, kind) or own.get(meant)
+            path = self.look_up(meant, kind, or_clip) or own.get(meant)
         if path is None:
             others = " or with the model" if own else ""
             names = [*(voice.name for voice in self.voices()), *own]

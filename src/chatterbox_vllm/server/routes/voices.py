@@ -41,9 +41,11 @@ async def create_voice(
     consent: Annotated[str, Form(min_length=1, max_length=200, description="the id of a consent")],
     type: Annotated[Literal["audio_sample"], Form()] = "audio_sample",
     languages: Annotated[str, Form(max_length=200, description="BCP 47 tags with commas between them")] = "",
-    preview: Annotated[bool, Form(description="keep the clip's first 6 s for people to hear who it is")] = True,
+    preview: Annotated[
+        bool, Form(description="keep the clip's first 15 s, for people and for models of other kinds")
+    ] = True,
 ) -> Voice:
-    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 6 seconds; no more of it."""
+    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 15 s; no more of it."""
     about = About(languages=_languages(languages), consent=consent)
     if await asyncio.to_thread(service.consents.records.get, consent) is None:
         raise ApiError(404, f"there is no consent {consent[:80]!r}", "consent", "not_found")
