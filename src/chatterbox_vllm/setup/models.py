@@ -169,8 +169,9 @@ def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path 
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
         return _made_here(name) if name in MADE_HERE else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        # Taken for one of the published family's, as a directory without config.json is.
-        return _repository(name, revision, DEFAULT_FAMILY)
+        # A family's own, or taken for one of the default family's, as a directory without config.json is.
+        own = (family for family in FAMILIES.values() if family.repository == name)
+        return _repository(name, revision, next(own, DEFAULT_FAMILY))
     known = ", ".join(repr(n) for n in (*FAMILIES, SMALL))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
 

@@ -94,11 +94,18 @@ def voice_bytes(speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str 
     return buffer.getvalue()
 
 
-def write_voice(path: Path, data: bytes, overwrite: bool) -> None:
+def write_voice(
+    path: Path,
+    speaker: SpeakerConditioning,
+    prompt: FlowPrompt,
+    codebook: str | None,
+    recipe: str | None,
+    overwrite: bool,
+) -> None:
     """Write a voice, whole or not at all.
 
     Args:
-        data: from `voice_bytes`.
+        codebook, recipe: as for `voice_bytes`.
         overwrite: whether a file in that place is replaced; where not, it is an error.
 
     Raises:
@@ -106,7 +113,7 @@ def write_voice(path: Path, data: bytes, overwrite: bool) -> None:
     """
     try:
         with whole_file(path, overwrite) as file:
-            file.write(data)
+            file.write(voice_bytes(speaker, prompt, codebook, recipe))
     except FileExistsError as error:
         raise OutputError(f"{path}: there is a file already; choose another name, or delete it first") from error
     except (OSError, RuntimeError) as error:

@@ -90,7 +90,7 @@ class Voice:
         Raises:
             OutputError: the file could not be written.
         """
-        write_voice(Path(path), self.to_bytes(), overwrite)
+        write_voice(Path(path), self.conditioning, self.prompt, self.codebook, self.recipe, overwrite)
 
 
 def check_voice(value: object, config: ModelConfig) -> Voice:
