@@ -231,6 +231,10 @@ def test_the_command_line_speaks_it(
     monkeypatch.setenv("CHATTERBOX_VOICES", str(tmp_path / "voices"))
     model, out = ["--model", str(turbo_babbler)], tmp_path / "out.wav"
     assert main(["voices", "add", str(clip), "ada", *model]) == 0
+    assert main(["voices", "add", str(clip), "loud", "--no-norm-loudness", *model]) == 0
+    library = VoiceLibrary()
+    ada, loud = (library.load(name, BABBLE_TURBO_CONFIG).prompt.mel for name in ("ada", "loud"))
+    assert float((loud - ada).median()) > 0.5  # the clip is louder than -27 LUFS
     assert main(["say", TEXT, "-o", str(out), "--voice", "ada", "--top-k", "50", "--seed", "1", *model]) == 0
     assert soundfile.info(out).duration > 1
     capsys.readouterr()

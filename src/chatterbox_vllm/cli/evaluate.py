@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,6 +137,7 @@ def evaluate(
         from chatterbox_vllm.evaluation.gates import load_thresholds
         from chatterbox_vllm.evaluation.plan import DEFAULT_TEXTS, EvaluationPlan
         from chatterbox_vllm.evaluation.preflight import check_models
+        from chatterbox_vllm.families.registry import config_of, family_of
         from chatterbox_vllm.setup.models import resolve_model
 
         with options_named(_PLAN_OPTIONS):
@@ -152,6 +153,10 @@ def evaluate(
         recogniser = None if asr is None else load_recogniser(asr)
         models = resolve_model(baseline), resolve_model(candidate)
         check_models(models, options)
+        config = config_of(models[0])
+        usual = family_of(config.family).defaults_of(config)
+        # Guidance and steps are the baseline's own, since models differ in what they have.
+        plan = replace(plan, **{"cfg_weight": usual.cfg_weight, "diffusion_steps": usual.diffusion_steps} | given)
         ears = VoiceJudge(models[0] if judge is None else resolve_model(judge))
         sides = tuple(map(_Side, ("baseline", "candidate"), (baseline, candidate), models, options))
         return _judged(sides, plan, device, outputs, ears, recogniser, bounds)

@@ -38,6 +38,13 @@ def add(
             help="keep the clip's first 15 s, for people and for models of other kinds",
         ),
     ] = True,
+    norm_loudness: Annotated[
+        bool,
+        typer.Option(
+            "--norm-loudness/--no-norm-loudness",
+            help="bring the clip to the loudness that the model's voices have (Turbo, Nano), or leave it as it is",
+        ),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a voice of that name")] = False,
     given: Keywords,
     quiet: bool,
@@ -61,7 +68,7 @@ def add(
     if not (clip.is_file() and is_saved_voice(clip)):
         check_voice_file(clip)
     library.check_free(name, model_config(given).voice_kind, overwrite)
-    voice = voice_of(clip, **given)
+    voice = voice_of(clip, **given, norm_loudness=norm_loudness)
     about = About(preview_of_file(clip) if preview else None, tuple(language or ()))
     path = library.save(name, voice, overwrite, about)
     if not quiet:
