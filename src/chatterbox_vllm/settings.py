@@ -170,7 +170,7 @@ QUANTIZE_VOICE_ENCODER = Setting(
 
 MODEL_NAME = Setting(
     "model",
-    'a family by name ("english", the published model, a download of 3 GB; "turbo" and "nano", which speak tags such as '
+    'a family by name ("english", the published model, a download of 3 GB; "turbo" and "nano", which speak tags like '
     '[chuckle]), "small" (or "demo"; speaks English, comes with this package), a directory, or a hub id',
     unset="english; on the command line small where english is neither downloaded nor reachable",
     option="--model",

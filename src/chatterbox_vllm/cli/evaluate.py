@@ -156,7 +156,8 @@ def evaluate(
         config = config_of(models[0])
         usual = family_of(config.family).defaults_of(config)
         # Guidance and steps are the baseline's own, since models differ in what they have.
-        plan = replace(plan, **{"cfg_weight": usual.cfg_weight, "diffusion_steps": usual.diffusion_steps} | given)
+        steps = given.get("diffusion_steps", usual.diffusion_steps)
+        plan = replace(plan, cfg_weight=usual.cfg_weight, diffusion_steps=steps)
         ears = VoiceJudge(models[0] if judge is None else resolve_model(judge))
         sides = tuple(map(_Side, ("baseline", "candidate"), (baseline, candidate), models, options))
         return _judged(sides, plan, device, outputs, ears, recogniser, bounds)
