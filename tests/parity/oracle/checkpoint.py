@@ -39,8 +39,14 @@ TURBO: dict[str, Files] = {
 }
 
 
+# What the mean flow's file holds beside the tensors of the other's.
+MEANFLOW = {"flow.decoder.estimator.time_embed_mixer.weight": ((1024, 2048), "float32")}
+
+
 def layout(file: str) -> dict[str, tuple[tuple[int, ...], str]]:
     """Key to (shape, dtype name) of one published file."""
+    if file == "s3gen_meanflow.safetensors":
+        return layout("s3gen.safetensors") | MEANFLOW
     tensors = json.loads((HERE / "layouts" / f"{file}.json").read_text())["tensors"]
     return {key: (tuple(shape), dtype) for key, (shape, dtype) in tensors.items()}
 
