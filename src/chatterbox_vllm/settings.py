@@ -427,6 +427,12 @@ CACHE_DIRECTORY = Setting(
     unset="chatterbox-vllm in XDG_CACHE_HOME, else in ~/.cache",
     variable="CHATTERBOX_VLLM_CACHE",
 )
+HEBREW_MODEL = Setting(
+    "",
+    "file of dicta-onnx's model, which Hebrew texts without diacritics need",
+    unset="such texts are refused",
+    variable="CHATTERBOX_HEBREW_MODEL",
+)
 VOICES_DIRECTORY = Setting(
     "",
     "directory of the voices that were saved by name",
@@ -437,6 +443,7 @@ VOICES_DIRECTORY = Setting(
 ENVIRONMENT = (
     CACHE_DIRECTORY,
     VOICES_DIRECTORY,
+    HEBREW_MODEL,
     QUANTIZATION_ENABLED,
     QUANTIZATION_BITS,
     Setting(

@@ -8,8 +8,9 @@ from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.family import Family
+from chatterbox_vllm.families.multilingual import MULTILINGUAL
 
-FAMILIES = {family.name: family for family in (ENGLISH,)}
+FAMILIES = {family.name: family for family in (ENGLISH, MULTILINGUAL)}
 # What files without a `config.json` are, and what is spoken with where nobody names a model.
 DEFAULT_FAMILY = ENGLISH
 

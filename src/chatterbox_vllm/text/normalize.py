@@ -18,10 +18,13 @@ _REPLACEMENTS = (
     ("’", "'"),
 )
 _ENDINGS = (".", "!", "?", "-", ",")
+_EAST_ASIAN_ENDINGS = ("、", "，", "。", "？", "！")
 _CLOSERS = "\"')]"
 
 
-def normalize_punctuation(text: str, *, starts_sentence: bool = True, ends_sentence: bool = True) -> str:
+def normalize_punctuation(
+    text: str, *, starts_sentence: bool = True, ends_sentence: bool = True, endings: tuple[str, ...] = _ENDINGS
+) -> str:
     """Upper-case the first letter, collapse white space, replace rare punctuation, make sure the text ends in some.
 
     The published model says a sentence of its own for an empty text, which is kept here for parity; callers that take
@@ -31,6 +34,7 @@ def normalize_punctuation(text: str, *, starts_sentence: bool = True, ends_sente
         starts_sentence: False for a piece that goes on with a sentence: its first letter stays as it is.
         ends_sentence: False for a piece that was cut between two words: it ends in a comma in place of a full stop, as
             the model knows no text without a mark at its end.
+        endings: marks that a text may end in.
     """
     if not text:
         return "You need to add some text for me to talk."
@@ -40,8 +44,18 @@ def normalize_punctuation(text: str, *, starts_sentence: bool = True, ends_sente
     for old, new in _REPLACEMENTS:
         text = text.replace(old, new)
     text = text.rstrip(" ")
-    if text.endswith(_ENDINGS):
+    if text.endswith(endings):
         return text
     if ends_sentence:
         return text + "."
-    return text if text.rstrip(_CLOSERS).endswith(_ENDINGS) else text + ","
+    return text if text.rstrip(_CLOSERS).endswith(endings) else text + ","
+
+
+def normalize_any_punctuation(text: str, *, starts_sentence: bool = True, ends_sentence: bool = True) -> str:
+    """`normalize_punctuation` for texts that may end in an East Asian mark, as the multilingual model has it."""
+    return normalize_punctuation(
+        text,
+        starts_sentence=starts_sentence,
+        ends_sentence=ends_sentence,
+        endings=_ENDINGS + _EAST_ASIAN_ENDINGS,
+    )
