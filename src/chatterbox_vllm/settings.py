@@ -279,6 +279,12 @@ SPEECH = (
     ),
     Setting("seed", "the same seed gives the same audio", unset="a new one each time", option="--seed"),
 )
+LANGUAGE = Setting(
+    "language",
+    "of the text: a code such as de, or an English name such as German; the model has to speak it",
+    unset="the model's only one, else told from the text",
+    option="--language",
+)
 # Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.
 TEXT = (
     Setting(
@@ -293,6 +299,14 @@ TEXT = (
         "make markdown, addresses, footnote marks and emoji fit to be spoken: true, or a `Cleaning`",
         default=False,
         option="--clean-text/--no-clean-text",
+    ),
+    LANGUAGE,
+    Setting(
+        "prepared_text",
+        "the text holds what its language would need a library for (Chinese spaces between words, Japanese without "
+        "kanji, Hebrew vowels, Russian stress), or is to be spoken without",
+        default=False,
+        option="--prepared-text/--no-prepared-text",
     ),
 )
 

@@ -33,7 +33,7 @@ _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PARAMETERS = {
     f.name: int if f.name in ("max_tokens", "diffusion_steps", "seed") else float for f in fields(SpeechParameters)
 }
-_KEYS = ("text", "id", "voice", *_PARAMETERS)
+_KEYS = ("text", "id", "voice", "language", *_PARAMETERS)
 
 
 # Yields each row's line and its values, or what is wrong with it.
@@ -49,6 +49,7 @@ class Row:
         line: of the input, from 1; where a row has several, the last one, or the first of a row that cannot be read.
         id: names the audio file; the index in seven digits where the input names none.
         voice: reference clip or saved voice, or None.
+        language: of the text, or None.
         parameters: fields of `SpeechParameters` that the row sets.
         error: why the row cannot be spoken, or None.
     """
@@ -58,6 +59,7 @@ class Row:
     id: str
     text: str = ""
     voice: str | None = None
+    language: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
@@ -222,7 +224,8 @@ def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
         return Row(index, line, fallback, error=f"id must be a string or an integer, not {given!r}")
     try:
         text, voice = _text(values.pop("text", "")), _voice(values.pop("voice", None))
-        return Row(index, line, str(given), text, voice, _parameters(values))
+        language = _language(values.pop("language", None))
+        return Row(index, line, str(given), text, voice, language, _parameters(values))
     except ConfigError as error:
         return Row(index, line, str(given), error=str(error))
 
@@ -239,6 +242,14 @@ def _voice(voice: object) -> str | None:
     if not isinstance(voice, str) or not voice or "\0" in voice:
         raise ConfigError(f"voice must be the path of an audio file or a saved voice, not {voice!r}")
     return _encodable("voice", voice)
+
+
+def _language(language: object) -> str | None:
+    if language is None:
+        return None
+    if not isinstance(language, str) or not language.strip():
+        raise ConfigError(f"language must be a code such as 'de' or an English name, not {language!r}")
+    return _encodable("language", language)
 
 
 def _encodable(name: str, value: str) -> str:

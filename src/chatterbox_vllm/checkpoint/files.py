@@ -149,13 +149,21 @@ def _open(path: Path) -> _TensorFile:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; complete the directory or download the model again")
     try:
-        return _PickledTensors(path) if path.suffix == ".pt" else safe_open(path, framework="pt", device="cpu")
+        return _PickledTensors(path) if _is_pickled(path) else safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); {_AGAIN}") from error
     except Exception as error:  # pickle raises many kinds for a file that is not a checkpoint
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_AGAIN}") from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file is one of PyTorch's own. Quantized parts are `.safetensors` under whatever name the family has."""
+    if path.suffix != ".pt":
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] != b"{"  # after the length of its header, a .safetensors file begins with this
 
 
 @runtime_checkable

@@ -133,6 +133,7 @@ class Job:
             finish_reason="length" if self.cut else "stop",
             segments=len(self.pieces),
             timings=self.timings(),
+            language=None if self.script is None else self.script.language,
         )
 
     def failure(self, error: ChatterboxError) -> SpeechResult:
@@ -146,6 +147,7 @@ class Job:
             error=error,
             segments=len(self.pieces),
             timings=self.timings(),
+            language=None if self.script is None else self.script.language,
         )
 
     def mute(self, k: int, tried: int) -> GenerationError:

@@ -72,7 +72,7 @@ def read_script(
         text = speak_special_tokens(text.strip("\r\n"), special_tokens)
         _require_words(text, written)
         if scripts is not None:
-            warn_of_unsaid_letters(unsaid_letters(text, scripts), scripts)
+            warn_of_unsaid_letters(unsaid_letters(text, scripts, language), scripts)
         return [Segment(text, 0.0)]
     script = _Script(pauses, longest, marks, language)
     unsaid: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def read_script(
         for paragraph in paragraphs:
             spoken = speak_special_tokens(_spoken(paragraph), special_tokens)
             if scripts is not None:
-                unsaid.update(unsaid_letters(spoken, scripts))
+                unsaid.update(unsaid_letters(spoken, scripts, language))
             script.add(spoken, paragraph.end)
         script.cut(end)
     if scripts is not None:

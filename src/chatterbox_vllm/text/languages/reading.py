@@ -21,7 +21,12 @@ class Reader:
     def __init__(self, directory: Path):
         self._chinese = ChineseReader(directory)
         # Given prepared, these are taken as they stand.
-        self._others = {"ja": JapaneseReader(), "he": HebrewReader(), "ru": RussianReader()}
+        others: dict[str, JapaneseReader | HebrewReader | RussianReader] = {
+            "ja": JapaneseReader(),
+            "he": HebrewReader(),
+            "ru": RussianReader(),
+        }
+        self._others = others
 
     def read(self, text: str, language: str, prepared: bool) -> str:
         """A plain text as the tokenizer knows it.

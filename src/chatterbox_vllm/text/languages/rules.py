@@ -111,5 +111,5 @@ RULES = {
 
 
 def rules_of(language: str | None) -> LanguageRules:
-    """The rules of a language by its code (ISO 639-1); English ones where it is not told."""
-    return ENGLISH if language is None else RULES[language]
+    """The rules of a language by its code (ISO 639-1); English ones where it is not told or not known."""
+    return RULES.get(language or "en", ENGLISH)
