@@ -49,9 +49,9 @@ class Row:
         line: of the input, from 1; where a row has several, the last one, or the first of a row that cannot be read.
         id: names the audio file; the index in seven digits where the input names none.
         voice: reference clip or saved voice, or None.
-        language: of the text, or None.
         parameters: fields of `SpeechParameters` that the row sets.
         error: why the row cannot be spoken, or None.
+        language: of the text, or None.
     """
 
     index: int
@@ -59,9 +59,9 @@ class Row:
     id: str
     text: str = ""
     voice: str | None = None
-    language: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    language: str | None = None
 
     def __str__(self) -> str:
         return f"row {self.index} (line {self.line}, id {self.id!r})"
@@ -225,7 +225,7 @@ def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
     try:
         text, voice = _text(values.pop("text", "")), _voice(values.pop("voice", None))
         language = _language(values.pop("language", None))
-        return Row(index, line, str(given), text, voice, language, _parameters(values))
+        return Row(index, line, str(given), text, voice, _parameters(values), language=language)
     except ConfigError as error:
         return Row(index, line, str(given), error=str(error))
 
