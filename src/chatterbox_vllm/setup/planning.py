@@ -40,6 +40,7 @@ class Settings:
     cuda_graphs: bool
     deterministic: bool
     watermark: bool
+    guard: bool = True
     teacher_forcing: bool = False
 
     @cached_property
@@ -71,6 +72,7 @@ def make_settings(
     cuda_graphs: bool | None,
     deterministic: bool,
     watermark: bool,
+    guard: bool = True,
     teacher_forcing: bool = False,
 ) -> Settings:
     """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
@@ -94,6 +96,7 @@ def make_settings(
         cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
         deterministic=deterministic,
         watermark=watermark,
+        guard=guard,
         teacher_forcing=teacher_forcing,
     )
 
