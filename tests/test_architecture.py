@@ -13,7 +13,7 @@ PACKAGE = Path(chatterbox_vllm.__file__).parent
 FLOORS = (
     "cli",
     "bench server",
-    "serving evaluation batch",
+    "multilingual serving evaluation batch",
     "tts",
     "setup",
     "engine",

@@ -20,7 +20,7 @@ from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameter
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
-from chatterbox_vllm.families.registry import config_of
+from chatterbox_vllm.families.registry import config_of, multilingual_family
 from chatterbox_vllm.families.voices import voice_of_model, voices_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -101,6 +101,19 @@ class ChatterboxTTS:
         """
         model, device = _in_our_order(model, device)
         return cls.from_local(resolve_model(model, revision), device, **options)
+
+    @classmethod
+    def from_pretrained_multilingual(cls, device: str = "auto", *, t3_model: str | None = None, **options: Any) -> Self:
+        """`from_pretrained` of the multilingual model.
+
+        Args:
+            t3_model: "v2", which None is as in the published class, or "v3"; or the name of a multilingual family.
+            options: as for `from_pretrained`.
+
+        Raises:
+            ConfigError, CheckpointError, ModelUnavailableError, DeviceError
+        """
+        return cls.from_pretrained(multilingual_family(t3_model).name, device, **options)
 
     @classmethod
     def from_pretrained_quantized(
@@ -349,6 +362,7 @@ class ChatterboxTTS:
         pauses: Pauses = DEFAULT_PAUSES,
         clean_text: bool | Cleaning = False,
         language: str | None = None,
+        language_id: str | None = None,
         prepared_text: bool = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
@@ -363,6 +377,7 @@ class ChatterboxTTS:
             pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
             clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
             language, prepared_text: of all the texts, see `SpeechRequest`.
+            language_id: the published name of `language`.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`; what is None takes the model's own default.
@@ -376,6 +391,9 @@ class ChatterboxTTS:
             GenerationError: the text could not be spoken.
             BatchError: some texts of a list failed; it holds the audio of all others.
         """
+        if language is not None and language_id is not None:
+            raise ConfigError("language and language_id are one: give either")
+        language = language_id if language is None else language
         # Checked first: a bad parameter must not change the voice in use.
         parameters = SpeechParameters(
             exaggeration=exaggeration,

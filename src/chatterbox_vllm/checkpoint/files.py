@@ -190,6 +190,7 @@ def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.
       attribute `weight_normed = True`;
     - a submodule's `fused` attribute, {its tensor's name: published names}, concatenates tensors of one shape along
       dimension 0; names that start with "../" lie beside the submodule;
+    - a submodule's `computed` attribute, {its tensor's name: a function of its shape}, stands in for what a file lacks;
     - a submodule that keeps tensors in a form of its own (`KeepsOwnForm`) is given each as soon as it is read.
 
     Tensors are cast to the dtype that the module holds them in and placed on `device`; the module may be on `meta`.
@@ -205,8 +206,12 @@ def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.
                 if stored:
                     submodule.restore(name, stored, str(weights.path), device)
                     continue
-            parts = [_read(weights, key) for key in _published_keys(submodule, base, name)]
-            value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            compute = getattr(submodule, "computed", {}).get(name)
+            if compute is not None and base + name not in weights.keys:
+                value = compute(target.shape)
+            else:
+                parts = [_read(weights, key) for key in _published_keys(submodule, base, name)]
+                value = parts[0] if len(parts) == 1 else torch.cat(parts)
             if value.shape != target.shape:
                 raise CheckpointError(
                     f"{weights.path}: tensor {base + name!r} has shape {tuple(value.shape)}, the model needs "

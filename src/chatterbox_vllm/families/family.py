@@ -57,13 +57,23 @@ class Normalizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Borrowed:
+    """Files that a family takes from another repository than its own."""
+
+    repository: str
+    revision: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of models.
 
     Attributes:
         name: as users say it and `config.json` names it.
         languages: that it speaks, their English names by their codes (ISO 639-1).
-        repository: hub id; `revision` is the commit that this version was checked against.
+        repository: hub id; `revision` is the commit that its files are listed of, None where none is known: then the
+            newest of the main branch is taken.
         t3, s3gen, voice_encoder, builtin_voice: file names in the repository.
         tokenizer: names of the files that the tokenizer is read from.
         config: the published dimensions, the talker's guidance streams and the flow's kind among them.
@@ -73,12 +83,13 @@ class Family:
         normalize: a piece of text, before it is tokenized.
         read_prompt_builder: from T3's file; makes T3's prompts of conditioning and text tokens.
         ending: how its utterances end.
+        borrowed: of `files`, those that lie elsewhere.
     """
 
     name: str
     languages: Mapping[str, str]
     repository: str
-    revision: str
+    revision: str | None
     t3: str
     s3gen: str
     voice_encoder: str
@@ -91,6 +102,7 @@ class Family:
     read_prompt_builder: Callable[[T3Config, Weights], PromptBuilder]
     absent: frozenset[str] = frozenset()
     ending: SpeechEnding = AS_SPOKEN
+    borrowed: Borrowed | None = None
 
     def language(self, given: str) -> str:
         """The code of a language that is given by its code, its tag with a region ("pt-BR"), or its English name.
@@ -144,3 +156,9 @@ class Family:
     def files(self) -> tuple[str, ...]:
         """Everything to download, the built-in voice included."""
         return (self.voice_encoder, self.t3, self.s3gen, *self.tokenizer, self.builtin_voice)
+
+    @property
+    def own_files(self) -> tuple[str, ...]:
+        """Of `files`, those of its own repository."""
+        elsewhere = () if self.borrowed is None else self.borrowed.files
+        return tuple(file for file in self.files if file not in elsewhere)
