@@ -23,8 +23,8 @@ _WORD_TOKENS, _LETTER_TOKENS = 75, 4.0
 _USUAL_WORD_TOKENS, _USUAL_LETTER_TOKENS = 12, 1.35
 # And those that it takes at least, 50 letters a second, where the text is longer than a word or two.
 _LEAST_LETTER_TOKENS, _LEAST_LETTERS = 0.5, 25
-# What a character is said in, in letters: "7" is "seven", "$" is "dollars", and a character of Chinese or of Hangul is a
-# syllable. Of other scripts vowels are not written, or are no letters.
+# What a character is said in, in letters: "7" is "seven", "$" is "dollars", one of Chinese or of Hangul is a syllable.
+# Of other scripts vowels are not written, or are no letters.
 _DIGIT_LETTERS, _SIGN_LETTERS, _UNSPACED_LETTERS = 6, 8, 4
 _SCRIPT_LETTERS = {"Hangul": 3, "Hebrew": 1.5, "Arabic": 1.5, "Devanagari": 2}
 _SIGNS = frozenset("$€£¥%&@#+=°§*/\\<>~^|")
