@@ -170,9 +170,9 @@ QUANTIZE_VOICE_ENCODER = Setting(
 
 MODEL_NAME = Setting(
     "model",
-    'a family by name ("english", the published model, a download of 3 GB; "multilingual", which speaks 23 languages, and '
-    'others that docs/languages.md lists), "small" (or "demo"; speaks English, comes with this package), a directory, or '
-    "a hub id",
+    'a family by name ("english", the published model, a download of 3 GB; "multilingual", which speaks 23 languages, '
+    'and others that docs/languages.md lists), "small" (or "demo"; speaks English, comes with this package), a '
+    "directory, or a hub id",
     unset="english; on the command line small where english is neither downloaded nor reachable",
     option="--model",
     variable="CHATTERBOX_MODEL",
