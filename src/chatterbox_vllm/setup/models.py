@@ -43,7 +43,14 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
         ModelUnavailableError: not in the cache and the hub cannot be reached, or no room for it.
     """
     where = _locate(model, revision)
-    return where.download() if isinstance(where, _OnHub) else where
+    if isinstance(where, Path):
+        return where
+    try:
+        return where.download()
+    except ModelUnavailableError:
+        if (named := where.as_configured(ask=True)) is None:
+            raise
+        return named.download()
 
 
 def download_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
@@ -79,7 +86,11 @@ def local_directory(model: str | os.PathLike[str] | None = None, revision: str |
         ConfigError: no such name or directory, or a revision of what has none.
     """
     where = _locate(model, revision)
-    return where if isinstance(where, Path) else where.on_this_machine()
+    if isinstance(where, Path):
+        return where
+    if (found := where.on_this_machine()) is None and (named := where.as_configured(ask=False)) is not None:
+        return named.on_this_machine()
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,8 @@ def model_headers(model: str | os.PathLike[str] | None = None, revision: str | N
     config = where.family.config if path is None else ModelConfig.from_file(path)
     named = Path(pinned.repositories[0].name)
     family = family_of(config.family, named)
+    if family is not pinned.family:
+        pinned = pinned.taken_for(family)
     files = {part: getattr(family, part) for part in COMPONENTS}
     headers = pinned.headers(tuple(files.values()))
     for part, file in files.items():
@@ -185,6 +198,27 @@ class _OnHub:
             found |= repository.headers([f for f in files if f in repository.files and f.endswith(".safetensors")])
         return found
 
+    def as_configured(self, ask: bool) -> _OnHub | None:
+        """The same, taken for another family, which its `config.json` names; None where none does.
+
+        Args:
+            ask: the hub, where the cache has no such file.
+        """
+        own = self.repositories[0]
+        path = own.cached_file(CONFIG_FILE)
+        if path is None and ask:
+            try:
+                path = own.small_file(CONFIG_FILE)
+            except ModelUnavailableError:
+                return None
+        family = self.family if path is None else family_of(ModelConfig.from_file(path).family, Path(own.name))
+        return None if family is self.family else self.taken_for(family)
+
+    def taken_for(self, family: Family) -> _OnHub:
+        """Its own repository, which then holds all files."""
+        own = self.repositories[0]
+        return _repository(own.name, own.revision, replace(family, borrowed=None))
+
     def _if_all(self, find: Callable[[Repository], Path | None]) -> Path | None:
         folders = [folder for folder in map(find, self.repositories) if folder is not None]
         return self._alone(folders) if len(folders) == len(self.repositories) else None
@@ -197,7 +231,9 @@ class _OnHub:
             OutputError: the links cannot be written.
         """
         own = folders[0]
-        if len(folders) == 1 and ((own / CONFIG_FILE).exists() or family_of(config_of(own).family) is self.family):
+        if len(folders) == 1 and (
+            (own / CONFIG_FILE).exists() or family_of(config_of(own).family).name == self.family.name
+        ):
             return own
         return linked_directory(folders, self.family)
 
