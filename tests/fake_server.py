@@ -41,6 +41,7 @@ class FakeTTS:
     settings: dict[str, Any] = {"tier": None}
     voices = ["builtin", "anna", "bert"]
     codebook = None
+    languages = {"en": "English"}
     defaults = {"exaggeration": 0.5, "cfg_weight": 0.5, "temperature": 0.8, "diffusion_steps": 10}
 
     def __init__(self) -> None:

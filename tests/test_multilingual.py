@@ -212,6 +212,7 @@ def test_server(multilingual_babbler: Path, tmp_path: Path) -> None:
         assert both["succeeded"] == 2
         refused = http.post("/v1/audio/speech", json=body | {"language": "Klingon"}).json()["error"]
         assert refused["code"] == "language_not_supported" and "does not speak 'Klingon'" in refused["message"]
+        assert http.get("/page/facts.json").json()["languages"] == LANGUAGES
         unsure = http.post("/v1/audio/speech", json=body | {"input": "OK", "language": None})
         assert unsure.status_code == 400 and "give language" in unsure.json()["error"]["message"]
 

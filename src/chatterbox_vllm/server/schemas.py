@@ -204,10 +204,11 @@ class PageField(BaseModel):
 
 
 class PageFacts(BaseModel):
-    """What the page at `/` has to know of the server; `max_clip` is in bytes."""
+    """What the page at `/` has to know of the server; `max_clip` is in bytes, `languages` are names by code."""
 
     max_text: int
     max_clip: int
+    languages: dict[str, str]
     fields: dict[str, PageField]
 
 
