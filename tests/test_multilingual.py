@@ -36,6 +36,7 @@ from chatterbox_vllm.families.registry import config_of, multilingual_family
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup import models
 from chatterbox_vllm.setup.quantize import quantize_model
+from chatterbox_vllm.text.languages.chinese import TABLE
 
 from .fake_server import running
 
@@ -166,6 +167,8 @@ def test_say(multilingual_babbler: Path, tmp_path: Path, capsys: pytest.CaptureF
     model = ["--model", str(multilingual_babbler), "--device", "cpu", "--no-watermark", "--seed", "1"]
     assert main(["say", GERMAN, "-o", str(tmp_path / "a.wav"), "--language", "German", *model]) == 0
     assert soundfile.info(tmp_path / "a.wav").frames > 0
+    comparison = ["bench", "--only", "upstream", "--model", str(multilingual_babbler), "--device", "cpu"]
+    assert main(comparison) == 2 and "english family, not multilingual" in capsys.readouterr().err
     # Refused before the model loads.
     for words, told in ((["--language", "xx"], "does not speak 'xx'"), (["--language", "el"], "written in Latin")):
         capsys.readouterr()
@@ -218,6 +221,23 @@ def test_server(multilingual_babbler: Path, tmp_path: Path) -> None:
 
 
 # Files.
+
+
+def test_chinese_without_its_table(multilingual_babbler: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in multilingual_babbler.iterdir():
+        if path.name != TABLE:
+            (model / path.name).symlink_to(path)
+
+    def start() -> AsyncChatterbox:
+        return AsyncChatterbox(ChatterboxTTS.from_local(model, "cpu", max_batch_size=1))
+
+    with running(tmp_path / "voices", start) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        body = {"input": "你好，我们走吧。", "language": "zh", "prepared_text": True}
+        answer = http.post("/v1/audio/speech", json=body)
+        assert answer.status_code == 500 and f"{TABLE}: no such file" in answer.json()["error"]["message"]
+        assert http.post("/v1/audio/speech", json={"input": GERMAN, "language": "de"}).status_code == 200
 
 
 def test_quantized_parts_keep_their_names(multilingual_babbler: Path, tmp_path: Path) -> None:

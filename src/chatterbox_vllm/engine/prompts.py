@@ -50,7 +50,7 @@ class Script:
 
     pieces: list[Piece]
     conditioning: torch.Tensor
-    language: str
+    language: str | None = None
 
 
 @dataclass(frozen=True)
