@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 
-# Container objects made before the garbage collector looks for cycles among them, and how often it looks further: not at
-# all, since imports make a million and more that stay.
+# Container objects made before the garbage collector looks for cycles among them, and how often it looks further: not
+# at all, since imports make a million and more that stay.
 _STARTING = (5_000_000, 20, 100)
 _WORKING = gc.get_threshold()
 
