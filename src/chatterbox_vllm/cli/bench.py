@@ -215,7 +215,6 @@ def _end_to_end(tts: ChatterboxTTS, measured: Measured) -> dict[str, Any]:
 def _run_upstream(measured: Measured, given: Keywords, clip: Path | None, python: str) -> tuple[Workload, UpstreamRun]:
     """The published package's half of the side-by-side part."""
     from chatterbox_vllm.bench.upstream import TEXTS, Workload, run_upstream
-    from chatterbox_vllm.families.registry import DEFAULT_FAMILY, config_of, family_of
     from chatterbox_vllm.setup.device import resolve_device
     from chatterbox_vllm.setup.models import resolve_model
     from chatterbox_vllm.text.split import split_text
@@ -223,9 +222,6 @@ def _run_upstream(measured: Measured, given: Keywords, clip: Path | None, python
     texts = [segment.text for segment in split_text(measured.text)] if measured.text else TEXTS
     workload = Workload.of(texts, measured.synthetic, measured.steps, measured.repeats)
     directory = resolve_model(given.get("model"), given.get("revision"))
-    family = family_of(config_of(directory).family, directory)
-    if family is not DEFAULT_FAMILY:
-        raise ConfigError(f"the part upstream compares models of the {DEFAULT_FAMILY.name} family, not {family.name}")
     device = resolve_device(given.get("device", "auto"))
     with progress_bar("text") as progress:
         return workload, run_upstream(python, directory, device, clip, workload, partial(progress, "published package"))

@@ -97,7 +97,7 @@ def api_error(error: Exception, param: str | None = None, retry_after: float = 2
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, AbortedError):
         return ApiError(503, f"the request was dropped: {error}", code="aborted", retry_after=retry_after)
-    if isinstance(error, CheckpointError) and param is not None:  # a voice; the model's own files are no caller's fault
+    if isinstance(error, CheckpointError):
         return ApiError(409, str(error), param, "voice_unusable")
     if isinstance(error, ChatterboxError):
         return ApiError(500, str(error), code="generation_failed")

@@ -151,7 +151,10 @@ class Speaker:
                         503, f"{error}; the model is being loaded", code="engine_failed", retry_after=5.0
                     ) from error
         except Exception as error:
-            found = api_error(error, retry_after=self.keeper.retry_after)
+            if isinstance(error, CheckpointError):  # of the model's own files; a voice's has become an `ApiError`
+                found = ApiError(500, str(error), code="model_incomplete")
+            else:
+                found = api_error(error, retry_after=self.keeper.retry_after)
             if found.code == "internal_error":
                 raise  # for the log to tell
             self.metrics.failed(found.code)
