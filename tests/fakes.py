@@ -17,9 +17,9 @@ from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import InlineSynthesis
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.options import T3Output
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
-from chatterbox_vllm.t3.vllm.stage import T3Output
 
 CONFIG = T3Config(hidden_size=16, text_positions=60, speech_positions=500, perceiver_queries=2, perceiver_heads=2)
 END = CONFIG.stop_speech_token

@@ -21,10 +21,11 @@ from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.options import T3Options
 from chatterbox_vllm.t3.sampling import guided
 from chatterbox_vllm.t3.vllm.forcing import ForcedTokens, TeacherForcing
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
-from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.voices.voice import Voice
 
 TEXT = list(range(10, 40))

@@ -32,11 +32,12 @@ from chatterbox_vllm.quantization.live import ComponentInfo
 from chatterbox_vllm.quantization.storage import NF4, Int8
 from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.options import T3Options
 from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.awq_layout import dequantize_awq, quantize_awq
 from chatterbox_vllm.t3.quantization.file import QuantizedT3, quantized_t3_layout
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
-from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 CPU = torch.device("cpu")
 FILE = "t3_cfg.safetensors"

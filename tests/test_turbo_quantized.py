@@ -19,10 +19,11 @@ from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.setup.tiers import Plan
+from chatterbox_vllm.t3.options import T3Options
 from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.file import QuantizedT3
 from chatterbox_vllm.t3.vllm.forcing import ForcedTokens
-from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 CONFIG = BABBLE_TURBO_CONFIG.t3
 METHODS = ("bnb-4bit", "bnb-8bit", "awq")

@@ -25,11 +25,12 @@ from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
 from chatterbox_vllm.setup.tiers import Plan
 from chatterbox_vllm.t3.backbones import backbone_of
+from chatterbox_vllm.t3.options import T3Options, T3Output
 from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.file import QuantizedT3
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
 from chatterbox_vllm.t3.vllm.forcing import ForcedTokens
-from chatterbox_vllm.t3.vllm.stage import T3Options, T3Output, T3Stage
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 # None of them is what AWQ is calibrated on.
 TEXTS = (

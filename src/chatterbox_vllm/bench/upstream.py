@@ -26,7 +26,7 @@ from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.setup.probe import Probe, Stopwatch
-from chatterbox_vllm.t3.vllm.stage import T3Output
+from chatterbox_vllm.t3.options import T3Output
 from chatterbox_vllm.tts import ChatterboxTTS
 
 TEXTS = (

@@ -32,6 +32,31 @@ class _FromFile:
 
 
 @dataclass(frozen=True)
+class BlockDecoding(_FromFile):
+    """How T3 fills in blocks of masked tokens, each over several steps, where it does not draw one token after another.
+
+    The published values; what they do stands in `t3/blocks/unmasking.py`.
+
+    Attributes:
+        block_size: tokens of a block.
+        steps: most that a block takes.
+        schedule_shift: of the curve by which a block fills up at least; below 1 it fills more slowly at first.
+        time_shift: how fast the quantile of scores falls above which tokens are taken beyond the curve; 0 takes none.
+        position_noise: factor on the Gumbel noise by which positions are chosen; 0 always takes the best.
+        tokens_per_text_token, least_max_tokens: the most speech tokens where a caller names no limit: so many for every
+            text token (start and stop included), but this many at least.
+    """
+
+    block_size: Annotated[int, Gt(0)] = 16
+    steps: Annotated[int, Gt(0)] = 10
+    schedule_shift: Annotated[float, Gt(0)] = 0.5
+    time_shift: Annotated[float, Ge(0)] = 0.1
+    position_noise: Annotated[float, Ge(0)] = 1.0
+    tokens_per_text_token: Count = 6
+    least_max_tokens: Count = 300
+
+
+@dataclass(frozen=True)
 class T3Config(_FromFile):
     """T3, the language model from text tokens to speech tokens.
 
@@ -43,6 +68,7 @@ class T3Config(_FromFile):
         speech_prompt_tokens: most speech tokens of the reference clip in a prompt.
         guidance_streams: classifier-free guidance computes two streams of every sequence, a model without it one.
         penalty_last: the repetition penalty comes after temperature, top-k and top-p, and not before them.
+        blocks: how speech is filled in block by block; None draws one token after another.
     """
 
     backbone: Literal["llama", "gpt2"] = "llama"
@@ -76,6 +102,17 @@ class T3Config(_FromFile):
     perceiver_heads: Count = 4
     guidance_streams: Count = 2
     penalty_last: bool = False
+    blocks: BlockDecoding | None = None
+
+    @property
+    def speech_embeddings(self) -> int:
+        """Rows of the speech embedding: what is filled in block by block has one for masked tokens behind the rest."""
+        return self.speech_vocab_size + (self.blocks is not None)
+
+    @property
+    def mask_token(self) -> int:
+        """Stands for a token that is not filled in yet; the head does not know it."""
+        return self.speech_vocab_size
 
     @property
     def conditioning_length(self) -> int:
@@ -301,6 +338,8 @@ class ModelConfig(_FromFile):
             del fields["quantized"]
         if self.enrolment == EnrolmentConfig():
             del fields["enrolment"]
+        if self.t3.blocks is None:
+            del fields["t3"]["blocks"]
         for name in ("family", "synthetic", "codebook", "diffusion_steps"):
             if fields[name] is None:
                 del fields[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.guard import Bounds, Fault, end_before_repetition
-from chatterbox_vllm.t3.vllm.stage import T3Output
+from chatterbox_vllm.t3.options import T3Output
 
 
 class Said:

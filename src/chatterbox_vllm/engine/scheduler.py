@@ -28,7 +28,7 @@ from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
 from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
-from chatterbox_vllm.t3.vllm.stage import T3Output
+from chatterbox_vllm.t3.options import T3Output
 
 logger = logging.getLogger(__name__)
 

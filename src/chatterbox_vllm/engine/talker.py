@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
+from chatterbox_vllm.t3.options import T3Output
 from chatterbox_vllm.t3.sampling import Sampling
-from chatterbox_vllm.t3.vllm.stage import T3Output
 
 
 class Talker(Protocol):

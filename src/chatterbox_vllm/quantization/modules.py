@@ -37,9 +37,10 @@ class QuantizedModule(nn.Module):
         return True
 
     def stored_keys(self, key: str) -> Iterator[str]:
-        """Keys of the tensor `key` in a quantized file, in either form."""
+        """Keys of the tensor `key` in a quantized file, in either form; T3's files leave "weight" out."""
         for method in SCHEMES:
-            yield from (f"{key}.{part}" for part in scheme_of(method).layout((1, 1)))
+            for stem in (key, key.removesuffix(".weight")):
+                yield from (f"{stem}.{part}" for part in scheme_of(method).layout((1, 1)))
 
     def restore(self, name: str, stored: dict[str, torch.Tensor], file: str, device: torch.device | str) -> None:
         """Keep a matrix as a quantized file holds it, bit for bit.

@@ -32,8 +32,9 @@ from chatterbox_vllm.setup.planning import Settings
 from chatterbox_vllm.setup.preflight import cpu_watermarker, preflight
 from chatterbox_vllm.setup.support import require_support, support
 from chatterbox_vllm.setup.tiers import Plan
+from chatterbox_vllm.t3.options import T3Options
 from chatterbox_vllm.t3.quantization.methods import method_in_force
-from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.voice import Voice
 

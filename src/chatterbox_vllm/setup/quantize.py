@@ -180,7 +180,8 @@ def calibration_utterances(
     Raises:
         ConfigError: an empty or overlong text, or none.
     """
-    from chatterbox_vllm.t3.vllm.stage import T3Options, T3Stage
+    from chatterbox_vllm.t3.options import T3Options
+    from chatterbox_vllm.t3.vllm.stage import T3Stage
 
     if not texts:
         raise ConfigError("there are no texts to calibrate on; give at least one")

@@ -1,15 +1,17 @@
-"""The backbones by the names that a configuration gives them."""
+"""The backbones by what a configuration says of them."""
 
 from __future__ import annotations
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.t3.backbone import Backbone
+from chatterbox_vllm.t3.blocks.backbone import BlockLlama
 from chatterbox_vllm.t3.gpt2 import Gpt2
 from chatterbox_vllm.t3.llama import Llama
 
 BACKBONES: dict[str, Backbone] = {"llama": Llama(), "gpt2": Gpt2()}
+_BLOCK_LLAMA = BlockLlama()
 
 
 def backbone_of(config: T3Config) -> Backbone:
     """The backbone that a configuration names."""
-    return BACKBONES[config.backbone]
+    return BACKBONES[config.backbone] if config.blocks is None else _BLOCK_LLAMA

@@ -91,18 +91,23 @@ class PromptBuilder(PromptRows):
     """Builds T3 prompts of both guidance streams.
 
     The unconditional stream differs in one thing: its text embeddings are zero, while the text positions stay.
+
+    Attributes:
+        tokens_added: to conditioning and text.
     """
+
+    tokens_added = PROMPT_TOKENS_ADDED
 
     def __init__(self, config: T3Config):
         super().__init__(config)
         self.cond_enc = ConditioningEncoder(config)
         self.text_emb = nn.Embedding(config.text_vocab_size, config.hidden_size)
         self.text_pos_emb = LearnedPositions(config.text_positions, config.hidden_size)
-        self.speech_emb = nn.Embedding(config.speech_vocab_size, config.hidden_size)
+        self.speech_emb = nn.Embedding(config.speech_embeddings, config.hidden_size)
         self.speech_pos_emb = LearnedPositions(config.speech_positions, config.hidden_size)
 
     def prompt_length(self, num_text_tokens: int, speech_prompt_tokens: int) -> int:
-        return self.config.conditioning_length + num_text_tokens + PROMPT_TOKENS_ADDED
+        return self.config.conditioning_length + num_text_tokens + self.tokens_added
 
     @torch.inference_mode()
     def conditioning(
