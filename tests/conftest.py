@@ -146,6 +146,14 @@ def turbo_babbler(own_cache: None) -> Path:
 
 
 @pytest.fixture(scope="session")
+def flash_babbler(own_cache: None) -> Path:
+    """Flash's babbling checkpoint, likewise."""
+    from chatterbox_vllm.families.babble_flash import babble_flash_directory
+
+    return babble_flash_directory()
+
+
+@pytest.fixture(scope="session")
 def multilingual_babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A babbling checkpoint of the multilingual model, in the pickles that it is published in."""
     from chatterbox_vllm.families.babble import MULTILINGUAL_BABBLE_CONFIG, build_babble

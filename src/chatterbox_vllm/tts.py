@@ -19,6 +19,7 @@ from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
+from chatterbox_vllm.engine.talker import TalkerStage
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.registry import config_of, multilingual_family
@@ -37,7 +38,6 @@ from chatterbox_vllm.setup.planning import (
     wanted_quantization,
 )
 from chatterbox_vllm.setup.provenance import settings_in_force
-from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.text.clean import Cleaning
 from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
@@ -535,7 +535,7 @@ class ChatterboxTTS:
         """
         return self._engine.run(requests, on_step)
 
-    def lend_scheduler(self, end_use: Callable[[], None] | None = None) -> tuple[Scheduler, T3Stage]:
+    def lend_scheduler(self, end_use: Callable[[], None] | None = None) -> tuple[Scheduler, TalkerStage]:
         """The engine's inside, for one user at a time, who calls `return_scheduler` in the end.
 
         Args:
@@ -552,7 +552,7 @@ class ChatterboxTTS:
         self._engine.give_back()
 
     @property
-    def t3_stage(self) -> T3Stage:
+    def t3_stage(self) -> TalkerStage:
         """The stage that speaks tokens, to look at and to measure."""
         return self._engine.talker
 

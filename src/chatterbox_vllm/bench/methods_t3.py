@@ -50,6 +50,11 @@ class T3Methods:
     def __init__(self, directory: Path, device: torch.device, workload: Workload, work: Path):
         self.directory, self.device, self.workload, self.work = directory, device, workload, work
         self.config = config_of(directory)
+        if self.config.t3.blocks is not None:
+            raise ConfigError(
+                "T3's methods are measured by teacher forcing, which a model that fills in blocks does not have; name "
+                "other components: s3gen, voice_encoder"
+            )
         family = family_of(self.config.family)
         self._file = family.t3
         self._tokens = max(1, round(workload.seconds * TOKENS_PER_SECOND))

@@ -55,6 +55,10 @@ class BlockDecoding(_FromFile):
     tokens_per_text_token: Count = 6
     least_max_tokens: Count = 300
 
+    def most_tokens(self, text_tokens: int) -> int:
+        """Speech tokens for so many text tokens, start and stop included."""
+        return max(self.tokens_per_text_token * text_tokens, self.least_max_tokens)
+
 
 @dataclass(frozen=True)
 class T3Config(_FromFile):

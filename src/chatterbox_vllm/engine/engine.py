@@ -10,8 +10,8 @@ from chatterbox_vllm.engine.request import AudioChunk, SpeechRequest, SpeechResu
 from chatterbox_vllm.engine.run import run_all, stream_one
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import Synthesis
+from chatterbox_vllm.engine.talker import TalkerStage
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ _SHUT_DOWN = "this model was shut down; load it again"
 class Engine:
     """Has one user at a time: an iterator of `run`, or whoever was lent it. `shutdown` may come from any thread."""
 
-    def __init__(self, scheduler: Scheduler, talker: T3Stage, voicing: Synthesis):
+    def __init__(self, scheduler: Scheduler, talker: TalkerStage, voicing: Synthesis):
         self.scheduler = scheduler
         self.talker = talker
         self.voicing = voicing

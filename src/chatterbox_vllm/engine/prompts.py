@@ -193,6 +193,8 @@ class PromptMaker:
         speech = values.max_tokens
         if parameters.max_tokens is None:
             speech = min(speech, max(free, _LEAST_SPEECH_TOKENS))
+            if (blocks := self.builder.config.blocks) is not None:
+                speech = min(speech, blocks.most_tokens(len(tokens) + 2))
         if len(tokens) > most or speech > free:
             room = min(most, len(tokens) + free - speech)
             raise TextTooLongError(

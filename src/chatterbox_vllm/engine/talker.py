@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from chatterbox_vllm.t3.options import T3Output
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.quantization.live import ComponentInfo
+from chatterbox_vllm.t3.options import T3Options, T3Output
 from chatterbox_vllm.t3.sampling import Sampling
+
+if TYPE_CHECKING:
+    from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
 
 
 class Talker(Protocol):
@@ -26,3 +31,34 @@ class Talker(Protocol):
     ) -> None: ...
     def step(self) -> list[T3Output]: ...
     def abort(self, request_ids: Sequence[str]) -> None: ...
+
+
+class TalkerStage(Talker, Protocol):
+    """What its owner and those who look at it need beside. What each does is said in `T3Stage` and `BlockStage`."""
+
+    @property
+    def config(self) -> T3Config: ...
+    @property
+    def options(self) -> T3Options: ...
+    @property
+    def model(self) -> torch.nn.Module: ...
+    @property
+    def quantization(self) -> ComponentInfo: ...
+    @property
+    def kv_cache_bytes(self) -> int: ...
+    @property
+    def kv_blocks_in_use(self) -> int: ...
+    @property
+    def unfinished(self) -> bool: ...
+    def add(
+        self,
+        request_id: str,
+        prompt: torch.Tensor,
+        sampling: Sampling,
+        seed: int,
+        uniforms: Sequence[float] | None = None,
+        forced: ForcedTokens | None = None,
+        told_every: int | None = None,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def end_with_process(self) -> None: ...

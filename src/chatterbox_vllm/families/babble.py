@@ -108,10 +108,15 @@ def kept_directory(name: str, build: Callable[[Path], None]) -> Path:
 def build_babble(directory: Path, config: ModelConfig = BABBLE_CONFIG) -> None:
     """Write a complete synthetic checkpoint of the family and the dimensions of `config` into an existing directory."""
     family = family_of(config.family)
+    write_tokenizer(directory, family, config)
+    write_babble(directory, family, config, _time_the_speech)
+
+
+def write_tokenizer(directory: Path, family: Family, config: ModelConfig) -> None:
+    """The tokenizer's files: of single characters, and the table of Chinese ones where the family has one."""
     _tokenizer(config.t3, family).save(str(directory / family.tokenizer[0]))
     if TABLE in family.tokenizer:
         (directory / TABLE).write_text(json.dumps(_cangjie()), encoding="utf-8")
-    write_babble(directory, family, config, _time_the_speech)
 
 
 def write_babble(

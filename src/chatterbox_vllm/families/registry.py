@@ -8,10 +8,11 @@ from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.family import Family
+from chatterbox_vllm.families.flash import FLASH
 from chatterbox_vllm.families.multilingual import MULTILINGUAL, MULTILINGUAL_V3, SINGLE_LANGUAGES
 from chatterbox_vllm.families.turbo import NANO, TURBO
 
-_ALL = (ENGLISH, MULTILINGUAL, MULTILINGUAL_V3, *SINGLE_LANGUAGES, TURBO, NANO)
+_ALL = (ENGLISH, MULTILINGUAL, MULTILINGUAL_V3, *SINGLE_LANGUAGES, TURBO, NANO, FLASH)
 FAMILIES = {family.name: family for family in _ALL}
 # What files without a `config.json` are, and what is spoken with where nobody names a model.
 DEFAULT_FAMILY = ENGLISH

@@ -31,10 +31,10 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup.planning import Settings
 from chatterbox_vllm.setup.preflight import cpu_watermarker, preflight
 from chatterbox_vllm.setup.support import require_support, support
+from chatterbox_vllm.setup.talkers import open_talker
 from chatterbox_vllm.setup.tiers import Plan
 from chatterbox_vllm.t3.options import T3Options
-from chatterbox_vllm.t3.quantization.methods import method_in_force
-from chatterbox_vllm.t3.vllm.stage import T3Stage
+from chatterbox_vllm.t3.quantization.methods import check_decoding, method_in_force
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.voice import Voice
 
@@ -95,6 +95,7 @@ def _why_not(settings: Settings, component: str, method: str) -> str | None:
     try:
         if component == "t3":
             method_in_force(method, None, f"T3's file in {settings.directory}")  # AWQ has to be on disk
+            check_decoding(settings.config.t3, method)
     except ConfigError as error:
         return str(error)
     return support(component, method, settings.device, settings.t3_dtype(method)).why_not
@@ -142,7 +143,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         cuda_graphs=settings.cuda_graphs,
         quantization=s3gen_scheme,
     )
-    talker = T3Stage(config.t3, files["t3"], options, device)
+    talker = open_talker(config.t3, files["t3"], options, device)
     voicing = make_synthesis(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
     if voice is not None:
         try:
@@ -200,6 +201,7 @@ def in_force(wanted: QuantizationConfig, directory: Path, config: ModelConfig) -
         part: method_in_force(method, getattr(config.quantized, part), files[part])
         for part, method in wanted.methods.items()
     }
+    check_decoding(config.t3, methods["t3"])
     doubled = {part: how.double_quant for part, how in config.quantized.parts.items() if how.method == NF4.method}
     for part, is_doubled in doubled.items():
         if wanted.methods[part] is not None and is_doubled and not wanted.double_quant:

@@ -15,11 +15,11 @@ import torch
 import chatterbox_vllm
 from chatterbox_vllm.cuda.driver import driver_version
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
+from chatterbox_vllm.engine.talker import TalkerStage
 from chatterbox_vllm.errors import DeviceError
 from chatterbox_vllm.families.fingerprint import model_identity
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.tiers import Plan, tier_named
-from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 _CPUINFO = Path("/proc/cpuinfo")
 # What vLLM, oneDNN and PyTorch choose their kernels by, as Linux calls it.
@@ -76,7 +76,7 @@ def versions() -> dict[str, str | None]:
 
 
 def settings_in_force(
-    talker: T3Stage, stage: S3GenStage, plan: Plan, quantization: QuantizationConfig, tier: str | int | None
+    talker: TalkerStage, stage: S3GenStage, plan: Plan, quantization: QuantizationConfig, tier: str | int | None
 ) -> dict[str, Any]:
     """How an engine runs, as its live stages say; `tier` is the one that it was laid out by."""
     t3, s3gen = talker.options, stage.model.execution

@@ -25,7 +25,7 @@ from chatterbox_vllm.setup.quantized_directory import check_output, write_checkp
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.quantization.awq import Utterance, quantize_t3_awq
 from chatterbox_vllm.t3.quantization.file import quantize_t3_bnb, quantized_t3_layout
-from chatterbox_vllm.t3.quantization.methods import automatic_dtype
+from chatterbox_vllm.t3.quantization.methods import automatic_dtype, check_decoding
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
@@ -86,6 +86,7 @@ def quantize_model(
                 f"{directory}: {part} is quantized already, in {stored.method}; name the parts that are not, one by "
                 "one, or give the model that it was made from"
             )
+    check_decoding(config.t3, quantization.t3)
     check_output(output)
     # Whatever can be refused is refused before any work is done; what is only taken along is refused as well.
     family = family_of(config.family, directory)

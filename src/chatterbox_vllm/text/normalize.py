@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from functools import partial
 
 # Applied in this order: an em dash becomes a hyphen only after " - " has become a comma.
@@ -58,6 +60,27 @@ def normalize_punctuation(
     if ends_sentence:
         return text + "."
     return text if text.rstrip(_CLOSERS).endswith(endings) else text + ","
+
+
+# Between words: as a dash is, and inside a word.
+_DASH = re.compile(r"(?<=\D)(?: +-+ *| *-+ +)(?=\D)")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\d)-(?=[^\W\d_])")
+
+
+def normalize_hyphens(text: str, *, starts_sentence: bool = True, ends_sentence: bool = True) -> str:
+    """For Flash, whose texts keep their case and marks: compatibility forms, white space, dashes and hyphens alone.
+
+    A dash between words becomes a comma, and a hyphen inside a word a space. Curly quotes, which the tokenizer lacks,
+    become straight.
+
+    Args:
+        starts_sentence: of no effect.
+        ends_sentence: of no effect.
+    """
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    for old, new in (("–", "-"), ("—", "-"), ("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'")):
+        text = text.replace(old, new)
+    return _HYPHEN.sub(" ", _DASH.sub(", ", text))
 
 
 # For Turbo and Nano, which know three full stops, a semicolon and a dash between words.

@@ -31,18 +31,26 @@ class RmsNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class _Fused(nn.Linear):
+    """Linear layers of one input as one; `load_module` reads them by their published names."""
+
+    def __init__(self, inputs: int, outputs: int, *names: str):
+        super().__init__(inputs, outputs, bias=False)
+        self.fused = {"weight": tuple(f"../{name}.weight" for name in names)}
+
+
 class _Attention(nn.Module):
     def __init__(self, config: T3Config):
         super().__init__()
         self.heads, inner = config.num_heads, config.num_heads * config.head_dim
-        self.qkv_proj = _fused(config.hidden_size, 3 * inner, "q_proj", "k_proj", "v_proj")
+        self.qkv_proj = _Fused(config.hidden_size, 3 * inner, "q_proj", "k_proj", "v_proj")
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
 
 class _Mlp(nn.Module):
     def __init__(self, config: T3Config):
         super().__init__()
-        self.gate_up_proj = _fused(config.hidden_size, 2 * config.intermediate_size, "gate_proj", "up_proj")
+        self.gate_up_proj = _Fused(config.hidden_size, 2 * config.intermediate_size, "gate_proj", "up_proj")
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -152,9 +160,3 @@ class BlockTransformer(nn.Module):
 def causal(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention of whole sequences that see what is before them."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _fused(inputs: int, outputs: int, *names: str) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=False)
-    setattr(layer, "fused", {"weight": tuple(f"../{name}.weight" for name in names)})  # see `load_module`
-    return layer

@@ -24,7 +24,7 @@ from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.live import ComponentInfo, component_info
 from chatterbox_vllm.quantization.modules import quantize_layers
-from chatterbox_vllm.quantization.storage import SCHEMES, require_bitsandbytes, scheme_of
+from chatterbox_vllm.quantization.storage import require_bitsandbytes, scheme_of
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.blocks.network import BlockTransformer, causal
 from chatterbox_vllm.t3.blocks.pages import Pages
@@ -32,7 +32,7 @@ from chatterbox_vllm.t3.blocks.sequence import Sequence
 from chatterbox_vllm.t3.blocks.unmasking import StepValues, block_draws, unmask
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.t3.options import T3Options, T3Output
-from chatterbox_vllm.t3.quantization.methods import method_in_force
+from chatterbox_vllm.t3.quantization.methods import check_decoding, method_in_force
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread
 
@@ -54,7 +54,8 @@ class BlockStage:
             raise ConfigError(f"max_model_len={options.max_model_len} is more than the model can ever use ({most})")
         stored = stored_quantization(weights)
         method = method_in_force(options.quantization, stored, str(weights.path))
-        check_block_options(method, options)
+        check_decoding(config, method)
+        _check_options(options)
         # CUDA graphs are recorded of vLLM's steps alone.
         self.config, self.device = config, device
         self.options = replace(options, quantization=method, cuda_graphs=False)
@@ -286,14 +287,12 @@ class BlockStage:
         return outputs
 
 
-def check_block_options(method: str | None, options: T3Options) -> None:
+def _check_options(options: T3Options) -> None:
     """Refuse what this stage does not do.
 
     Raises:
         ConfigError: naming the option and the remedy.
     """
-    if method is not None and method not in SCHEMES:
-        raise ConfigError(f"{method} is not made for a model that fills in blocks: take {' or '.join(SCHEMES)}")
     for name in ("deterministic", "teacher_forcing"):
         if getattr(options, name):
             raise ConfigError(f"{name}=True is not to be had of a model that fills in blocks: leave it out")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chatterbox_vllm.checkpoint.config import QuantizedPart
+from chatterbox_vllm.checkpoint.config import QuantizedPart, T3Config
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.storage import SCHEMES, require_bitsandbytes
 
@@ -62,6 +62,16 @@ def check_t3_quantization(method: str | None, dtype: torch.dtype, deterministic:
             f"deterministic=True and quantization={method!r} exclude each other: the quantized kernels choose how to "
             "multiply by the size of the batch; leave one of the two out"
         )
+
+
+def check_decoding(config: T3Config, method: str | None) -> None:
+    """Refuse a method of vLLM's kernels for a model that vLLM does not run.
+
+    Raises:
+        ConfigError
+    """
+    if config.blocks is not None and method is not None and method not in SCHEMES:
+        raise ConfigError(f"{method} cannot be had of a model that fills in blocks: take {' or '.join(SCHEMES)}")
 
 
 def method_in_force(wanted: str | None, stored: QuantizedPart | None, file: str) -> str | None:
