@@ -118,7 +118,7 @@ def test_tokens_are_the_published_ones_alone_and_in_a_batch(
                 ended.add(reason)
                 assert steps_of([bool(masked.any()) for _, masked, _ in seen]) == case["steps"]
                 (both, _, values) = seen[0]
-                conditional, other = both[0]
+                conditional, other = both[:, 0]
                 guided = (conditional + values.cfg_weight * (conditional - other)).log_softmax(-1)
                 first = torch.from_numpy(golden[f"logits_{number}"])
                 # Behind the end of a short block nothing is seen.

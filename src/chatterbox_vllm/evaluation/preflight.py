@@ -72,6 +72,11 @@ def check_directory(directory: Path, options: Mapping[str, Any]) -> ModelConfig:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory of model files; name another model")
     config = config_of(directory)
+    if config.t3.blocks is not None:
+        raise ConfigError(
+            f"{directory}: an evaluation forces tokens on T3 to compare what it thinks, and a model that fills in "
+            "blocks takes none; name another model, or listen to this one with `chatterbox-vllm say`"
+        )
     family = family_of(config.family, directory)
     if not options.get("fallback"):  # which may give up what cannot be had
         in_force(_quantization(options, config.quantized) or QuantizationConfig(), directory, config)

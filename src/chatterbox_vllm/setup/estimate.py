@@ -99,21 +99,25 @@ class QuantizationMemoryEstimator:
         t3, t3_rest, conditioning = self._t3_bytes(quantization)
         flow, rest, copies = self._s3gen_bytes(quantization)
         enrolment = self._enrolment_bytes(quantization)
+        cache = plan.kv_cache_bytes or kv_cache_bytes(
+            self.config.t3, element, plan.max_model_len, plan.max_batch_size, "cuda" if self._cuda else "cpu"
+        )
+        working = _t3_working(self.config.t3, plan, element, self._t3_method(quantization))
+        if self.config.t3.blocks is not None:
+            working += cache // self.config.t3.num_layers  # one layer's, gathered
         on_device = {
             "T3 linear layers": t3,
             "T3 embeddings and head": t3_rest,
-            "T3 KV cache": plan.kv_cache_bytes
-            or kv_cache_bytes(
-                self.config.t3, element, plan.max_model_len, plan.max_batch_size, "cuda" if self._cuda else "cpu"
-            ),
-            "T3 working memory": _t3_working(self.config.t3, plan, element, self._t3_method(quantization)),
+            "T3 KV cache": cache,
+            "T3 working memory": working,
             "S3Gen flow, quantizable layers": flow,
             "S3Gen, the rest": rest,
             "S3Gen working memory": s3gen_working(plan, self._s3gen_dtype.itemsize),
         }
         on_host = {"T3 conditioning": conditioning}
         if self._cuda:
-            graphs = len(plan.graph_sizes or graph_sizes(plan.max_batch_size, plan.max_batched_tokens))
+            recorded = plan.graph_sizes or graph_sizes(plan.max_batch_size, plan.max_batched_tokens)
+            graphs = len(recorded) if self.config.t3.blocks is None else 0
             on_device |= {
                 "S3Gen, convolutions as kernels read them": copies,
                 "CUDA graphs of T3": graphs * measured.T3_GRAPH,
@@ -233,12 +237,15 @@ def _t3_linear_bytes(
 
 
 def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
-    """The widest moment of a step: what a layer's MLP makes for every row; logits of every request."""
+    """The widest moment of a step: what a layer's MLP makes for every row; logits of what is drawn."""
     rows = max(plan.max_batched_tokens, plan.max_batch_size) * config.guidance_streams
     widest = backbone_of(config).widest_output(config)
     # The output, and what the activation makes of it.
     layer = rows * (widest + config.intermediate_size + 3 * config.hidden_size) * element
-    logits = plan.max_batch_size * config.speech_vocab_size * (config.guidance_streams * element + 4 * 4)
+    drawn = plan.max_batch_size * (1 if config.blocks is None else config.blocks.block_size)
+    logits = drawn * config.speech_vocab_size * (config.guidance_streams * element + 4 * 4)
+    if config.blocks is not None:  # logarithms of both streams, and sums of 64 bits
+        logits += drawn * config.speech_vocab_size * (config.guidance_streams * 4 + 8)
     if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
         layer += 2 * rows * widest * 4
     elif method == "bnb-4bit":  # for many rows a layer is dequantized and multiplied with

@@ -62,8 +62,11 @@ def normalize_punctuation(
     return text if text.rstrip(_CLOSERS).endswith(endings) else text + ","
 
 
-# Between words: as a dash is, and inside a word.
-_DASH = re.compile(r"(?<=\D)(?: +-+ *| *-+ +)(?=\D)")
+# Between words, as a dash is and not a minus: with white space on both sides, behind it, or before it.
+_DASH = re.compile(
+    r"(?<=[^\d ]) -+ | -+ (?=[^\d ])|(?<=[^\d ])-+ (?=\D)|(?<=\S) -+(?=[^\d -])",
+)
+# Inside a word; not between two numbers.
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\d)-(?=[^\W\d_])")
 
 

@@ -19,7 +19,7 @@ class Pages:
 
     def __init__(self, config: T3Config, size: int, dtype: torch.dtype, device: torch.device):
         self.count = size // (PAGE * kv_bytes_per_position(config, dtype.itemsize))
-        shape = (self.count * PAGE, config.guidance_streams, config.num_heads, config.head_dim)
+        shape = (config.guidance_streams, self.count * PAGE, config.num_heads, config.head_dim)
         # Zeros, as what is masked is multiplied with, too.
         self._memory = [
             tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)) for _ in range(config.num_layers)
@@ -53,12 +53,12 @@ class Pages:
 
         Args:
             places: [B, T] int64.
-            k, v: [B * S, heads, T, head_dim], a sequence's streams one after the other.
+            k, v: [S * B, heads, T, head_dim], stream after stream.
         """
         for memory, value in zip(self._memory[layer], (k, v), strict=True):
-            memory[places] = value.unflatten(0, (places.shape[0], -1)).permute(0, 3, 1, 2, 4)
+            memory[:, places] = value.unflatten(0, (-1, len(places))).transpose(2, 3)
 
     def read(self, layer: int, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values at `places` [B, T], each [B * S, heads, T, head_dim]."""
-        k, v = (memory[places].permute(0, 2, 3, 1, 4).flatten(0, 1) for memory in self._memory[layer])
+        """Keys and values at `places` [B, T], each [S * B, heads, T, head_dim]."""
+        k, v = (memory[:, places].flatten(0, 1).transpose(1, 2) for memory in self._memory[layer])
         return k, v

@@ -222,7 +222,7 @@ class BlockStage:
         block = torch.tensor([[mask if t is None else t for t in _padded(one.block, size, mask)] for one in running])
         masked = torch.tensor([[t is None for t in _padded(one.block, size, mask)] for one in running])
         hidden = self._forward(block.to(device))
-        context = torch.stack([one.context for one in running if one.context is not None])
+        context = torch.stack([one.context for one in running if one.context is not None], dim=1)
         before = torch.cat([context.unsqueeze(2), hidden[:, :, :-1]], dim=2)
         numbers = block_draws(
             np.array([one.seed for one in running], dtype=np.uint64),
@@ -240,12 +240,12 @@ class BlockStage:
         # At once: each transfer waits for the device.
         for i, (drawn, here) in enumerate(torch.stack([tokens, taken.long()], dim=1).tolist()):
             if running[i].filled:
-                running[i].advance(hidden[i, :, -1].clone())
+                running[i].advance(hidden[:, i, -1].clone())
             else:
                 running[i].fill(drawn, [bool(value) for value in here])
 
     def _forward(self, block: torch.Tensor) -> torch.Tensor:
-        """Hidden states of the blocks [N, size], [N, 2, size, H]; their keys and values are written down."""
+        """Hidden states of the blocks [N, size], [2, N, size, H]; their keys and values are written down."""
         running, size, device = self._running, self._blocks.block_size, self.device
         known = [one.places[: one.length + size] for one in running if one.places is not None]
         places = pad_sequence(known, batch_first=True).to(device)
@@ -255,16 +255,16 @@ class BlockStage:
         written = places.gather(1, own)
         # What stands behind a sequence's end, and behind a shorter last block, nobody sees.
         seen = torch.arange(places.shape[1], device=device) < (lengths + sizes)[:, None]
-        seen = seen.repeat_interleave(_STREAMS, dim=0)[:, None, None]
+        seen = seen.repeat(_STREAMS, 1)[:, None, None]
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             self._pages.write(layer, written, k, v)
             k, v = self._pages.read(layer, places)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
-        rows = self._model.embed(block).repeat_interleave(_STREAMS, dim=0)
-        hidden = self._model(rows, own.repeat_interleave(_STREAMS, dim=0), attend)
-        return hidden.unflatten(0, (len(running), _STREAMS))
+        rows = self._model.embed(block).repeat(_STREAMS, 1, 1)
+        hidden = self._model(rows, own.repeat(_STREAMS, 1), attend)
+        return hidden.unflatten(0, (_STREAMS, len(running)))
 
     def _values(self) -> StepValues:
         sampling = [(one.sampling.cfg_weight, one.sampling.temperature) for one in self._running]

@@ -72,7 +72,7 @@ def unmask(
     """The tokens of a step and where they stay.
 
     Args:
-        log_probabilities: [N, 2, size, V] float32, the conditional stream first.
+        log_probabilities: [2, N, size, V] float32, the conditional stream first.
         masked: [N, size] bool, positions that are not filled in yet; a row may have none.
         prior: [V] float32, probabilities without text and voice.
         u: [2, N, size] float64 from `block_draws`.
@@ -80,7 +80,7 @@ def unmask(
     Returns:
         tokens [N, size] int64, and [N, size] bool, where they are to be taken.
     """
-    conditional, unconditional = log_probabilities.unbind(1)
+    conditional, unconditional = log_probabilities.unbind(0)
     weight = values.cfg_weight.unsqueeze(2)
     guided = torch.addcmul(conditional, weight, conditional - unconditional)
     greedy = values.temperature == 0
