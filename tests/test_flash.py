@@ -123,10 +123,8 @@ def test_quantized_while_loading_and_on_disk_is_the_same(flash_babbler: Path, tm
     pytest.importorskip("bitsandbytes")
     quantize_model(flash_babbler, tmp_path / "made", QuantizationConfig(method))
     said = []
-    for directory, options in (
-        (flash_babbler, {"use_quantization": True, "quantization_method": method}),
-        (tmp_path / "made", {}),
-    ):
+    loading = {"use_quantization": True, "quantization_method": method}
+    for directory, options in ((flash_babbler, loading), (tmp_path / "made", {})):
         with ChatterboxTTS.from_local(directory, "cpu", watermark=False, **options) as tts:
             info = tts.get_quantization_info()["t3"]
             assert info["method"] == method and info["quantized_layers"] == 4 * BABBLE_FLASH_CONFIG.t3.num_layers
@@ -143,13 +141,18 @@ def test_methods_of_vllms_kernels_are_refused_before_any_work(flash_babbler: Pat
 
 
 def test_the_command_line_speaks_it(
-    flash_babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], clip: Path
+    flash_babbler: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     model, out = ["--model", str(flash_babbler)], tmp_path / "out.wav"
     assert main(["say", TEXT, "-o", str(out), "--voice", str(clip), "--cfg-weight", "0.5", "--seed", "1", *model]) == 0
     assert soundfile.info(out).duration > 1
     capsys.readouterr()
     assert main(["say", "Hi.", "-o", str(out), "--min-p", "0.5", *model]) == 2
     assert "the flash model has no --min-p" in capsys.readouterr().err
-    assert main(["evaluate", str(flash_babbler), str(flash_babbler), "--output", str(tmp_path / "report")]) == 2
+    assert main(["evaluate", "--baseline", str(flash_babbler), "--candidate", str(flash_babbler)]) == 2
     assert "forces tokens on T3" in capsys.readouterr().err
