@@ -1,9 +1,10 @@
-"""Makes goldens/t3_flash.{json,npz}: greedy block decoding of the published package on a small synthetic T3.
+"""Makes goldens/t3_flash.{json,npz}: block decoding of the published package on a small synthetic T3.
 
     PYTHONPATH=. python tests/parity/oracle/make_flash.py
 
-Needs the published packages chatterbox-tts 0.1.7 and chatterbox-flash 0.1.0, which this project does not. Greedy, as
-the published draws cannot be given from outside: temperature 0, and no noise on the positions.
+Needs the published packages chatterbox-tts 0.1.7 and chatterbox-flash 0.1.0, which this project does not. Where it
+draws, the uniform numbers are the recipe's, numbered by case and step, and a token is the first whose cumulative
+probability exceeds its number.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SIZES = {"hidden_size": 128, "num_layers": 3, "num_heads": 2, "head_dim": 64, "i
 # A small vocabulary, so that an end of speech is drawn now and then.
 TOKENS = {"speech_vocab_size": 96, "start_speech_token": 90, "stop_speech_token": 91}
 LENGTHS = {"text_positions": 130, "speech_positions": 260, "speech_prompt_tokens": 20}
-# Text tokens (start and stop not counted), most speech tokens, guidance, time_shift_tau.
+# Text tokens (start and stop not counted), most speech tokens, guidance, time_shift_tau. The first are greedy, without
+# noise on positions; those of `DRAWN` have the published temperatures.
 CASES = [
     (5, 48, 1.0, 0.1),
     (23, 60, 1.0, 0.1),
@@ -41,6 +43,8 @@ CASES = [
     (60, 100, 0.0, 3.0),
     (12, 7, 1.0, 0.1),
 ]
+DRAWN = [(5, 48, 1.0, 0.1), (23, 60, 1.0, 0.1), (60, 100, 0.5, 0.1), (41, 160, 0.0, 0.1)]
+TEMPERATURE, POSITION_TEMPERATURE = 0.6, 5.0
 
 
 def make_model() -> Any:
@@ -68,6 +72,23 @@ def make_model() -> Any:
     return model.eval()
 
 
+class Draws:
+    """Stands for torch's random functions: the recipe's numbers, one set a step."""
+
+    def __init__(self, case: int):
+        self.case, self.step = case, 0
+
+    def multinomial(self, probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
+        self.tokens, self.positions = recipe["uniform"](f"{COMPONENT}/draws{self.case}/{self.step}", 32).reshape(2, 16)
+        self.step += 1
+        cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+        u = torch.from_numpy(self.tokens[: len(cumulative)])[:, None]
+        return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
+
+    def rand_like(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.positions[: len(x)]).to(x)
+
+
 def main() -> None:
     model = make_model()
     speaker = torch.from_numpy(recipe["noise"](f"{COMPONENT}/speaker", 256))[None]
@@ -84,7 +105,10 @@ def main() -> None:
 
     published._pmi_count_early_step_unmask = recording
     cases, arrays = [], {}
-    for number, (length, most, guidance, tau) in enumerate(CASES):
+    for number, (length, most, guidance, tau) in enumerate([*CASES, *DRAWN]):
+        drawn = number >= len(CASES)
+        draws = Draws(number)
+        torch.multinomial, torch.rand_like = draws.multinomial, draws.rand_like
         text = torch.from_numpy(recipe["randint"](f"{COMPONENT}/text{length}", length, 254))
         ids = torch.cat([torch.tensor([model.hp.start_text_token]), text, torch.tensor([model.hp.stop_text_token])])
         seen.clear()
@@ -92,8 +116,8 @@ def main() -> None:
             t3_cond=condition,
             text_tokens=ids[None],
             total_speech_len=most,
-            temperature=0.0,
-            position_temperature=0.0,
+            temperature=TEMPERATURE if drawn else 0.0,
+            position_temperature=POSITION_TEMPERATURE if drawn else 0.0,
             cfg_scale=guidance,
             time_shift_tau=tau,
             backend="torch",
@@ -109,6 +133,7 @@ def main() -> None:
                 "max_tokens": most,
                 "cfg_weight": guidance,
                 "time_shift": tau,
+                "temperature": TEMPERATURE if drawn else 0.0,
                 "tokens": spoken,
                 "steps": counts,
                 "stopped": len(tokens) < most,
