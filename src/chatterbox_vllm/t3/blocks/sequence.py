@@ -18,12 +18,15 @@ class Sequence:
     Attributes:
         prompt: [P, 2 * H].
         told: whether finished blocks are told before the end.
+        stop: the token that ends speech.
         places: of its positions in `Pages`; None while it waits.
         context: [2, H] hidden states of the position before the block, of both streams.
         length: positions that stand for good: the prompt and finished blocks that were taken in.
+        blocks: that were taken in.
         finished: tokens of finished blocks.
         block: tokens of the block; None is not filled in yet.
         step: how many the block has had.
+        untold: of `finished`, the first that was not told.
     """
 
     request_id: str
@@ -44,6 +47,12 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self._begin()
+
+    @property
+    def held(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`places` and `context` of a request whose prompt was read."""
+        assert self.places is not None and self.context is not None
+        return self.places, self.context
 
     @property
     def reserved(self) -> int:

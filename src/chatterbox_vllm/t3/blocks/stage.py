@@ -43,6 +43,9 @@ _LESS_MEMORY = "lower max_model_len, max_batch_size or kv_cache_bytes"
 class BlockStage:
     """T3 in plain torch, stepped by its owner; not safe for use from several threads.
 
+    Prompts are read whole, as many in a step as `max_batched_tokens` has rows for, and one at least. CUDA graphs are
+    not recorded, which `options` says whatever was asked for.
+
     Raises:
         ConfigError: an option that is vLLM's alone.
         DeviceError: the device has too little memory.
@@ -56,7 +59,6 @@ class BlockStage:
         method = method_in_force(options.quantization, stored, str(weights.path))
         check_decoding(config, method)
         _check_options(options)
-        # CUDA graphs are recorded of vLLM's steps alone.
         self.config, self.device = config, device
         self.options = replace(options, quantization=method, cuda_graphs=False)
         self._blocks = config.blocks
@@ -222,7 +224,7 @@ class BlockStage:
         block = torch.tensor([[mask if t is None else t for t in _padded(one.block, size, mask)] for one in running])
         masked = torch.tensor([[t is None for t in _padded(one.block, size, mask)] for one in running])
         hidden = self._forward(block.to(device))
-        context = torch.stack([one.context for one in running if one.context is not None], dim=1)
+        context = torch.stack([one.held[1] for one in running], dim=1)
         before = torch.cat([context.unsqueeze(2), hidden[:, :, :-1]], dim=2)
         numbers = block_draws(
             np.array([one.seed for one in running], dtype=np.uint64),
@@ -247,7 +249,7 @@ class BlockStage:
     def _forward(self, block: torch.Tensor) -> torch.Tensor:
         """Hidden states of the blocks [N, size], [2, N, size, H]; their keys and values are written down."""
         running, size, device = self._running, self._blocks.block_size, self.device
-        known = [one.places[: one.length + size] for one in running if one.places is not None]
+        known = [one.held[0][: one.length + size] for one in running]
         places = pad_sequence(known, batch_first=True).to(device)
         lengths = torch.tensor([one.length for one in running], device=device)
         sizes = torch.tensor([one.size for one in running], device=device)
