@@ -13,9 +13,9 @@ _WARPS = 16
 
 @triton.jit
 def _beyond_top(x, top_k):
-    # Of logits up to zero, those below the k-th largest. Bit patterns of negative floats have the floats' order once all
-    # but the sign is turned around, and span less than an int32. So the k-th is found by halving: the largest that k
-    # of them reach.
+    # Of logits up to zero, those below the k-th largest. Bit patterns of negative floats have the floats' order once
+    # all but the sign is turned around, and span less than an int32. So the k-th is found by halving: the largest that
+    # k of them reach.
     bits = x.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     low = tl.min(bits, 0)
