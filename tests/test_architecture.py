@@ -14,7 +14,7 @@ FLOORS = (
     "cli",
     "bench server",
     "serving evaluation batch",
-    "tts_turbo",
+    "multilingual tts_turbo",
     "tts",
     "setup",
     "engine",

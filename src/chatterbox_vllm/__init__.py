@@ -24,6 +24,7 @@ from chatterbox_vllm.errors import (
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.budgets import Limits
     from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
+    from chatterbox_vllm.multilingual import ChatterboxMultilingualTTS
     from chatterbox_vllm.quantization.config import QuantizationConfig
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
@@ -41,6 +42,7 @@ __all__ = [
     "AudioError",
     "BatchError",
     "ChatterboxError",
+    "ChatterboxMultilingualTTS",
     "ChatterboxTTS",
     "ChatterboxTurboTTS",
     "CheckpointError",
@@ -67,6 +69,7 @@ __all__ = [
 _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
     "AudioChunk": "chatterbox_vllm.engine.request",
+    "ChatterboxMultilingualTTS": "chatterbox_vllm.multilingual",
     "ChatterboxTTS": "chatterbox_vllm.tts",
     "ChatterboxTurboTTS": "chatterbox_vllm.tts_turbo",
     "Limits": "chatterbox_vllm.engine.budgets",

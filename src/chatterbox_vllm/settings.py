@@ -170,8 +170,9 @@ QUANTIZE_VOICE_ENCODER = Setting(
 
 MODEL_NAME = Setting(
     "model",
-    'a family by name ("english", the published model, a download of 3 GB; "turbo" and "nano", which speak tags like '
-    '[chuckle]), "small" (or "demo"; speaks English, comes with this package), a directory, or a hub id',
+    'a family by name ("english", the published model, a download of 3 GB; "multilingual", which speaks 23 languages; '
+    '"turbo" and "nano", which speak tags like [chuckle]; and others that docs/families.md lists), "small" (or "demo"; '
+    "speaks English, comes with this package), a directory, or a hub id",
     unset="english; on the command line small where english is neither downloaded nor reachable",
     option="--model",
     variable="CHATTERBOX_MODEL",
@@ -291,6 +292,12 @@ SPEECH = (
     ),
     Setting("seed", "the same seed gives the same audio", unset="a new one each time", option="--seed"),
 )
+LANGUAGE = Setting(
+    "language",
+    "of the text: a code such as de, or an English name such as German; the model has to speak it",
+    unset="the model's only one, else told from the text",
+    option="--language",
+)
 # Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.
 TEXT = (
     Setting(
@@ -305,6 +312,14 @@ TEXT = (
         "make markdown, addresses, footnote marks and emoji fit to be spoken: true, or a `Cleaning`",
         default=False,
         option="--clean-text/--no-clean-text",
+    ),
+    LANGUAGE,
+    Setting(
+        "prepared_text",
+        "the text holds what its language would need a library for (Chinese spaces between words, Japanese without "
+        "kanji, Hebrew vowels, Russian stress), or is to be spoken without",
+        default=False,
+        option="--prepared-text/--no-prepared-text",
     ),
 )
 
@@ -439,6 +454,12 @@ CACHE_DIRECTORY = Setting(
     unset="chatterbox-vllm in XDG_CACHE_HOME, else in ~/.cache",
     variable="CHATTERBOX_VLLM_CACHE",
 )
+HEBREW_MODEL = Setting(
+    "",
+    "file of dicta-onnx's model, which Hebrew texts without diacritics need",
+    unset="such texts are refused",
+    variable="CHATTERBOX_HEBREW_MODEL",
+)
 VOICES_DIRECTORY = Setting(
     "",
     "directory of the voices that were saved by name",
@@ -449,6 +470,7 @@ VOICES_DIRECTORY = Setting(
 ENVIRONMENT = (
     CACHE_DIRECTORY,
     VOICES_DIRECTORY,
+    HEBREW_MODEL,
     QUANTIZATION_ENABLED,
     QUANTIZATION_BITS,
     Setting(

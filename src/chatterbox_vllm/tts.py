@@ -21,7 +21,7 @@ from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
 from chatterbox_vllm.families.family import Family
-from chatterbox_vllm.families.registry import config_of
+from chatterbox_vllm.families.registry import config_of, multilingual_family
 from chatterbox_vllm.families.voices import voice_of_model, voices_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -102,6 +102,19 @@ class ChatterboxTTS:
         """
         model, device = _in_our_order(model, device)
         return cls.from_local(resolve_model(model, revision), device, **options)
+
+    @classmethod
+    def from_pretrained_multilingual(cls, device: str = "auto", *, t3_model: str | None = None, **options: Any) -> Self:
+        """`from_pretrained` of the multilingual model.
+
+        Args:
+            t3_model: "v2", which None is as in the published class, or "v3"; or the name of a multilingual family.
+            options: as for `from_pretrained`.
+
+        Raises:
+            ConfigError, CheckpointError, ModelUnavailableError, DeviceError
+        """
+        return cls.from_pretrained(multilingual_family(t3_model).name, device, **options)
 
     @classmethod
     def from_pretrained_quantized(
@@ -284,9 +297,32 @@ class ChatterboxTTS:
         """
         return self._files.voice_of_clip(clip)
 
-    def count_text_tokens(self, text: str) -> int:
-        """How many text tokens a text has as it stands, for accounts."""
-        return len(self._engine.scheduler.preparation.prompts.tokenizer.encode(text))
+    def count_text_tokens(self, text: str, language: str | None = None, prepared_text: bool = False) -> int:
+        """How many text tokens a text has as it stands, for accounts; see `SpeechRequest` for the arguments.
+
+        Raises:
+            ConfigError: its language cannot be told, or is none of the model's.
+        """
+        prompts = self._engine.scheduler.preparation.prompts
+        return prompts.count_text_tokens(text, language, prepared_text)
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """What the model speaks: English names by their codes."""
+        return dict(self._engine.scheduler.preparation.prompts.family.languages)
+
+    @property
+    def language_of_english(self) -> str:
+        """What English texts are spoken in where speech is measured and not listened to."""
+        return self._engine.scheduler.preparation.prompts.family.language_of_english
+
+    def check_language(self, language: str) -> str:
+        """The code of a language that the model speaks, from its code, its tag with a region, or its English name.
+
+        Raises:
+            ConfigError: the model does not speak it.
+        """
+        return self._engine.scheduler.preparation.prompts.family.language(language)
 
     @property
     def defaults(self) -> dict[str, float]:
@@ -341,6 +377,9 @@ class ChatterboxTTS:
         seed: int | None = None,
         pauses: Pauses = DEFAULT_PAUSES,
         clean_text: bool | Cleaning = False,
+        language: str | None = None,
+        language_id: str | None = None,
+        prepared_text: bool = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
@@ -354,6 +393,8 @@ class ChatterboxTTS:
                 device, in float32 whatever else is in the batch.
             pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
             clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
+            language, prepared_text: of all the texts, see `SpeechRequest`.
+            language_id: the published name of `language`.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`; what is None takes the model's own default.
@@ -367,6 +408,9 @@ class ChatterboxTTS:
             GenerationError: the text could not be spoken.
             BatchError: some texts of a list failed; it holds the audio of all others.
         """
+        if language is not None and language_id is not None:
+            raise ConfigError("language and language_id are one: give either")
+        language = language_id if language is None else language
         # Checked first: a bad parameter must not change the voice in use.
         parameters = SpeechParameters(
             exaggeration=exaggeration,
@@ -390,7 +434,15 @@ class ChatterboxTTS:
         requests: dict[int, SpeechRequest] = {}
         for i, entry in enumerate(texts):
             try:
-                requests[i] = SpeechRequest(entry, voice, _nth(parameters, i), pauses=pauses, clean_text=clean_text)
+                requests[i] = SpeechRequest(
+                    entry,
+                    voice,
+                    _nth(parameters, i),
+                    pauses=pauses,
+                    clean_text=clean_text,
+                    language=language,
+                    prepared_text=prepared_text,
+                )
             except ConfigError as error:  # this text's alone
                 results[i] = error
         places = list(requests)
@@ -405,16 +457,22 @@ class ChatterboxTTS:
             raise BatchError(results)
         return results
 
-    def generate_iter(self, texts: Iterable[str], **parameters: Any) -> Iterator[SpeechResult]:
+    def generate_iter(
+        self, texts: Iterable[str], *, language: str | None = None, prepared_text: bool = False, **parameters: Any
+    ) -> Iterator[SpeechResult]:
         """Speak texts as they come; yield each result when it is ready, failures included, in no particular order.
 
         Args:
             texts: any iterable, read only as far ahead as keeps the engine busy.
+            language, prepared_text: of all the texts, see `SpeechRequest`.
             parameters: those of `SpeechParameters`; text i gets seed + i.
         """
         settings = SpeechParameters(**parameters)
         voice = self.voice
-        return self.run(SpeechRequest(text, voice, _nth(settings, i)) for i, text in enumerate(texts))
+        return self.run(
+            SpeechRequest(text, voice, _nth(settings, i), language=language, prepared_text=prepared_text)
+            for i, text in enumerate(texts)
+        )
 
     def generate_stream(
         self,
@@ -423,6 +481,8 @@ class ChatterboxTTS:
         audio_prompt_path: str | os.PathLike[str] | None = None,
         pauses: Pauses = DEFAULT_PAUSES,
         clean_text: bool | Cleaning = False,
+        language: str | None = None,
+        prepared_text: bool = False,
         **parameters: Any,
     ) -> Iterator[AudioChunk | SpeechResult]:
         """Speak a text of any length; yield its audio in chunks while it is still being spoken.
@@ -441,7 +501,16 @@ class ChatterboxTTS:
         settings = SpeechParameters(**parameters)
         if audio_prompt_path is not None:
             self.prepare_conditionals(audio_prompt_path)
-        return self.stream(SpeechRequest(text, self.voice, settings, pauses=pauses, clean_text=clean_text))
+        request = SpeechRequest(
+            text,
+            self.voice,
+            settings,
+            pauses=pauses,
+            clean_text=clean_text,
+            language=language,
+            prepared_text=prepared_text,
+        )
+        return self.stream(request)
 
     def stream(self, request: SpeechRequest) -> Iterator[AudioChunk | SpeechResult]:
         """`generate_stream` for a request.

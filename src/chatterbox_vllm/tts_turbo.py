@@ -82,7 +82,7 @@ class ChatterboxTurboTTS(ChatterboxTTS):
                     f"{directory} holds no {wanted.name} model but {found or 'english'}: give nano=True for Nano, "
                     "nano=False for Turbo, and take ChatterboxTTS for other models"
                 )
-            directory = linked_directory(directory, wanted)
+            directory = linked_directory([directory], wanted)
         return super().from_local(directory, device, **options)
 
     def generate(  # type: ignore[override]

@@ -21,7 +21,7 @@ from chatterbox_vllm.cli.outputs import beside, check_writable, write_json, writ
 from chatterbox_vllm.cli.texts import read_texts
 from chatterbox_vllm.cli.wording import options_named
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
-from chatterbox_vllm.settings import BY_KEYWORD
+from chatterbox_vllm.settings import BY_KEYWORD, LANGUAGE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.evaluation.asr import Recogniser
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("matplotlib", "pystoi")
 _MOST_TROUBLES = 10
-_SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"])
+_SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"], LANGUAGE)
 _PLAN_OPTIONS = {
     "batch_size": "--max-batch-size",
     "diffusion_steps": "--diffusion-steps",
+    "language": "--language",
     "max_tokens": "--max-tokens",
     "repeats": "--repeats",
     "seed": "--seed",
@@ -128,6 +129,8 @@ def evaluate(
     )
     outputs = _Outputs(json, report, listen, keep)
     texts = None if file is None else tuple(read_texts(file))
+    if texts is None:
+        given.setdefault("language", "en")  # ours are English
     with _no_false_verdict():
         absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if absent:

@@ -16,7 +16,7 @@ from chatterbox_vllm.cli.run import PROGRAM
 from chatterbox_vllm.cli.say import speak_to
 from chatterbox_vllm.cli.texts import check_text
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.settings import MODEL, SPEECH
+from chatterbox_vllm.settings import LANGUAGE, MODEL, SPEECH
 
 _SENTENCE = "This is how I sound. Would you like to hear more?"
 
@@ -145,7 +145,7 @@ def _model_voices(given: Keywords) -> tuple[str, dict[str, Path]]:
     return given.get("model", DEFAULT_FAMILY.name), {} if directory is None else voices_of(directory)
 
 
-@from_settings(MODEL, SPEECH)
+@from_settings(MODEL, SPEECH, (LANGUAGE,))
 def play(
     *,
     voice: Annotated[str, typer.Argument(metavar="VOICE", help=VOICE_HELP, show_default=False)],
@@ -172,7 +172,11 @@ def play(
         with Destination.of(file, None) as destination:
             destination.write(*decode_audio(preview))
     else:
-        text = _SENTENCE if text is None else text
+        if text is None:
+            from chatterbox_vllm.families.registry import family_of
+
+            text, given = _SENTENCE, with_model(given)
+            given.setdefault("language", family_of(model_config(given).family).language_of_english)
         check_text(text)
         speak_to(Destination.of(file, None), text, voice, given, quiet)
     if output is None:

@@ -16,13 +16,13 @@ from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.t3.backbone import PromptRows
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
+from chatterbox_vllm.text.languages.rules import rules_of
 from chatterbox_vllm.text.script import read_script
-from chatterbox_vllm.text.split import LONGEST, Segment
+from chatterbox_vllm.text.split import Segment
+from chatterbox_vllm.text.writing_systems import warn_of_unknown_letters
 from chatterbox_vllm.voices.voice import Voice, check_voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
-# What a character of text takes of a sequence: a text token, and speech at half the usual 15 characters a second.
-_POSITIONS_PER_CHARACTER = 4
 _LEAST_SPEECH_TOKENS = 25  # a second of speech
 
 
@@ -43,10 +43,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class Script:
-    """All pieces of a request, and the conditioning rows of its voice."""
+    """All pieces of a request, and the conditioning rows of its voice.
+
+    Attributes:
+        language: the code of the language that it is spoken in.
+    """
 
     pieces: list[Piece]
     conditioning: torch.Tensor
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the tokenizer is told of a text: see `TextTokenizer.encode`."""
+
+    language: str
+    prepared: bool = False
 
 
 class PromptMaker:
@@ -79,27 +92,44 @@ class PromptMaker:
         check_voice(request.voice, self.config)
         values = self.values(request.parameters)
         speech_prompt = len(request.voice.conditioning.speech_prompt)
-        segments = self.segments(request)
-        pieces = [self._piece(segment, request.parameters, values, speech_prompt) for segment in segments]
+        reading = _Reading(self.family.language_of(request.text, request.language), request.prepared_text)
+        segments = self._segments(request, reading.language)
+        pieces = [self._piece(segment, request.parameters, values, reading, speech_prompt) for segment in segments]
+        self._warn_of_unknown_letters(pieces, reading)
         uniforms = request.uniforms
         if uniforms is not None and len(uniforms) < pieces[0].values.max_tokens:
             raise ConfigError(
                 f"uniforms holds {len(uniforms)} draws for max_tokens={pieces[0].values.max_tokens}; give one for each"
             )
-        return Script(pieces, self._conditioning(request.voice.conditioning, values.exaggeration))
+        conditioning = self._conditioning(request.voice.conditioning, values.exaggeration)
+        return Script(pieces, conditioning, reading.language)
+
+    def count_text_tokens(self, text: str, language: str | None = None, prepared: bool = False) -> int:
+        """How many text tokens a text has as it stands.
+
+        Raises:
+            ConfigError: its language cannot be told or prepared.
+        """
+        return len(self.tokenizer.encode(text, self.family.language_of(text, language), prepared))
 
     def prompt(self, conditioning: torch.Tensor, piece: Piece) -> torch.Tensor:
         """T3's prompt for a piece, [P, streams * H]."""
         return self.builder.prompt(conditioning, piece.tokens)
 
-    def prompt_of(self, text: str, voice: Voice, parameters: SpeechParameters) -> tuple[torch.Tensor, SpeechValues]:
+    def prompt_of(
+        self, text: str, voice: Voice, parameters: SpeechParameters, language: str | None = None
+    ) -> tuple[torch.Tensor, SpeechValues]:
         """T3's prompt for one piece of text, and the values to speak it with: for what measures T3 alone.
+
+        Args:
+            language: None is what English texts are spoken in.
 
         Raises:
             ConfigError, TextTooLongError: see `script`.
         """
         values = self.values(parameters)
-        piece = self._piece(Segment(text, 0.0), parameters, values, len(voice.conditioning.speech_prompt))
+        reading = _Reading(language or self.family.language_of_english)
+        piece = self._piece(Segment(text, 0.0), parameters, values, reading, len(voice.conditioning.speech_prompt))
         return self.prompt(self._conditioning(voice.conditioning, values.exaggeration), piece), piece.values
 
     def values(self, parameters: SpeechParameters) -> SpeechValues:
@@ -118,17 +148,21 @@ class PromptMaker:
         """The pieces that a request's text is spoken in, at least one.
 
         Raises:
-            ConfigError: the text cannot be spoken (see `read_script`), or replayed randomness is given for more than
-                one piece.
+            ConfigError: the text cannot be spoken (see `read_script`), its language cannot be told, or replayed
+                randomness is given for more than one piece.
         """
-        longest = self._longest(request)
+        return self._segments(request, self.family.language_of(request.text, request.language))
+
+    def _segments(self, request: SpeechRequest, language: str) -> list[Segment]:
+        longest = self._longest(request, language)
         segments = read_script(
             request.text,
             request.pauses,
             request.clean_text,
             longest,
             special_tokens=self.tokenizer.special_tokens,
-            scripts=self.family.scripts,
+            scripts=rules_of(language).scripts,
+            language=language,
         )
         if len(segments) > 1 and (request.noise is not None or request.uniforms is not None):
             raise ConfigError(
@@ -137,19 +171,24 @@ class PromptMaker:
             )
         return segments
 
-    def _longest(self, request: SpeechRequest) -> int:
+    def _longest(self, request: SpeechRequest, language: str) -> int:
         """Most characters of a piece: fewer than usual where the model length has no room for the usual speech."""
         room = self.max_model_len - self.builder.prompt_length(0, len(request.voice.conditioning.speech_prompt))
+        rules = rules_of(language)
         if request.parameters.max_tokens is not None:
-            return LONGEST
-        return max(1, min(LONGEST, room // _POSITIONS_PER_CHARACTER))
+            return rules.longest
+        return max(1, min(rules.longest, room // rules.positions))
 
-    def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues, speech_prompt: int) -> Piece:
+    def _piece(
+        self,
+        segment: Segment,
+        parameters: SpeechParameters,
+        values: SpeechValues,
+        reading: _Reading,
+        speech_prompt: int,
+    ) -> Piece:
         most = backbone_of(self.builder.config).most_text_tokens(self.builder.config)
-        text = self.family.normalize(
-            segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
-        )
-        tokens = self.tokenizer.encode(text)
+        tokens = self.tokenizer.encode(self._normalized(segment), reading.language, reading.prepared)
         free = self.max_model_len - self.builder.prompt_length(len(tokens), speech_prompt)
         speech = values.max_tokens
         if parameters.max_tokens is None:
@@ -162,6 +201,19 @@ class PromptMaker:
                 "max_model_len, or put spaces or full stops into the text"
             )
         return Piece(segment, tokens, replace(values, max_tokens=speech))
+
+    def _normalized(self, segment: Segment) -> str:
+        return self.family.normalize(
+            segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
+        )
+
+    def _warn_of_unknown_letters(self, pieces: list[Piece], reading: _Reading) -> None:
+        unknown: dict[str, None] = {}
+        for piece in pieces:
+            if self.tokenizer.unknown_id in piece.tokens:
+                text = self._normalized(piece.segment)
+                unknown |= dict.fromkeys(self.tokenizer.unknown_letters(text, reading.language, reading.prepared))
+        warn_of_unknown_letters(list(unknown))
 
     def _conditioning(self, speaker: SpeakerConditioning, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(

@@ -14,7 +14,6 @@ TOKENIZER = "tokenizer.json"
 ENGLISH = Family(
     name="english",
     languages={"en": "English"},
-    scripts=frozenset({"Latin"}),
     repository="ResembleAI/chatterbox",
     revision="5bb1f6ee58e50c3b8d408bc82a6d3740c2db6e18",
     t3="t3_cfg.safetensors",

@@ -20,6 +20,8 @@ from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 
 Shapes = dict[str, tuple[int, ...]]
+# What a file may lack, as it follows from the dimensions (see `load_module`).
+_COMPUTED = frozenset(f"tokenizer.{name}" for name in SpeechTokenizer.computed)
 
 
 @functools.cache  # what a plan's estimate needs, too; making the modules takes 50 ms
@@ -87,6 +89,7 @@ def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
         CheckpointError: naming the file and the tensor or the mismatch.
     """
     published = s3gen_shapes(config.s3gen) if part == "s3gen" else voice_encoder_shapes(config.voice_encoder)
+    published = {key: shape for key, shape in published.items() if key not in _COMPUTED or key in weights.keys}
     stored = config.quantized.s3gen if part == "s3gen" else config.quantized.voice_encoder
     if stored is None:
         check_part(weights, None, {})

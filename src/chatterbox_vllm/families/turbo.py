@@ -35,7 +35,6 @@ _TURBO_CONFIG = ModelConfig(
 TURBO = Family(
     name="turbo",
     languages=ENGLISH.languages,
-    scripts=ENGLISH.scripts,
     repository="ResembleAI/chatterbox-turbo",
     revision="749d1c1a46eb10492095d68fbcf55691ccf137cd",
     t3="t3_turbo_v1.safetensors",

@@ -32,7 +32,12 @@ class Speaking(BaseModel):
     instructions: str | None = Field(default=None, max_length=4096, description="is not followed: the model takes none")
     response_format: Format | None = Field(default=None, description="mp3 where it is not given")
     speed: float | None = Field(default=None, ge=SLOWEST, le=FASTEST, description="1 where it is not given")
-    language: str | None = Field(default=None, max_length=35, description="of the text; the model has to speak it")
+    language: str | None = Field(
+        default=None, max_length=35, description="of the text: a code or an English name; told from it where not given"
+    )
+    prepared_text: bool | None = Field(
+        default=None, description="the text holds what its language would need a library for, see docs/languages.md"
+    )
     seed: Seed | None = None
     exaggeration: float | None = Field(default=None, ge=0, le=2)
     cfg_weight: float | None = Field(default=None, ge=0, le=10)
@@ -201,10 +206,11 @@ class PageField(BaseModel):
 
 
 class PageFacts(BaseModel):
-    """What the page at `/` has to know of the server; `max_clip` is in bytes."""
+    """What the page at `/` has to know of the server; `max_clip` is in bytes, `languages` are names by code."""
 
     max_text: int
     max_clip: int
+    languages: dict[str, str]
     fields: dict[str, PageField]
 
 

@@ -16,7 +16,7 @@ from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_e
 from chatterbox_vllm.audio.tempo import Tempo
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult, draw_seed
-from chatterbox_vllm.errors import AudioError, CheckpointError, GenerationError
+from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.metrics import Metrics
@@ -28,7 +28,7 @@ from chatterbox_vllm.server.voices import VoiceBook, VoiceWish
 if TYPE_CHECKING:
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 
-_ENGLISH = re.compile(r"(en|eng|english|auto)([-_].*)?", re.IGNORECASE)
+_TOLD_FROM_TEXT = "auto"  # a language that other servers take
 _PARAMETERS = tuple(field.name for field in fields(SpeechParameters))
 _DEFAULT_FORMAT = "mp3"
 _SAMPLES_PER_TOKEN = 960  # at 24 kHz
@@ -40,6 +40,7 @@ class Order:
 
     Attributes:
         format: a key of `STREAM_FORMATS`.
+        language: its code, or as it was given while there is no model to ask; None where it was not.
         ignored: fields that change nothing, for the answer to tell.
     """
 
@@ -49,6 +50,8 @@ class Order:
     format: str
     speed: float
     clean_text: bool
+    language: str | None
+    prepared_text: bool
     ignored: tuple[str, ...]
 
     @property
@@ -92,10 +95,9 @@ class Speaker:
         if body.model is not None and body.model not in self.models:
             known = ", ".join(self.models[:2])
             raise ApiError(404, f"there is no model {body.model!r}; use {known}", "model", "model_not_found")
-        if body.language and not _ENGLISH.fullmatch(body.language):
-            raise ApiError(
-                400, f"the model speaks English, not {body.language!r}", "language", "language_not_supported"
-            )
+        language = None if (body.language or _TOLD_FROM_TEXT).lower() == _TOLD_FROM_TEXT else body.language
+        if self.keeper.engine is not None:  # else it is checked when there is one
+            language = _checked_language(self.keeper.engine, language)
         given = {name: getattr(body, name) for name in _PARAMETERS}
         if given["seed"] is None:
             given["seed"] = draw_seed()
@@ -108,6 +110,8 @@ class Speaker:
             format=body.response_format or default_format,
             speed=1.0 if body.speed is None else body.speed,
             clean_text=bool(body.clean_text),
+            language=language,
+            prepared_text=bool(body.prepared_text),
             ignored=_ignored(body),
         )
 
@@ -120,7 +124,7 @@ class Speaker:
         started = time.monotonic()
         async with self._engine() as engine:
             request = await self._request(engine, order)
-            tokens = engine.tts.count_text_tokens(order.text)
+            tokens = engine.tts.count_text_tokens(order.text, order.language, order.prepared_text)
             result = await engine.speak(request, number)
             if result.error is not None:
                 raise result.error
@@ -147,7 +151,10 @@ class Speaker:
                         503, f"{error}; the model is being loaded", code="engine_failed", retry_after=5.0
                     ) from error
         except Exception as error:
-            found = api_error(error, retry_after=self.keeper.retry_after)
+            if isinstance(error, CheckpointError):  # of the model's own files; a voice's has become an `ApiError`
+                found = ApiError(500, str(error), code="model_incomplete")
+            else:
+                found = api_error(error, retry_after=self.keeper.retry_after)
             if found.code == "internal_error":
                 raise  # for the log to tell
             self.metrics.failed(found.code)
@@ -164,6 +171,8 @@ class Speaker:
             order.parameters,
             deadline=self.options.max_seconds,
             clean_text=order.clean_text,
+            language=_checked_language(engine, order.language),
+            prepared_text=order.prepared_text,
         )
 
     async def waves(self, order: Order, number: str, told: Told) -> AsyncGenerator[np.ndarray, None]:
@@ -178,7 +187,7 @@ class Speaker:
         async with self._engine() as engine:
             pace = _Pace(engine.tts.sr)
             request = await self._request(engine, order)
-            told.input_tokens = engine.tts.count_text_tokens(order.text)
+            told.input_tokens = engine.tts.count_text_tokens(order.text, order.language, order.prepared_text)
             tempo = Tempo(order.speed, engine.tts.sr)
             async with contextlib.aclosing(engine.generate(request, number, stream=True)) as events:
                 async for event in events:
@@ -290,6 +299,18 @@ def _encoded(order: Order, wave: np.ndarray, rate: int) -> tuple[bytes, int]:
 async def _in_thread(form: str, call: Callable[..., bytes], *arguments: np.ndarray) -> bytes:
     """Encode where it does not keep others waiting; plain samples take no time."""
     return call(*arguments) if form in ("pcm", "wav") else await asyncio.to_thread(call, *arguments)
+
+
+def _checked_language(engine: AsyncChatterbox, language: str | None) -> str | None:
+    """The code of a language that was given.
+
+    Raises:
+        ApiError: the model does not speak it.
+    """
+    try:
+        return None if language is None else engine.tts.check_language(language)
+    except ConfigError as error:
+        raise ApiError(400, str(error), "language", "language_not_supported") from error
 
 
 def _ignored(body: Speaking) -> tuple[str, ...]:

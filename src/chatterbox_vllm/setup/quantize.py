@@ -191,8 +191,9 @@ def calibration_utterances(
     prompts = []
     for i, (text, voice) in enumerate(zip(texts, itertools.cycle(voices), strict=False)):
         parameters = SpeechParameters(max_tokens=_CALIBRATION_TOKENS, seed=i)
-        segments = maker.segments(SpeechRequest(text, voice, parameters))
-        prompts += [maker.prompt_of(segment.text, voice, parameters) for segment in segments]
+        language = family.language_of_english if texts is CALIBRATION_TEXTS else family.language_of(text)
+        segments = maker.segments(SpeechRequest(text, voice, parameters, language=language))
+        prompts += [maker.prompt_of(segment.text, voice, parameters, language) for segment in segments]
     options = T3Options(
         dtype=automatic_dtype(None, device),
         # No longer than these need, which keeps the KV cache small.

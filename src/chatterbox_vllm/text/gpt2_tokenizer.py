@@ -19,6 +19,7 @@ class Gpt2Tokenizer:
 
     Attributes:
         special_tokens: the one that stands for the end of a text. Tags are none: they are there to be written.
+        unknown_id: None.
         tags: "[chuckle]" and the like, which the model speaks.
         size: how many ids there are.
 
@@ -40,12 +41,17 @@ class Gpt2Tokenizer:
                 f"{directory}: {', '.join(FILES)} are no tokenizer files ({error}); download the model again"
             ) from error
         self.special_tokens = frozenset({END_OF_TEXT})
+        self.unknown_id: int | None = None
         self.tags = frozenset(added)
         self.size = self._tokenizer.get_vocab_size()
 
-    def encode(self, text: str, language: str | None = None) -> list[int]:
+    def encode(self, text: str, language: str | None = None, prepared: bool = False) -> list[int]:
         """Ids of `text`; the model speaks one language."""
         return self._tokenizer.encode(text).ids
+
+    def unknown_letters(self, text: str, language: str | None = None, prepared: bool = False) -> list[str]:
+        """None: any character has tokens, by its bytes."""
+        return []
 
 
 def _tokenizer(vocabulary: dict[str, int], merges: str, added: Mapping[str, int]) -> Tokenizer:

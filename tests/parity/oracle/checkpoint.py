@@ -1,4 +1,4 @@
-"""Writes full-size synthetic checkpoint directories (1 to 3 GB, float32), file by file, exactly as published."""
+"""Writes full-size synthetic checkpoint directories (float32), file by file, in the published layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chatterbox_vllm.families.babble_turbo import write_byte_tokenizer
 from chatterbox_vllm.text.gpt2_tokenizer import FILES
 
 from . import weights_recipe as recipe
-from .tokenizer import write_tokenizer
+from .tokenizer import MULTILINGUAL_SIZE, write_tokenizer
 
 HERE = Path(__file__).parent
 
@@ -99,6 +99,36 @@ def write_weights(directory: Path, files: Files) -> None:
         partial = path.with_suffix(".partial")
         save_file(state_dict(shapes, component, buffers), partial)
         partial.rename(path)
+
+
+def write_multilingual(directory: Path, english: Path, tokenizer: Path | None) -> Path:
+    """The same for the multilingual model, whose voice encoder and S3Gen have the English model's weights: its files.
+
+    Those are `.safetensors` under the published names, which end in `.pt`.
+
+    Args:
+        english: what `write_english` has built.
+        tokenizer: the published file; None for one of our own making.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "t3_mtl23ls_v2.safetensors"
+    if not path.exists():
+        shapes = layout("t3_cfg.safetensors")
+        for key in ("text_emb.weight", "text_head.weight"):
+            (_, width), dtype = shapes[key]
+            shapes[key] = (MULTILINGUAL_SIZE, width), dtype
+        partial = path.with_suffix(".partial")
+        save_file(state_dict(shapes, "t3_ml", None), partial)
+        partial.rename(path)
+    for own, same in (("ve.pt", "ve.safetensors"), ("s3gen.pt", "s3gen.safetensors"), ("conds.pt", "conds.pt")):
+        (directory / own).unlink(missing_ok=True)
+        (directory / own).symlink_to((english / same).absolute())
+    vocabulary = directory / "grapheme_mtl_merged_expanded_v1.json"
+    if tokenizer is None:
+        write_tokenizer(vocabulary, MULTILINGUAL_SIZE, ("[de]", "[zh]"))
+    else:
+        shutil.copyfile(tokenizer, vocabulary)
+    return directory
 
 
 def state_dict(shapes: dict[str, tuple[tuple[int, ...], str]], component: str, buffers: Any) -> dict[str, torch.Tensor]:

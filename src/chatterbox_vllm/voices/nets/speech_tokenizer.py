@@ -6,11 +6,13 @@ A transformer with rotary positions and an FSMN memory beside each attention, th
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, speech_tokenizer_mel
+from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, mel_filterbank, speech_tokenizer_mel
 from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 
 FRAMES_PER_TOKEN = 4
@@ -29,6 +31,11 @@ _FSQ_LIMIT = 0.9990000128746033
 
 class SpeechTokenizer(nn.Module):
     """Parameters as in `s3gen.safetensors` under `tokenizer.`."""
+
+    # Some published files lack it.
+    computed: ClassVar = {
+        "_mel_filters": lambda shape: mel_filterbank(RATE_16K, 2 * (_FFT_BINS - 1), shape[0], RATE_16K / 2)
+    }
 
     def __init__(self, config: SpeechTokenizerConfig):
         super().__init__()
