@@ -1,0 +1,131 @@
+"""What S3Gen's own file hears in audio: the flow's prompt of a reference clip, and the speech tokens of a recording."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, RATE_24K, prompt_mel
+from chatterbox_vllm.audio.resample import resample, sinc_resample
+from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.files import Weights, load_module
+from chatterbox_vllm.cuda.graphs import recording
+from chatterbox_vllm.cuda.precision import ieee_float32
+from chatterbox_vllm.s3gen.prompt import PROMPT_SECONDS, FlowPrompt
+from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
+from chatterbox_vllm.voices.nets.xvector import CAMPPlus
+from chatterbox_vllm.voices.reference import check_reference
+
+
+@dataclass(frozen=True)
+class HearingNets:
+    """The enrolment nets of S3Gen's file."""
+
+    speech_tokenizer: SpeechTokenizer
+    xvector: CAMPPlus
+
+
+class Hearing:
+    """Runs the enrolment nets of S3Gen's file, in float32.
+
+    The nets (131 M parameters, 0.5 GB) are loaded at the first use and serve nothing else: `release` frees them.
+    Safe to use from several threads.
+
+    Args:
+        config: dimensions of the checkpoint's S3Gen.
+        weights: its `s3gen` file.
+        device: where the nets run.
+        keep: whether they stay loaded after `nets`.
+    """
+
+    def __init__(self, config: S3GenConfig, weights: Weights, device: torch.device | str = "cpu", keep: bool = True):
+        self.config = config
+        self.device = torch.device(device)
+        self.keep = keep
+        self._weights = weights
+        self._nets: HearingNets | None = None
+        self._lock = threading.Lock()
+
+    @torch.no_grad()
+    @ieee_float32()
+    def enrol(self, wave: np.ndarray, rate: int) -> FlowPrompt:
+        """The flow's prompt of a reference clip.
+
+        Args:
+            wave: floating-point mono [samples], in -1..1.
+            rate: its rate in Hz.
+
+        Raises:
+            AudioError: see `check_reference`.
+            CheckpointError: the nets could not be loaded.
+        """
+        wave = check_reference(wave, rate)
+        with self.nets() as nets:
+            return self.prompt(nets, resample(wave, rate, RATE_24K))
+
+    def prompt(self, nets: HearingNets, wave_24k: np.ndarray) -> FlowPrompt:
+        """The flow's prompt of a clip's first 10 s, as published."""
+        flow_24k = torch.from_numpy(wave_24k[: PROMPT_SECONDS * RATE_24K]).to(self.device)
+        flow_16k = sinc_resample(flow_24k, RATE_24K, RATE_16K)
+        mel = prompt_mel(flow_24k, self.config.flow.num_mels)
+        # The tokenizer rounds a last part of a token up; the flow's prompt has two mel frames for every token.
+        tokens = nets.speech_tokenizer.tokens(flow_16k)[: mel.shape[0] // 2]
+        return FlowPrompt(tokens.cpu(), mel.cpu().contiguous(), nets.xvector.embed(flow_16k)[0].cpu())
+
+    @torch.no_grad()
+    @ieee_float32()
+    def speech_tokens(self, wave_16k: np.ndarray) -> tuple[int, ...]:
+        """The speech tokens of a recording of any length, 25 a second, from one window's memory at a time.
+
+        Args:
+            wave_16k: float32 [samples] at 16 kHz, longer than 200 samples.
+
+        Raises:
+            CheckpointError: the nets could not be loaded.
+        """
+        with self.nets() as nets:
+            wave = torch.from_numpy(wave_16k).to(self.device)
+            found = nets.speech_tokenizer.windows(wave, len(wave) // HOP_16K)
+            return tuple(token for part in found for token in part.tolist())
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the nets are in memory."""
+        return self._nets is not None
+
+    @contextmanager
+    def nets(self) -> Iterator[HearingNets]:
+        """The nets, loaded where they are not; freed afterwards unless they are kept."""
+        try:
+            yield self.load()
+        finally:
+            if not self.keep:
+                self.release()
+
+    def load(self) -> HearingNets:
+        """The nets, which stay.
+
+        Raises:
+            CheckpointError: they could not be loaded.
+        """
+        with self._lock:
+            if self._nets is None:
+                with torch.device("meta"):
+                    nets = HearingNets(SpeechTokenizer(self.config.tokenizer), CAMPPlus(self.config.xvector))
+                load_module(nets.speech_tokenizer, self._weights, "tokenizer.", self.device)
+                load_module(nets.xvector, self._weights, "speaker_encoder.", self.device)
+                self._nets = nets
+            return self._nets
+
+    def release(self) -> None:
+        """Free the nets; the next use loads them again."""
+        with self._lock:
+            self._nets = None
+        if self.device.type == "cuda":
+            with recording:  # no memory may be given back while another thread records a graph
+                torch.cuda.empty_cache()
