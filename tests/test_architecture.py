@@ -14,7 +14,7 @@ FLOORS = (
     "cli",
     "bench server",
     "serving evaluation batch",
-    "tts",
+    "tts vc",
     "setup",
     "engine",
     "families",

@@ -23,12 +23,14 @@ from chatterbox_vllm.errors import (
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.budgets import Limits
+    from chatterbox_vllm.engine.conversion import ConversionRequest
     from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
     from chatterbox_vllm.quantization.config import QuantizationConfig
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
     from chatterbox_vllm.setup.support import check_quantization_support
     from chatterbox_vllm.tts import ChatterboxTTS
+    from chatterbox_vllm.vc import ChatterboxVC
     from chatterbox_vllm.voices.voice import Voice
 
 __version__ = "0.1.0"
@@ -41,8 +43,10 @@ __all__ = [
     "BatchError",
     "ChatterboxError",
     "ChatterboxTTS",
+    "ChatterboxVC",
     "CheckpointError",
     "ConfigError",
+    "ConversionRequest",
     "DeadlineError",
     "DeviceError",
     "GenerationError",
@@ -66,6 +70,8 @@ _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
     "AudioChunk": "chatterbox_vllm.engine.request",
     "ChatterboxTTS": "chatterbox_vllm.tts",
+    "ChatterboxVC": "chatterbox_vllm.vc",
+    "ConversionRequest": "chatterbox_vllm.engine.conversion",
     "Limits": "chatterbox_vllm.engine.budgets",
     "QuantizationConfig": "chatterbox_vllm.quantization.config",
     "QuantizationMemoryEstimator": "chatterbox_vllm.setup.estimate",

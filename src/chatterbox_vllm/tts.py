@@ -14,6 +14,7 @@ import torch
 from typing_extensions import Self
 
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
+from chatterbox_vllm.engine.conversion import Request
 from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
@@ -26,7 +27,7 @@ from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
-from chatterbox_vllm.setup.models import resolve_model
+from chatterbox_vllm.setup.models import model_and_device, resolve_model
 from chatterbox_vllm.setup.planning import (
     DType,
     automatic_tier,
@@ -42,8 +43,6 @@ from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
-
-_DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 
 
 class ChatterboxTTS:
@@ -63,7 +62,7 @@ class ChatterboxTTS:
         self,
         directory: Path,
         device: torch.device,
-        engine: Engine,
+        engine: Engine[T3Stage],
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
@@ -99,7 +98,7 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
-        model, device = _in_our_order(model, device)
+        model, device = model_and_device(model, device)
         return cls.from_local(resolve_model(model, revision), device, **options)
 
     @classmethod
@@ -122,7 +121,7 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
-        model, device = _in_our_order(model, device)
+        model, device = model_and_device(model, device)
         if options.get("quantization") is not None:
             raise ConfigError("give either quantization_strategy or quantization: the one stands for the other")
         config = strategy_for(quantization_strategy, resolve_device(device))
@@ -421,8 +420,8 @@ class ChatterboxTTS:
             self.prepare_conditionals(audio_prompt_path)
         return self.stream(SpeechRequest(text, self.voice, settings, pauses=pauses, clean_text=clean_text))
 
-    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk | SpeechResult]:
-        """`generate_stream` for a request.
+    def stream(self, request: Request) -> Iterator[AudioChunk | SpeechResult]:
+        """`generate_stream` for a request, which may be a conversion.
 
         Raises:
             ConfigError: the model is in use or was shut down.
@@ -430,10 +429,10 @@ class ChatterboxTTS:
         """
         return self._engine.stream(request)
 
-    def run(
-        self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
-    ) -> Iterator[SpeechResult]:
+    def run(self, requests: Iterable[Request], on_step: Callable[[int], None] | None = None) -> Iterator[SpeechResult]:
         """Speak requests of mixed voices and parameters; yield each result when it is ready, failures included.
+
+        Conversions of recordings (`ConversionRequest`) may be among them.
 
         Args:
             requests: any iterable, read only as far ahead as keeps the engine busy.
@@ -500,13 +499,6 @@ class ChatterboxTTS:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown()
-
-
-def _in_our_order(model: str | os.PathLike[str] | None, device: str) -> tuple[str | os.PathLike[str] | None, str]:
-    """Model and device, where the device may stand in the model's place, as in the published class."""
-    if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
-        return None, model
-    return model, device
 
 
 def _nth(parameters: SpeechParameters, i: int) -> SpeechParameters:

@@ -9,6 +9,7 @@ import torch
 from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
+from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
 from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
@@ -42,10 +43,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Script:
-    """All pieces of a request, and the conditioning rows of its voice."""
+    """All pieces of a request, and the conditioning rows of its voice.
+
+    Attributes:
+        source: of a conversion, which is one piece: the speech tokens that T3 need not speak.
+    """
 
     pieces: list[Piece]
     conditioning: torch.Tensor
+    source: Source | None = None
 
 
 class PromptMaker:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # The model that this package brings, its earlier name, and the model of tests, which babbles.
 SMALL, DEMO, BABBLE = "small", "demo", "babble"
 MADE_HERE = (SMALL, DEMO, BABBLE)
+_DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -42,6 +43,26 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
     """
     where = _locate(model, revision)
     return where.family_alone(where.repository.download()) if isinstance(where, _OnHub) else where
+
+
+def resolve_converter(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
+    """`resolve_model` for what works without T3: of a repository only S3Gen's file and the built-in voice are fetched.
+
+    Raises:
+        ConfigError, ModelUnavailableError: as `resolve_model`.
+    """
+    where = _locate(model, revision)
+    if isinstance(where, Path):
+        return where
+    files = (where.family.s3gen, where.family.builtin_voice, CONFIG_FILE)
+    return where.family_alone(replace(where.repository, files=files).download())
+
+
+def model_and_device(model: str | os.PathLike[str] | None, device: str) -> tuple[str | os.PathLike[str] | None, str]:
+    """Model and device, where the device may stand in the model's place, as in the published classes."""
+    if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
+        return None, model
+    return model, device
 
 
 def download_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:

@@ -72,8 +72,12 @@ def make_settings(
     deterministic: bool,
     watermark: bool,
     teacher_forcing: bool = False,
+    with_t3: bool = True,
 ) -> Settings:
     """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
+
+    Args:
+        with_t3: whether vLLM has to run there, too.
 
     Raises:
         ConfigError: a value that cannot be used, or not here.
@@ -82,7 +86,7 @@ def make_settings(
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory of model files")
-    where = resolve_device(device)
+    where = resolve_device(device, with_t3)
     on_cuda = where.type == "cuda"
     if cuda_graphs and not on_cuda:
         raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class VoiceEnroller:
         self.quantization = quantization
         self.keep = keep
         self.device = torch.device(device)
-        self.hearing = Hearing(config.s3gen, weights_s3gen, device, keep)
+        self.hearing = Hearing(config, weights_s3gen, device, keep)
         self._weights_ve = weights_ve
         self._voice_encoder: VoiceEncoder | None = None
         self._lock = threading.Lock()
@@ -89,6 +90,14 @@ class VoiceEnroller:
         finally:
             if not self.keep:
                 self.release()
+
+    def read(self, path: Path) -> Voice:
+        """A saved voice.
+
+        Raises:
+            CheckpointError: it is damaged, or made for another model.
+        """
+        return Voice.load(path, self.config)
 
     def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int) -> Voice:
         wave_24k = resample(wave, rate, RATE_24K)
@@ -127,5 +136,5 @@ class VoiceEnroller:
                     quantize_layers(encoder, encoder.quantizable_layers(), self.quantization)
                 load_module(encoder, self._weights_ve, "", self.device)
                 self._voice_encoder = encoder
-            heard = self.hearing.load()
+            heard = self.hearing.load_nets()
             return _EnrolmentNets(heard.speech_tokenizer, heard.xvector, self._voice_encoder)

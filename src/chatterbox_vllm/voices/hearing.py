@@ -6,20 +6,63 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, RATE_24K, prompt_mel
 from chatterbox_vllm.audio.resample import resample, sinc_resample
-from chatterbox_vllm.checkpoint.config import S3GenConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
 from chatterbox_vllm.cuda.graphs import recording
 from chatterbox_vllm.cuda.precision import ieee_float32
+from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.s3gen.prompt import PROMPT_SECONDS, FlowPrompt
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from chatterbox_vllm.voices.reference import check_reference
+from chatterbox_vllm.voices.saved import read_voice
+
+
+class Speaker(Protocol):
+    """Who is to be heard: a `Voice`, or a `Target`, which is all of one that S3Gen needs."""
+
+    @property
+    def prompt(self) -> FlowPrompt: ...
+    @property
+    def codebook(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """The speaker to convert a recording to: the flow's part of a voice.
+
+    Attributes:
+        codebook: of the model that made it, see `ModelConfig.codebook`.
+    """
+
+    prompt: FlowPrompt
+    codebook: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.prompt.nbytes
+
+
+def check_target(voice: Speaker, config: ModelConfig) -> None:
+    """Whether S3Gen of a model can speak as somebody.
+
+    Raises:
+        ConfigError: names what does not fit.
+    """
+    if voice.codebook != config.codebook:
+        raise ConfigError(
+            f"the voice holds speech tokens of {voice.codebook or 'the published models'}, and this model's are "
+            f"{config.codebook or 'the published ones'}; enrol its clip anew"
+        )
+    voice.prompt.check(config.s3gen)
 
 
 @dataclass(frozen=True)
@@ -37,13 +80,13 @@ class Hearing:
     Safe to use from several threads.
 
     Args:
-        config: dimensions of the checkpoint's S3Gen.
+        config: dimensions of the checkpoint.
         weights: its `s3gen` file.
         device: where the nets run.
         keep: whether they stay loaded after `nets`.
     """
 
-    def __init__(self, config: S3GenConfig, weights: Weights, device: torch.device | str = "cpu", keep: bool = True):
+    def __init__(self, config: ModelConfig, weights: Weights, device: torch.device | str = "cpu", keep: bool = True):
         self.config = config
         self.device = torch.device(device)
         self.keep = keep
@@ -53,8 +96,8 @@ class Hearing:
 
     @torch.no_grad()
     @ieee_float32()
-    def enrol(self, wave: np.ndarray, rate: int) -> FlowPrompt:
-        """The flow's prompt of a reference clip.
+    def enrol(self, wave: np.ndarray, rate: int) -> Target:
+        """The speaker of a reference clip.
 
         Args:
             wave: floating-point mono [samples], in -1..1.
@@ -66,13 +109,27 @@ class Hearing:
         """
         wave = check_reference(wave, rate)
         with self.nets() as nets:
-            return self.prompt(nets, resample(wave, rate, RATE_24K))
+            return Target(self.prompt(nets, resample(wave, rate, RATE_24K)), self.config.codebook)
+
+    def read(self, path: Path) -> Target:
+        """The speaker of a saved voice.
+
+        Raises:
+            CheckpointError: it is damaged, or made for another model.
+        """
+        _, prompt, codebook = read_voice(path)
+        target = Target(prompt, codebook)
+        try:
+            check_target(target, self.config)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        return target
 
     def prompt(self, nets: HearingNets, wave_24k: np.ndarray) -> FlowPrompt:
         """The flow's prompt of a clip's first 10 s, as published."""
         flow_24k = torch.from_numpy(wave_24k[: PROMPT_SECONDS * RATE_24K]).to(self.device)
         flow_16k = sinc_resample(flow_24k, RATE_24K, RATE_16K)
-        mel = prompt_mel(flow_24k, self.config.flow.num_mels)
+        mel = prompt_mel(flow_24k, self.config.s3gen.flow.num_mels)
         # The tokenizer rounds a last part of a token up; the flow's prompt has two mel frames for every token.
         tokens = nets.speech_tokenizer.tokens(flow_16k)[: mel.shape[0] // 2]
         return FlowPrompt(tokens.cpu(), mel.cpu().contiguous(), nets.xvector.embed(flow_16k)[0].cpu())
@@ -102,12 +159,12 @@ class Hearing:
     def nets(self) -> Iterator[HearingNets]:
         """The nets, loaded where they are not; freed afterwards unless they are kept."""
         try:
-            yield self.load()
+            yield self.load_nets()
         finally:
             if not self.keep:
                 self.release()
 
-    def load(self) -> HearingNets:
+    def load_nets(self) -> HearingNets:
         """The nets, which stay.
 
         Raises:
@@ -116,7 +173,9 @@ class Hearing:
         with self._lock:
             if self._nets is None:
                 with torch.device("meta"):
-                    nets = HearingNets(SpeechTokenizer(self.config.tokenizer), CAMPPlus(self.config.xvector))
+                    nets = HearingNets(
+                        SpeechTokenizer(self.config.s3gen.tokenizer), CAMPPlus(self.config.s3gen.xvector)
+                    )
                 load_module(nets.speech_tokenizer, self._weights, "tokenizer.", self.device)
                 load_module(nets.xvector, self._weights, "speaker_encoder.", self.device)
                 self._nets = nets
