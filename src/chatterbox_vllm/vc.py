@@ -187,7 +187,7 @@ class ChatterboxVC:
             except ConfigError as error:  # this recording's alone
                 results[i] = error
         places = list(requests)
-        for result in with_progress(self.run(requests.values()), len(requests), self.sr, progress):
+        for result in with_progress(self.run(requests.values()), len(requests), self.sr, progress, "recording"):
             results[places[result.index]] = result.error if result.audio is None else result.audio.unsqueeze(0)
         if not several:
             if isinstance(results[0], Exception):

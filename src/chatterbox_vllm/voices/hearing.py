@@ -65,6 +65,21 @@ def check_target(voice: Speaker, config: ModelConfig) -> None:
     voice.prompt.check(config.s3gen)
 
 
+def read_target(path: Path, config: ModelConfig) -> Target:
+    """The speaker of a saved voice, of any model with these speech tokens.
+
+    Raises:
+        CheckpointError: the file is damaged, or made for another model.
+    """
+    _, prompt, codebook = read_voice(path)
+    target = Target(prompt, codebook)
+    try:
+        check_target(target, config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return target
+
+
 @dataclass(frozen=True)
 class HearingNets:
     """The enrolment nets of S3Gen's file."""
@@ -117,13 +132,7 @@ class Hearing:
         Raises:
             CheckpointError: it is damaged, or made for another model.
         """
-        _, prompt, codebook = read_voice(path)
-        target = Target(prompt, codebook)
-        try:
-            check_target(target, self.config)
-        except ConfigError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        return target
+        return read_target(path, self.config)
 
     def prompt(self, nets: HearingNets, wave_24k: np.ndarray) -> FlowPrompt:
         """The flow's prompt of a clip's first 10 s, as published."""
