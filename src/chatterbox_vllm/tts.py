@@ -28,14 +28,7 @@ from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
 from chatterbox_vllm.setup.models import model_and_device, resolve_model
-from chatterbox_vllm.setup.planning import (
-    DType,
-    automatic_tier,
-    make_plan,
-    make_settings,
-    strategy_for,
-    wanted_quantization,
-)
+from chatterbox_vllm.setup.planning import DType, lay_out, strategy_for
 from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.text.clean import Cleaning
@@ -188,29 +181,22 @@ class ChatterboxTTS:
         """
         if not isinstance(fallback, bool):
             raise ConfigError(f"fallback must be True or False, not {fallback!r}")
-        settings = make_settings(
+        settings, plan, tier = lay_out(
             Path(ckpt_dir),
             device,
+            tier,
+            quantization,
             dtype=dtype,
             s3gen_dtype=s3gen_dtype,
             cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
             teacher_forcing=teacher_forcing,
-        )
-        if tier == AUTO:  # asked once: what is free on a card changes
-            tier = automatic_tier(settings.device).gb
-        options = {
-            "use_quantization": use_quantization,
-            "quantization_method": quantization_method,
-            "quantize_s3gen": quantize_s3gen,
-            "quantize_voice_encoder": quantize_voice_encoder,
-            "use_bnb_quantization": use_bnb_quantization,
-        }
-        plan = make_plan(
-            settings,
-            tier=tier,
-            quantization=wanted_quantization(settings, tier, quantization, options),
+            use_quantization=use_quantization,
+            quantization_method=quantization_method,
+            quantize_s3gen=quantize_s3gen,
+            quantize_voice_encoder=quantize_voice_encoder,
+            use_bnb_quantization=use_bnb_quantization,
             max_model_len=max_model_len,
             max_batch_size=max_batch_size,
             kv_cache_bytes=kv_cache_bytes,
