@@ -16,6 +16,7 @@ from chatterbox_vllm.cli import (
     evaluate,
     info,
     methods,
+    models,
     quantize,
     say,
     serve,
@@ -43,6 +44,7 @@ for command in (
     evaluate.evaluate,
     info.info,
     methods.methods,
+    models.models,
     quantize.quantize,
     serve.serve,
 ):

@@ -62,6 +62,7 @@ class Family:
         normalize: a piece of text, before it is tokenized.
         read_prompt_builder: from T3's file; makes T3's prompts of conditioning and text tokens.
         ending: how its utterances end.
+        licence: of the weights, as the model's card says.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Family:
     read_prompt_builder: Callable[[T3Config, Weights], PromptBuilder]
     absent: frozenset[str] = frozenset()
     ending: SpeechEnding = AS_SPOKEN
+    licence: str = "MIT"
 
     def defaults_of(self, config: ModelConfig) -> SpeechValues:
         """How a model of the family speaks where nobody says otherwise: `defaults`, but as its configuration says."""
