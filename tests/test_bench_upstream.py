@@ -128,7 +128,14 @@ def test_death_on_the_way(package: Path, tmp_path: Path) -> None:
 
 
 WORKLOAD = Workload.of(TEXTS, synthetic=True, steps=2, repeats=1)
-JOB: dict[str, Any] = {"directory": "/", "device": "cpu", "voice": None, "steps": 2, "utterances": []}
+JOB: dict[str, Any] = {
+    "family": "english",
+    "directory": "/",
+    "device": "cpu",
+    "voice": None,
+    "steps": 2,
+    "utterances": [],
+}
 
 
 def _events(monkeypatch: pytest.MonkeyPatch, package: Path, job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -150,6 +157,28 @@ def test_worker_says_why(package: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (package / "chatterbox" / "tts.py").write_text("raise OSError('libtorchaudio.so')")
     (event,) = _events(monkeypatch, package, JOB)
     assert event == {"event": "not importable", "error": "OSError: libtorchaudio.so"}
+
+
+# Nano's own names; it draws a token more than it is told, and takes two steps in any case.
+NANO = (
+    PACKAGE.replace("class ChatterboxTTS", "class ChatterboxTurboTTS")
+    .replace("ckpt_dir, device)", "ckpt_dir, device, nano=False)", 1)
+    .replace('assert device == "cpu"', 'assert nano and device == "cpu"')
+    .replace("inference(self, *, text_tokens, max_new_tokens)", "inference_turbo(self, *, text_tokens, max_gen_len)")
+    .replace("        time.sleep(0.001 * max_new_tokens)", "        max_new_tokens = 1 + max_gen_len")
+    .replace(
+        "t3.inference(text_tokens=text, max_new_tokens=1000)", "t3.inference_turbo(text_tokens=text, max_gen_len=9)"
+    )
+    .replace("speech_tokens=tokens[0])", "speech_tokens=tokens[0], n_cfm_timesteps=2)")
+)
+
+
+def test_a_family_by_its_own_class(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (package / "chatterbox" / "tts_turbo.py").write_text(NANO)
+    utterances = [{"text": TEXTS[0], "max_tokens": TOKENS[0], "seed": 1}]
+    loaded, spoken, done = _events(monkeypatch, package, {**JOB, "family": "nano", "utterances": utterances})
+    assert loaded["event"] == "loaded" and done["event"] == "done"
+    assert spoken["tokens"] == TOKENS[0] and spoken["audio"] == pytest.approx(0.04 * TOKENS[0])
 
 
 def test_a_method_is_as_before_after_it_was_timed() -> None:

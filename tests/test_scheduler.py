@@ -81,7 +81,7 @@ def test_no_sound_at_all_is_an_error(voice: Voice) -> None:
 
 def test_the_token_limit_is_told(voice: Voice, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "chatterbox_vllm")  # the command line, run in this process, makes it quieter
-    pipeline, _, _ = make(lambda rows, sampling: [1] * sampling.max_tokens)
+    pipeline, _, _ = make(lambda rows, sampling: list(range(100, 100 + sampling.max_tokens)))
     (result,) = pipeline.run([SpeechRequest("Hello.", voice, SpeechParameters(max_tokens=50))])
     assert result.finish_reason == "length" and "max_tokens=50" in caplog.text
 

@@ -229,6 +229,12 @@ ENGINE = (
         default=False,
         option="--deterministic/--no-deterministic",
     ),
+    Setting(
+        "guard",
+        "end speech that runs away from its text or leaves most of it out, and try again",
+        default=True,
+        option="--guard/--no-guard",
+    ),
     Setting("watermark", "mark the audio with the PerTh watermark", default=True, option="--watermark/--no-watermark"),
     Setting(
         "teacher_forcing",

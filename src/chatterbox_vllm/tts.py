@@ -139,6 +139,7 @@ class ChatterboxTTS:
         cuda_graphs: bool | None = None,
         deterministic: bool = False,
         watermark: bool = True,
+        guard: bool = True,
         use_quantization: bool | None = None,
         quantization_method: str | None = None,
         quantize_s3gen: bool | str | None = None,
@@ -168,6 +169,8 @@ class ChatterboxTTS:
             deterministic: T3's tokens do not depend on the batch in half precision either (vLLM's batch-invariant
                 kernels): CUDA only, slower, and for the first model of a process.
             watermark: mark the audio with PerTh, as the published class always does.
+            guard: end speech that runs away from its text or leaves most of it out, and try again with other draws;
+                docs/serving.md says when. Streams are ended only.
             use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization: see
                 `QuantizationConfig.from_options`; beside a tier each changes the tier's method of its part.
             quantization: the configuration itself, instead of these.
@@ -191,6 +194,7 @@ class ChatterboxTTS:
             cuda_graphs=cuda_graphs,
             deterministic=deterministic,
             watermark=watermark,
+            guard=guard,
             teacher_forcing=teacher_forcing,
             use_quantization=use_quantization,
             quantization_method=quantization_method,
@@ -208,7 +212,7 @@ class ChatterboxTTS:
         tts.quantization = in_force(parts.plan.quantization, directory, config_of(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
         tts.settings = settings_in_force(tts.t3_stage, tts.s3gen_stage, parts.plan, tts.quantization, tier)
-        tts.settings["watermark"] = watermark
+        tts.settings |= {"watermark": watermark, "guard": guard}
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:

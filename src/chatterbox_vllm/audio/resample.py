@@ -1,4 +1,4 @@
-"""The two resamplers of enrolment: the nets were trained behind different ones, and speech tokens tell them apart."""
+"""Resamplers: two of enrolment, as the nets were trained behind different ones, and one for speech that goes out."""
 
 from __future__ import annotations
 
@@ -33,6 +33,38 @@ def resample(wave: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     length = math.ceil(len(wave) * (float(rate_out) / rate_in))
     out = soxr.resample(wave, rate_in, rate_out, quality="HQ")[:length]
     return np.pad(out, (0, length - len(out))).astype(np.float32, copy=False)
+
+
+class StreamResampler:
+    """`resample` of a wave that comes part by part: what the calls return, one after the other, is the whole.
+
+    Args:
+        rate_in: the wave's rate in Hz.
+        rate_out: the rate wanted in Hz.
+    """
+
+    def __init__(self, rate_in: int, rate_out: int):
+        self._ratio = float(rate_out) / rate_in
+        self._taken = self._given = 0
+        equal = rate_in == rate_out
+        self._stream = None if equal else soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32", quality="HQ")
+
+    def feed(self, wave: np.ndarray) -> np.ndarray:
+        """What is certain after this part: float32 [samples] to float32 [samples], perhaps none yet."""
+        if self._stream is None:
+            return wave
+        self._taken += len(wave)
+        out = self._stream.resample_chunk(np.ascontiguousarray(wave, dtype=np.float32))
+        self._given += len(out)
+        return out
+
+    def finish(self) -> np.ndarray:
+        """The rest. Call it once."""
+        if self._stream is None:
+            return np.empty(0, np.float32)
+        left = math.ceil(self._taken * self._ratio) - self._given
+        out = self._stream.resample_chunk(np.empty(0, np.float32), last=True)[:left]
+        return np.pad(out, (0, left - len(out)))
 
 
 def sinc_resample(wave: torch.Tensor, rate_in: int, rate_out: int) -> torch.Tensor:

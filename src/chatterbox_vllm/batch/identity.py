@@ -27,6 +27,7 @@ _ENGINE = (
     "S3Gen kernels",
     "deterministic",
     "watermark",
+    "guard",
 )
 
 

@@ -24,6 +24,7 @@ from chatterbox_vllm.bench import upstream_worker
 from chatterbox_vllm.bench.end_to_end import most_tokens
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, GenerationError
+from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.setup.probe import Probe, Stopwatch
 from chatterbox_vllm.t3.vllm.stage import T3Output
 from chatterbox_vllm.tts import ChatterboxTTS
@@ -166,11 +167,17 @@ def run_upstream(
         on_text: called with the number of texts done and of all.
 
     Raises:
-        ConfigError: no such interpreter, or the package cannot be imported or cannot load the checkpoint there.
+        ConfigError: no such interpreter, or the package cannot be imported or cannot load the checkpoint there; or it
+            has no such family.
         GenerationError: its process died, or it could speak none of the texts.
     """
+    family = family_of(config_of(directory).family, directory).name
+    if family not in upstream_worker.PUBLISHED:
+        known = ", ".join(upstream_worker.PUBLISHED)
+        raise ConfigError(f"{directory} is a {family} model; the published package is compared for {known}")
     spoken = [workload.utterances[0], *workload.utterances]
     job = {
+        "family": family,
         "directory": str(directory),
         "device": str(device),
         "voice": None if voice is None else str(voice),
@@ -190,7 +197,7 @@ def run_upstream(
             )
         if kind == "not loadable":
             raise ConfigError(
-                f"the published package cannot load {directory} on {device} ({event['error']}); it takes English "
+                f"the published package cannot load {directory} on {device} ({event['error']}); it takes "
                 "checkpoints of the published sizes, and a voice: --voice, or conds.pt in the checkpoint"
             )
         if kind == "loaded":

@@ -6,6 +6,7 @@ standard library, PyTorch and the published package only: nothing else of ours i
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -14,10 +15,45 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-PUBLISHED_STEPS = 10
 Emit = Callable[[dict[str, Any]], None]
+
+
+class Published(NamedTuple):
+    """How a family is spoken with the published package.
+
+    Attributes:
+        module, name: of its class.
+        options: of `from_local`.
+        talk: the method of its T3 that draws tokens.
+        limit: that method's argument for the most tokens.
+        beyond: tokens that it draws beyond `limit`.
+        steps: diffusion steps that its `generate` always takes.
+        words: further arguments of `generate`.
+    """
+
+    module: str
+    name: str
+    options: dict[str, Any]
+    talk: str = "inference"
+    limit: str = "max_new_tokens"
+    beyond: int = 0
+    steps: int = 10
+    words: dict[str, Any] = {}
+
+
+# By the family's name. Earlier releases have English alone.
+PUBLISHED = {
+    "english": Published("chatterbox.tts", "ChatterboxTTS", {}),
+    "multilingual": Published(
+        "chatterbox.mtl_tts", "ChatterboxMultilingualTTS", {"t3_model": "v2"}, words={"language_id": "en"}
+    ),
+    "turbo": Published("chatterbox.tts_turbo", "ChatterboxTurboTTS", {}, "inference_turbo", "max_gen_len", 1, 2),
+    "nano": Published(
+        "chatterbox.tts_turbo", "ChatterboxTurboTTS", {"nano": True}, "inference_turbo", "max_gen_len", 1, 2
+    ),
+}
 
 
 class Taken:
@@ -62,17 +98,20 @@ def work(job: dict[str, Any], emit: Emit) -> None:
     """Load the model, then speak each of the job's utterances; every failure is an event.
 
     Args:
-        job: directory, device, voice (a clip or null), steps, and utterances, each of which has text, max_tokens, seed.
+        job: family, directory, device, voice (a clip or null), steps, and utterances, each of which has text,
+            max_tokens, seed.
     """
+    published = PUBLISHED[job["family"]]
     try:
         import torch
-        from chatterbox.tts import ChatterboxTTS
+
+        made = getattr(importlib.import_module(published.module), published.name)
     except Exception as error:  # what it needs may fail in any way, torchaudio with OSError
         emit({"event": "not importable", "error": _described(error)})
         return
     try:
         start = time.perf_counter()
-        tts = ChatterboxTTS.from_local(job["directory"], job["device"])
+        tts = made.from_local(job["directory"], job["device"], **published.options)
         if job["voice"] is not None:
             tts.prepare_conditionals(job["voice"])
         loading = time.perf_counter() - start
@@ -87,7 +126,7 @@ def work(job: dict[str, Any], emit: Emit) -> None:
 
     for utterance in job["utterances"]:
         try:
-            measured = speak(tts, utterance, job["steps"], torch.manual_seed, finish)
+            measured = speak(published, tts, utterance, job["steps"], torch.manual_seed, finish)
         except Exception as error:
             measured = {"error": _described(error)}
         emit({"event": "spoken", **measured})
@@ -96,18 +135,24 @@ def work(job: dict[str, Any], emit: Emit) -> None:
 
 
 def speak(
-    tts: Any, utterance: dict[str, Any], steps: int, set_seed: Callable[[int], Any], finish: Callable[[], None]
+    published: Published,
+    tts: Any,
+    utterance: dict[str, Any],
+    steps: int,
+    set_seed: Callable[[int], Any],
+    finish: Callable[[], None],
 ) -> dict[str, Any]:
     """Speak one text: seconds from request to audio, in each stage, of audio; and how many tokens T3 drew."""
     # Its `generate` fixes both. Earlier releases know no number of steps but their own.
-    steps_argument = {} if steps == PUBLISHED_STEPS else {"n_cfm_timesteps": steps}
+    steps_argument = {} if steps == published.steps else {"n_cfm_timesteps": steps}
+    limit = {published.limit: utterance["max_tokens"] - published.beyond}
     set_seed(utterance["seed"])
     with (
-        standing_before(tts.t3, "inference", finish, max_new_tokens=utterance["max_tokens"]) as talking,
+        standing_before(tts.t3, published.talk, finish, **limit) as talking,
         standing_before(tts.s3gen, "inference", finish, **steps_argument) as voicing,
     ):
         start = time.perf_counter()
-        audio = tts.generate(utterance["text"])
+        audio = tts.generate(utterance["text"], **published.words)
         elapsed = time.perf_counter() - start
     return {
         "elapsed": elapsed,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 
-# Container objects made before the garbage collector looks for cycles among them, and how often it looks further.
-_STARTING = (5_000_000, 20, 100)  # not at all: imports make a million and more that stay
-_WORKING = (100_000, 20, 100)
+# Container objects made before the garbage collector looks for cycles among them, and how often it looks further: not
+# at all, since imports make a million and more that stay.
+_STARTING = (5_000_000, 20, 100)
+_WORKING = gc.get_threshold()
 
 _own = False
 
@@ -24,6 +25,9 @@ def is_own() -> bool:
 
 
 def started() -> None:
-    """What the command works with is in memory."""
+    """What the command works with is in memory, and stays."""
     if _own:
+        # Nothing of it is looked through again, so that looking is cheap and can be as frequent as Python has it: less
+        # often, a server kept gigabytes of refused uploads in the tracebacks of their errors.
+        gc.freeze()
         gc.set_threshold(*_WORKING)

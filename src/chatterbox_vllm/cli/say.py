@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_SECOND = 25
 BABBLES = "babble: the model's weights are synthetic"
+_OFF_TEXT = {
+    "runaway": "a part ran away from its text and was cut; try another seed",
+    "hasty": "a part is shorter than its text can be said in; try another seed",
+}
 
 
 @from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
@@ -100,6 +104,8 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     if result.finish_reason == "length":
         limit = "" if parameters.max_tokens is None else f" {parameters.max_tokens}"
         notes.append(f"cut off at --max-tokens{limit}")
+    elif result.finish_reason in _OFF_TEXT:
+        notes.append(_OFF_TEXT[result.finish_reason])
     if config_of(tts.directory).synthetic:
         notes.append(BABBLES)
     if not quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -13,9 +14,25 @@ from chatterbox_vllm.audio.join import Joiner
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, SpeechStream
 from chatterbox_vllm.engine.conversion import ConversionStream, Request
 from chatterbox_vllm.engine.prompts import Piece, Script
-from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechResult, Timings
+from chatterbox_vllm.engine.request import (
+    AudioChunk,
+    Delivery,
+    FinishReason,
+    SpeechResult,
+    Timings,
+)
+from chatterbox_vllm.engine.said import Said
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
+
+logger = logging.getLogger(__name__)
+
+_FROM_BEST: tuple[FinishReason, ...] = ("stop", "length", "hasty", "runaway")
+_WARNINGS = {
+    "length": "reached max_tokens={} without end of speech; its end may be missing or invented",
+    "hasty": "a part is shorter than its text can be said in, at every attempt; words may be missing",
+    "runaway": "a part went on after its text was said, or repeated itself, at every attempt; it was cut",
+}
 
 
 @dataclass(eq=False)
@@ -47,9 +64,10 @@ class Job:
     delivered: int = 0
     samples: int = 0
     waiting_samples: int = 0
-    cut: bool = False
+    finish_reason: FinishReason = "stop"
     tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
+    faulty: dict[int, list[Said]] = field(default_factory=dict)  # attempts at pieces that are still to be spoken well
     live: set[str] = field(default_factory=set)  # ids of pieces in T3's or S3Gen's hands
     _voiced: dict[int, torch.Tensor] = field(default_factory=dict)  # ahead of an earlier piece
     _kept: list[torch.Tensor] = field(default_factory=list)
@@ -139,7 +157,8 @@ class Job:
             audio=audio,
             samples=self.samples,
             speech_tokens=tuple(itertools.chain.from_iterable(self.tokens[k] for k in sorted(self.tokens))),
-            finish_reason="length" if self.cut else "stop",
+            finish_reason=self.finish_reason,
+            retries=sum(self.attempts.values()),
             segments=len(self.pieces),
             timings=self.timings(),
         )
@@ -156,6 +175,17 @@ class Job:
             segments=len(self.pieces),
             timings=self.timings(),
         )
+
+    def ended(self, k: int, said: Said) -> None:
+        """Note how piece k ended, if it is worse than how the others did; warn of the first that did not end well."""
+        reason: FinishReason = "stop"
+        if said.fault is not None and said.fault != "mute":
+            reason = said.fault
+        elif said.finish_reason == "length":
+            reason = "length"
+        if reason != "stop" and self.finish_reason == "stop":
+            logger.warning("request %s: %s", self.label, _WARNINGS[reason].format(said.limit))
+        self.finish_reason = max(self.finish_reason, reason, key=_FROM_BEST.index)
 
     def mute(self, k: int, tried: int) -> GenerationError:
         """What to tell of piece k, which stayed without a sound at so many attempts."""

@@ -91,6 +91,9 @@ class Delivery(Enum):
     STREAM = "stream"  # in chunks that are rendered while T3 speaks
 
 
+FinishReason = Literal["stop", "length", "hasty", "runaway"]
+
+
 @dataclass(frozen=True)
 class Timings:
     """Where a request's time went, in seconds.
@@ -141,8 +144,9 @@ class SpeechResult:
         samples: how many there are of them, whether they are here or went out in chunks.
         error: why it failed, or None.
         speech_tokens: what T3 said, end-of-speech and other special tokens removed.
-        finish_reason: "stop" at end-of-speech; "length" where `max_tokens` cut a segment, which often means that the
-            model lost its way.
+        finish_reason: "stop" at end-of-speech; "length" where `max_tokens` cut a segment; "runaway" or "hasty" where
+            the guard found that of a segment at every attempt, see `guard.Fault`. The worst of all segments.
+        retries: how often segments were spoken again, since the guard found fault with them or they were mute.
         segments: how many pieces the text was spoken in.
     """
 
@@ -154,7 +158,8 @@ class SpeechResult:
     samples: int = 0
     error: ChatterboxError | None = None
     speech_tokens: tuple[int, ...] = ()
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
+    retries: int = 0
     segments: int = 0
     timings: Timings = Timings()
 
@@ -168,6 +173,6 @@ def segment_seed(seed: int, segment: int, attempt: int = 0) -> int:
     """The seed of a request's segment: the first has the request's own, so that a short text is what it was.
 
     Args:
-        attempt: 0 at first; a segment that stayed mute is tried again with other draws.
+        attempt: 0 at first; a segment that stayed mute or off its text is tried again with other draws.
     """
     return (seed + segment * _SEGMENT_STRIDE + attempt * _ATTEMPT_STRIDE) % (MAX_SEED + 1)

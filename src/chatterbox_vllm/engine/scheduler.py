@@ -13,13 +13,16 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
 from chatterbox_vllm.engine.conversion import LONGEST_WHOLE, ConversionRequest, ConversionStream, Request
+from chatterbox_vllm.engine.guard import LOOK_EVERY, Bounds
 from chatterbox_vllm.engine.job import Job
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed, segment_seed
+from chatterbox_vllm.engine.said import Said, best_of
 from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.talker import Talker
@@ -32,7 +35,7 @@ from chatterbox_vllm.t3.vllm.stage import T3Output
 logger = logging.getLogger(__name__)
 
 Event = AudioChunk | SpeechResult
-# Tries at a piece that the model ends before its first sound.
+# Tries at a piece that the model ends before its first sound, or that the guard finds fault with.
 _ATTEMPTS = 3
 # How long to wait for S3Gen where a request may come out of preparation meanwhile.
 _GLANCE = 0.005
@@ -56,6 +59,7 @@ class Scheduler:
         chunk_plan: how streams are cut.
         lookahead: speech tokens that S3Gen has to see behind a chunk.
         ending: of every piece.
+        guarded: whether speech that leaves its text is ended and tried again, see guard.py.
 
     Attributes:
         reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
@@ -75,6 +79,7 @@ class Scheduler:
         chunk_plan: ChunkPlan = STEADY,
         lookahead: int = 3,
         ending: SpeechEnding = AS_SPOKEN,
+        guarded: bool = True,
     ):
         self.config = config
         self.preparation = preparation
@@ -83,7 +88,7 @@ class Scheduler:
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
-        self.chunk_plan, self.lookahead, self.ending = chunk_plan, lookahead, ending
+        self.chunk_plan, self.lookahead, self.ending, self.guarded = chunk_plan, lookahead, ending, guarded
         self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
@@ -93,7 +98,7 @@ class Scheduler:
         self._streams: dict[int, Job] = {}  # those of the jobs that are rendered in chunks
         self._stirred: dict[int, None] = {}  # streams in which something has changed, which may have a chunk ready
         self._paused: set[int] = set()  # until their callers take what is ready
-        self._talking: dict[str, tuple[Job, int]] = {}  # by piece id
+        self._talking: dict[str, tuple[Job, int, Said]] = {}  # by piece id
         self._spoken: dict[str, ToSpeak] = {}  # by T3, until S3Gen gets them
         self._voicing: dict[str, tuple[Job, int]] = {}  # spoken or in S3Gen's hands
         self._deadlines: list[tuple[float, int]] = []
@@ -294,9 +299,14 @@ class Scheduler:
         piece, piece_id = job.pieces[k], job.piece_id(k)
         prompt = self.preparation.prompts.prompt(job.script.conditioning, piece)
         seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
-        every = None if job.stream is None else job.stream.told_every
-        self.talker.add(piece_id, prompt, piece.values.sampling, seed, job.request.uniforms, told_every=every)
-        self._talking[piece_id] = job, k
+        guarded = self.guarded and job.request.uniforms is None  # what is replayed is to stay as it was
+        said = Said(self.config, Bounds.of(piece.segment.text) if guarded else None, piece.values.max_tokens)
+        every = LOOK_EVERY if guarded else None
+        if job.stream is not None:
+            every = job.stream.told_every
+        sampling = replace(piece.values.sampling, max_tokens=said.limit)
+        self.talker.add(piece_id, prompt, sampling, seed, job.request.uniforms, told_every=every)
+        self._talking[piece_id] = job, k, said
         job.live.add(piece_id)
 
     def _holds_back(self) -> bool:
@@ -308,41 +318,38 @@ class Scheduler:
             return False
         if any(job.stream is not None for job, _ in self._voicing.values()):
             return False
-        if any(job.stream is not None and not job.samples for job, _ in self._talking.values()):
+        if any(job.stream is not None and not job.samples for job, _, _ in self._talking.values()):
             return True
-        beginning = any(k == 0 for _, k in self._talking.values())
+        beginning = any(k == 0 for _, k, _ in self._talking.values())
         return beginning and not any(k == 0 for _, k in self._voicing.values())
 
     def _is_full(self, job: Job) -> bool:
         return job.waiting_samples > self.max_untaken * SAMPLE_RATE
 
     def _hear(self, output: T3Output) -> None:
-        """T3 has finished a piece, or spoken on in a stream's."""
-        job, k = self._talking[output.request_id]
-        tokens = self._speech(output.token_ids)
+        """T3 has finished a piece, or spoken on."""
+        job, k, said = self._talking[output.request_id]
+        tokens = said.hear(output)
         if job.stream is not None:
             job.stream.hear(k, tokens)
             self._stirred[job.serial] = None
-        if output.finish_reason is None:
+        if not said.over:
             return
-        if job.stream is not None:
-            tokens = job.stream.tokens(k)
+        if output.finish_reason is None:
+            self.talker.abort([output.request_id])
         del self._talking[output.request_id]
         job.live.discard(output.request_id)
-        if not tokens:
-            self._try_again(job, k)
+        if said.fault is not None and self._tries_again(job, k, said):
             return
+        said = best_of([*job.faulty.pop(k, []), said])
+        tokens = tuple(said.tokens) if job.stream is None else job.stream.tokens(k)
+        if not tokens:
+            self._fail(job, job.mute(k, job.attempts.get(k, 0) + 1))
+            return
+        job.ended(k, said)
         job.talked += 1
         if job.talked == len(job.pieces):
             job.last_token = time.monotonic()
-        values = job.pieces[k].values
-        if output.finish_reason == "length" and not job.cut:
-            job.cut = True
-            logger.warning(
-                "request %s reached max_tokens=%d without end of speech; its end may be missing or invented",
-                job.label,
-                values.max_tokens,
-            )
         job.tokens[k] = tokens
         if job.stream is not None:
             job.stream.end(k)
@@ -394,20 +401,18 @@ class Scheduler:
             job.stream.called = job.admitted
             self._turns.add(job, job.request.priority)
 
-    def _try_again(self, job: Job, k: int) -> None:
-        """Piece k stayed mute: other draws may find its beginning."""
-        tried = job.attempts[k] = job.attempts.get(k, 0) + 1
-        if tried < _ATTEMPTS and job.request.uniforms is None and job.pieces[k].values.temperature > 0:
-            with self._its_own_fault(job):
-                self._talk(job, k)
-            return
-        self._fail(job, job.mute(k, tried))
-
-    def _speech(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """Drops what is no speech: everything from the first end-of-speech on, and ids outside the codebook."""
-        if self.config.stop_speech_token in tokens:
-            tokens = tokens[: tokens.index(self.config.stop_speech_token)]
-        return tuple(token for token in tokens if token < self.config.start_speech_token)
+    def _tries_again(self, job: Job, k: int, said: Said) -> bool:
+        """Whether other draws are tried for piece k, with which something is wrong; not where a stream has begun it."""
+        tried = job.attempts.get(k, 0) + 1
+        heard = job.stream is not None and len(said.tokens) > 0
+        drawn_anew = job.request.uniforms is None and job.pieces[k].values.temperature > 0
+        if tried >= _ATTEMPTS or heard or not drawn_anew:
+            return False
+        job.attempts[k] = tried
+        job.faulty.setdefault(k, []).append(said)
+        with self._its_own_fault(job):
+            self._talk(job, k)
+        return True
 
     def _deliver(self, piece_id: str, outcome: Outcome) -> None:
         """S3Gen has finished a piece: pass on what is now ready of its request, in the text's order."""

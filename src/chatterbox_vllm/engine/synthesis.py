@@ -21,6 +21,7 @@ import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.audio.watermark_stream import StreamPart, mark_parts
+from chatterbox_vllm.caches.heap import Heap
 from chatterbox_vllm.cuda.streams import Urgency, new_stream
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage
@@ -91,6 +92,7 @@ class InlineSynthesis:
         self.watermarker = watermarker
         self._waiting = _Waiting()
         self._wanted: set[str] = set()  # of the batch in work
+        self._heap = Heap()
 
     def warm_up(self, voice: Speaker, steps: int) -> None:
         """Nothing is compiled on a CPU."""
@@ -121,7 +123,9 @@ class InlineSynthesis:
             return []
         told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
         # Each by itself: a segment's audio is not to depend on the last bit on what is spoken beside it.
-        return [marked for one in told if one[0] in self._wanted for marked in _marked(self.watermarker, [one])]
+        marked = [audio for one in told if one[0] in self._wanted for audio in _marked(self.watermarker, [one])]
+        self._heap.give_back(done=not self._waiting.entries)
+        return marked
 
     @property
     def waiting(self) -> int:

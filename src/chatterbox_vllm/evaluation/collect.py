@@ -48,7 +48,8 @@ class CollectionJob:
 
     Attributes:
         model: a name, directory or hub id.
-        options: for `ChatterboxTTS.from_pretrained`, over the defaults here: no watermark, the plan's batch size.
+        options: for `ChatterboxTTS.from_pretrained`, over the defaults here: no watermark, no guard, the plan's
+            batch size.
         output: directory of the collection.
         baseline: the baseline's collection, whose tokens and voices are used; None where this is the baseline.
         name: what its user called the model, for the report; `model` where empty.
@@ -104,6 +105,7 @@ def _load(job: CollectionJob) -> ChatterboxTTS:
     options = {
         "max_batch_size": job.plan.batch_size,
         "watermark": False,
+        "guard": False,  # whatever the model says is judged
         **(job.options or {}),
         "teacher_forcing": True,
     }

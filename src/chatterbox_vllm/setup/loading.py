@@ -167,6 +167,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         chunk_plan=QUICK if device.type == "cuda" else STEADY,
         lookahead=config.s3gen.flow.lookahead,
         ending=family.ending,
+        guarded=settings.guard,
     )
     return Parts(plan, Engine(scheduler, talker, voicing), enroller, voice)
 

@@ -40,6 +40,7 @@ class Settings:
     cuda_graphs: bool
     deterministic: bool
     watermark: bool
+    guard: bool = True
     teacher_forcing: bool = False
 
     @cached_property
@@ -71,6 +72,7 @@ def make_settings(
     cuda_graphs: bool | None = None,
     deterministic: bool = False,
     watermark: bool = True,
+    guard: bool = True,
     teacher_forcing: bool = False,
     with_t3: bool = True,
 ) -> Settings:
@@ -98,6 +100,7 @@ def make_settings(
         cuda_graphs=on_cuda if cuda_graphs is None else cuda_graphs,
         deterministic=deterministic,
         watermark=watermark,
+        guard=guard,
         teacher_forcing=teacher_forcing,
     )
 
@@ -260,7 +263,7 @@ def lay_out(
     settings = make_settings(
         directory,
         device,
-        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "watermark", "teacher_forcing"),
+        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "watermark", "guard", "teacher_forcing"),
     )
     if tier == AUTO:  # asked once: what is free on a card changes
         tier = automatic_tier(settings.device).gb
