@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.engine.source import quiet_ends
 from chatterbox_vllm.families.babble import BABBLE_CONFIG
 from chatterbox_vllm.voices.hearing import Hearing
+from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from tests.made_up_clips import babble
 
 RATE, SAMPLES_PER_TOKEN = 24_000, 960
@@ -237,3 +239,28 @@ def test_texts_and_recordings_in_one_engine(babbler: Path, clips: Path, vc: Chat
         results = {result.index: result for result in tts.run([texts, conversion])}
         assert results[0].error is None and torch.equal(results[1].audio, alone)
         asyncio.run(serve(tts))
+
+
+def test_a_recording_that_nobody_waits_for_is_not_listened_to(
+    vc: ChatterboxVC, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And texts do not wait for one that is: it has a thread of its own."""
+    heard: list[float] = []
+    windows = SpeechTokenizer.windows
+
+    def counted(self: SpeechTokenizer, wave: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
+        for part in windows(self, wave, frames):
+            heard.append(time.monotonic())
+            yield part
+            time.sleep(0.3)
+
+    monkeypatch.setattr(SpeechTokenizer, "windows", counted)
+    scheduler = vc._engine.scheduler
+    serial = scheduler.submit(ConversionRequest(clips / "long.wav", vc.speaker))
+    while not heard:
+        time.sleep(0.01)
+    scheduler.abort(serial)
+    assert isinstance(scheduler.collect()[0].error, AbortedError)
+    while scheduler.preparation.pending:
+        scheduler.step(0.1)
+    assert len(heard) < 3 and not scheduler.preparation._dropped  # it has three windows

@@ -102,6 +102,7 @@ def test_what_is_refused(http: httpx.Client, change: dict[str, Any], status: int
 def test_a_recording_that_is_too_long(http: httpx.Client) -> None:
     long = encode_audio(np.tile(np.linspace(-0.1, 0.1, 800, dtype=np.float32), 700), 24_000, ".flac")
     answer = convert(http, recording=long)
+    assert answer.json()["error"]["param"] == "file"
     assert answer.status_code == 400 and "over the limit of 20 s" in answer.text
 
 

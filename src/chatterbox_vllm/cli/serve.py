@@ -49,9 +49,11 @@ def serve(*, given: Keywords, quiet: bool) -> None:
     start_logging(options.log_json, quiet)
     with bind(options.host, options.port) as socket:
         from chatterbox_vllm.server.app import make_app
+        from chatterbox_vllm.server.pool import check_models
         from chatterbox_vllm.server.run import Server, logger
 
         served = _served(options, keywords)
+        check_models(served, options.models_memory)
         logger.info("loading the model %s", served[0].name)
         engine = served[0].start()
         servers: list[Server] = []

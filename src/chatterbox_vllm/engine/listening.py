@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -34,8 +36,11 @@ class SourceReader:
         self.family = family_of(config.family)
         self._defaults = self.family.defaults_of(config)
 
-    def script(self, request: ConversionRequest) -> Script:
+    def script(self, request: ConversionRequest, between: Callable[[], object] | None = None) -> Script:
         """Everything that S3Gen needs to know of a request; of its samples nothing is kept.
+
+        Args:
+            between: called now and then; what it raises ends the work.
 
         Raises:
             ConfigError: the voice is not for this model, a parameter is none of it, or noise does not fit.
@@ -44,7 +49,7 @@ class SourceReader:
         check_target(request.voice, self.config)
         values = request.parameters.resolved(self._defaults, self.family.absent, f"the {self.family.name} model")
         wave = self._wave(request)
-        tokens = self.hearing.speech_tokens(wave)
+        tokens = self.hearing.speech_tokens(wave, between)
         if request.noise is not None and len(tokens) > LONGEST_WHOLE:
             raise ConfigError(
                 f"noise was given for a recording of {len(tokens) / TOKENS_PER_SECOND:.0f} s, which is rendered in "

@@ -454,6 +454,8 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.serial]
+        if job.script is None:
+            self.preparation.drop(job.serial)
         self._streams.pop(job.serial, None)
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)

@@ -69,8 +69,7 @@ def make_app(
         book.learn(model.name, model.voices, model.codebook)
     if engine is not None:
         book.check_options(served[0].name, engine.tts)
-    budget = None if options.models_memory_gb is None else int(options.models_memory_gb * (1 << 30))
-    pool = ModelPool(served, options.max_requests, options.idle_seconds, budget, on_failure, engine)
+    pool = ModelPool(served, options.max_requests, options.idle_seconds, options.models_memory, on_failure, engine)
     metrics = Metrics(lambda: _gauges(pool))
     service = Service(
         options=options,

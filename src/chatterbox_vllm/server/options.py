@@ -106,6 +106,11 @@ class ServerOptions:
         return not self.api_keys
 
     @property
+    def models_memory(self) -> int | None:
+        """Bytes that loaded models may take together."""
+        return None if self.models_memory_gb is None else int(self.models_memory_gb * (1 << 30))
+
+    @property
     def max_body(self) -> int:
         """Bytes of one request's body."""
         return int(self.max_body_mb * (1 << 20))

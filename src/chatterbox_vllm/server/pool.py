@@ -42,6 +42,24 @@ class ServedModel:
     bytes: int = 0
 
 
+def check_models(models: Sequence[ServedModel], budget: int | None) -> None:
+    """Refuse models that cannot be served together, before any is loaded.
+
+    Raises:
+        ConfigError: two have one name, or one needs more than the budget.
+    """
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two of the models are called alike: {', '.join(names)}; rename one")
+    for model in models:
+        if budget is not None and model.bytes > budget:
+            raise ConfigError(
+                f"the model {model.name} is expected to take {model.bytes / _GIB:.2f} GiB, and models_memory_gb leaves "
+                f"{budget / _GIB:.2f} GiB for all: raise it, or lay the model out smaller (max_batch_size, "
+                "max_model_len, a tier)"
+            )
+
+
 class ModelPool:
     """Loads each model when a request names it. Use it from one event loop.
 
@@ -57,7 +75,7 @@ class ModelPool:
         engine: of the default model, where it is open already.
 
     Raises:
-        ConfigError: two models have one name, or one needs more than the budget.
+        ConfigError: see `check_models`.
     """
 
     def __init__(
@@ -69,17 +87,9 @@ class ModelPool:
         on_failure: Callable[[], None] | None = None,
         engine: AsyncChatterbox | None = None,
     ):
+        check_models(models, budget)
         self.models = {model.name: model for model in models}
-        if len(self.models) < len(models):
-            raise ConfigError(f"two of the models are called alike: {', '.join(m.name for m in models)}; rename one")
         self._most, self._budget, self._on_failure = most, budget, on_failure
-        for model in models:
-            if budget is not None and model.bytes > budget:
-                raise ConfigError(
-                    f"the model {model.name} is expected to take {model.bytes / _GIB:.2f} GiB, and models_memory_gb "
-                    f"leaves {budget / _GIB:.2f} GiB for all: raise it, or lay the model out smaller (max_batch_size, "
-                    "max_model_len, a tier)"
-                )
         self.default = models[0].name
         self._taken: dict[str, None] = {}  # names of the models that take memory
         self._deciding = asyncio.Lock()

@@ -152,7 +152,7 @@ class Speaker:
             ApiError, ChatterboxError
         """
         started = time.monotonic()
-        async with self._engine(order.model) as engine:
+        async with self._engine(order) as engine:
             request = await self._request(engine, order)
             tokens = _text_tokens(engine, order)
             result = await engine.speak(request, number)
@@ -168,10 +168,10 @@ class Speaker:
         return Spoken(data, samples / rate, tokens, result)
 
     @contextlib.asynccontextmanager
-    async def _engine(self, model: str) -> AsyncIterator[AsyncChatterbox]:
-        """The engine of a model to speak with; what fails within becomes the answer that it makes."""
+    async def _engine(self, order: Order) -> AsyncIterator[AsyncChatterbox]:
+        """The engine of an order's model; what fails within becomes the answer that it makes."""
         try:
-            async with self.pool.use(model) as engine:
+            async with self.pool.use(order.model) as engine:
                 try:
                     yield engine
                 except GenerationError as error:
@@ -181,7 +181,8 @@ class Speaker:
                         503, f"{error}; the model is being loaded", code="engine_failed", retry_after=5.0
                     ) from error
         except Exception as error:
-            found = api_error(error, retry_after=self.pool.keepers[model].retry_after)
+            param = "file" if order.recording is not None and isinstance(error, AudioError) else None
+            found = api_error(error, param, self.pool.keepers[order.model].retry_after)
             if found.code == "internal_error":
                 raise  # for the log to tell
             self.metrics.failed(found.code)
@@ -217,7 +218,7 @@ class Speaker:
         Raises:
             ApiError, ChatterboxError
         """
-        async with self._engine(order.model) as engine:
+        async with self._engine(order) as engine:
             pace = _Pace(engine.tts.sr)
             request = await self._request(engine, order)
             told.input_tokens = _text_tokens(engine, order)

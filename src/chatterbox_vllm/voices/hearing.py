@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,19 +145,24 @@ class Hearing:
 
     @torch.no_grad()
     @ieee_float32()
-    def speech_tokens(self, wave_16k: np.ndarray) -> tuple[int, ...]:
+    def speech_tokens(self, wave_16k: np.ndarray, between: Callable[[], object] | None = None) -> tuple[int, ...]:
         """The speech tokens of a recording of any length, 25 a second, from one window's memory at a time.
 
         Args:
             wave_16k: float32 [samples] at 16 kHz, longer than 200 samples.
+            between: called after each window; what it raises ends the work.
 
         Raises:
             CheckpointError: the nets could not be loaded.
         """
+        tokens: list[int] = []
         with self.nets() as nets:
             wave = torch.from_numpy(wave_16k).to(self.device)
-            found = nets.speech_tokenizer.windows(wave, len(wave) // HOP_16K)
-            return tuple(token for part in found for token in part.tolist())
+            for part in nets.speech_tokenizer.windows(wave, len(wave) // HOP_16K):
+                tokens += part.tolist()
+                if between is not None:
+                    between()
+        return tuple(tokens)
 
     @property
     def is_loaded(self) -> bool:
