@@ -31,7 +31,9 @@ from chatterbox_vllm import (
 )
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.engine.source import quiet_ends
+from chatterbox_vllm.engine.conversion import ConversionStream
+from chatterbox_vllm.engine.source import Source, quiet_ends
+from chatterbox_vllm.engine.to_speak import SpokenChunk
 from chatterbox_vllm.families.babble import BABBLE_CONFIG
 from chatterbox_vllm.voices.hearing import Hearing
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
@@ -110,6 +112,24 @@ def test_a_chunk_ends_where_it_is_quiet() -> None:
     for count in range(1, 700, 13):
         ends = quiet_ends(np.ones(count))
         assert ends[-1] == count and min(np.diff([0, *ends])) > 0
+
+
+def test_who_waits_longest_for_the_next_chunk(vc: ChatterboxVC, clips: Path) -> None:
+    """A listener goes first; what nobody listens to has its turn as well, however much else there is to voice."""
+    request, source = ConversionRequest(clips / "two.wav", vc.speaker), Source((1,) * 100, (50, 100))
+    (piece,) = vc._engine.scheduler.preparation.sources.script(request).pieces
+    due = {}
+    for heard in (True, False):
+        stream = ConversionStream(request, source, seed=1, lookahead=3, heard=heard)
+        chunk = stream.next_chunk(0, piece, samples_out=0)
+        assert stream.next_chunk(0, piece, 0) is None  # one at a time
+        state = vc.s3gen_stage.model.start_stream(vc.speaker.prompt, 1)
+        stream.spoken(0, piece, 1, SpokenChunk(torch.zeros(RATE), state, False))
+        second = stream.next_chunk(0, piece, samples_out=RATE)
+        assert (chunk.rendered, len(chunk.tokens), second.rendered, second.last) == (50, 53, 50, True)
+        due[heard] = chunk.due - time.monotonic(), second.due - time.monotonic()
+    assert due[True][0] < -1e8 and 0 < due[True][1] < 2
+    assert 9 < due[False][0] < 11 and 10 < due[False][1] < 12
 
 
 def test_no_part_of_a_long_recording_is_lost(babbler: Path) -> None:

@@ -22,7 +22,8 @@ from chatterbox_vllm.voices.hearing import Speaker
 
 # Rendered in one pass up to this, as T3's utterances are at most: 40 s.
 LONGEST_WHOLE = 1000
-_PATIENT = 1e9  # seconds after which a recording that nobody listens to is due
+_SOONEST = 1e9  # seconds: the deadline of a stream that nobody has heard yet, before all that have begun
+_NOT_HEARD = 10.0  # seconds: how much later what nobody waits for is due than what somebody does
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ConversionRequest:
             raise ConfigError(f"audio must be a path or the bytes of a file, not {type(self.audio).__name__}")
         if not isinstance(getattr(self.voice, "prompt", None), FlowPrompt):
             raise ConfigError(
-                f"voice must be a Target or a Voice, not {self.voice!r:.60}; ChatterboxVC.target makes one of a clip"
+                f"voice must be a Target or a Voice, not {self.voice!r:.60}; ChatterboxVC.target_of makes one of a clip"
             )
         if not isinstance(self.parameters, SpeechParameters):
             raise ConfigError(f"parameters must be SpeechParameters, not {type(self.parameters).__name__}")
@@ -133,9 +134,9 @@ class ConversionStream:
         return chunk.audio
 
     def _due(self, samples_out: int) -> float:
-        """When a listener has heard all that is out; without one, after all who have."""
+        """When a listener has heard all that is out; without one, as for one who began with the request, but later."""
         if not self.heard:
-            return self._submitted + _PATIENT
+            return self._submitted + samples_out / SAMPLE_RATE + _NOT_HEARD
         if self._first_heard is None:
-            return self._submitted - _PATIENT
+            return self._submitted - _SOONEST
         return self._first_heard + samples_out / SAMPLE_RATE
