@@ -35,6 +35,8 @@ from chatterbox_vllm.engine.conversion import ConversionStream
 from chatterbox_vllm.engine.source import Source, quiet_ends
 from chatterbox_vllm.engine.to_speak import SpokenChunk
 from chatterbox_vllm.families.babble import BABBLE_CONFIG
+from chatterbox_vllm.quantization.config import QuantizationConfig
+from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.voices.hearing import Hearing
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from tests.made_up_clips import babble
@@ -172,6 +174,18 @@ def test_quantized_and_in_a_tier(babbler: Path, clips: Path, vc: ChatterboxVC) -
             said = quantized.generate(clips / "two.wav", clips / "voice.wav", seed=1)
         assert said.shape == plain.shape and not torch.equal(said, plain)
         assert quantized.get_quantization_info() == {"s3gen": None}
+
+
+def test_a_file_that_is_quantized_already(babbler: Path, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quantized"
+    quantize_model(babbler, out, QuantizationConfig(s3gen="bnb-8bit"))
+    with ChatterboxVC.from_local(out, "cpu", watermark=False) as stored:
+        assert stored.get_quantization_info()["s3gen"]["method"] == "bnb-8bit"
+        said = stored.generate(clips / "two.wav", clips / "voice.wav", seed=1)
+    with ChatterboxVC.from_local(babbler, "cpu", watermark=False, quantize_s3gen="bnb-8bit") as loaded:
+        assert torch.equal(said, loaded.generate(clips / "two.wav", clips / "voice.wav", seed=1))
+    with pytest.raises(ConfigError, match="bnb-8bit"):
+        ChatterboxVC.from_local(out, "cpu", quantize_s3gen="bnb-4bit")
 
 
 def test_voices_of_files(vc: ChatterboxVC, babbler: Path, clips: Path, tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_the_voice_by_a_clip(http: httpx.Client, server: Running) -> None:
     assert server.engine.requests[-1].voice is server.engine.tts.named["clip"]
 
 
+def test_fields_that_mean_nothing_are_named(http: httpx.Client) -> None:
+    answer = convert(http, temperature="0.5", input="Hello.")
+    assert answer.status_code == 200 and answer.headers["x-chatterbox-ignored"] == "temperature, input"
+
+
 def test_without_v1_and_without_a_voice(http: httpx.Client, server: Running) -> None:
     answer = http.post("/audio/conversions", files={"file": ("speech.wav", a_clip())})
     assert answer.status_code == 200

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -122,11 +122,12 @@ class Speaker:
             ignored=_ignored(body),
         )
 
-    def conversion(self, body: Converting, recording: bytes, clip: bytes | None) -> Order:
+    def conversion(self, body: Converting, recording: bytes, clip: bytes | None, unknown: Iterable[str] = ()) -> Order:
         """An order for a recording to be said in another voice.
 
         Args:
             clip: of the voice, in place of its name.
+            unknown: names of fields that mean nothing here.
 
         Raises:
             ApiError, ConfigError: it cannot be had.
@@ -141,7 +142,7 @@ class Speaker:
             format=body.response_format,
             speed=body.speed,
             clean_text=False,
-            ignored=("voice",) if clip is not None and body.voice else (),
+            ignored=_plain([*unknown, *(["voice"] if clip is not None and body.voice else [])]),
             recording=recording,
         )
 
@@ -340,9 +341,14 @@ def _text_tokens(engine: AsyncChatterbox, order: Order) -> int:
 
 
 def _ignored(body: Speaking) -> tuple[str, ...]:
-    """Fields that were given and change nothing, fit for a header."""
+    """Fields that were given and change nothing."""
     names = [*(body.model_extra or {}), *(["instructions"] if body.instructions else [])]
     if body.ref_audio is not None and body.voice is not None:
         names.append("voice")
+    return _plain(names)
+
+
+def _plain(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of fields, fit for a header."""
     plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] or "?" for name in names)
     return tuple(plain)[:16]

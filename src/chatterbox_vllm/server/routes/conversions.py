@@ -16,6 +16,7 @@ from chatterbox_vllm.server.schemas import Converting, Format
 from chatterbox_vllm.server.service import Here
 
 router = APIRouter(tags=["speech"])
+_FIELDS = frozenset({*Converting.model_fields, "file", "audio_sample", "stream"})
 
 
 @router.post(
@@ -54,7 +55,8 @@ async def convert(
     )
     recording = await file.read()  # the request's own limit bounds it
     clip = None if audio_sample is None else await upload_of(audio_sample, "audio_sample")
-    order = service.speaker.conversion(body, recording, clip)
+    unknown = [name for name in dict.fromkeys(await request.form()) if name not in _FIELDS]
+    order = service.speaker.conversion(body, recording, clip, unknown)
     note(request.scope)["bytes_in"] = len(recording)
     wanted = order.format != "wav" if stream is None else stream
     return await (streamed if wanted else whole)(request, service, order)
