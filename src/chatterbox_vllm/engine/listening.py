@@ -58,7 +58,7 @@ class SourceReader:
         padded = np.pad(wave, (0, max(0, _SAMPLES_PER_TOKEN * len(tokens) - len(wave))))
         levels = np.square(padded[: _SAMPLES_PER_TOKEN * len(tokens)]).reshape(len(tokens), -1).mean(1)
         piece = Piece(Segment("", 0.0), [], values)
-        return Script([piece], torch.empty(0), Source(tokens, quiet_ends(levels)))
+        return Script([piece], torch.empty(0), source=Source(tokens, quiet_ends(levels)))
 
     def _wave(self, request: ConversionRequest) -> np.ndarray:
         """The recording, float32 [samples] at 16 kHz: from its own rate in one step, as published."""
