@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from chatterbox_vllm.checkpoint.files import Header, Weights
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.layout import checkpoint_shapes
@@ -63,19 +65,20 @@ def known_models() -> list[KnownModel]:
     Raises:
         CheckpointError, ConfigError: files on this machine cannot be read.
     """
-    return [_known(name, family, family.repository) for name, family in FAMILIES.items()] + [_known(SMALL, None, None)]
+    device = resolve_device("auto", for_vllm=False)
+    free = free_bytes(device)
+    published = [_known(name, family, device, free) for name, family in FAMILIES.items()]
+    return [*published, _known(SMALL, None, device, free)]
 
 
-def _known(name: str, family: Family | None, repository: str | None) -> KnownModel:
-    directory = local_directory(name)
+def _known(name: str, family: Family | None, device: torch.device, free: int) -> KnownModel:
+    directory, repository = local_directory(name), None if family is None else family.repository
     headers = _published(family) if directory is None and family is not None else None
     if headers is None:
         assert directory is not None  # the small model is always there
         headers = ModelHeaders.of_directory(directory)
     family = family or family_of(headers.config.family)
-    device = resolve_device("auto", for_vllm=False)
     estimator = QuantizationMemoryEstimator(headers, half=device.type == "cuda", cuda=device.type == "cuda")
-    free = free_bytes(device)
     on_card = QuantizationMemoryEstimator(headers)
     needs = {
         tier.gb: on_card.estimate(
