@@ -23,8 +23,10 @@ from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.models import resolve_model
 from chatterbox_vllm.setup.provenance import provenance
 from chatterbox_vllm.setup.quantize import calibration_utterances, calibration_voices, quantize_model
+from chatterbox_vllm.t3.backbone import Layer
 from chatterbox_vllm.t3.conditioning import PromptBuilder
-from chatterbox_vllm.t3.plain import LINEARS, Layer, PlainT3
+from chatterbox_vllm.t3.llama import LINEARS
+from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.awq_layout import rounded
 from chatterbox_vllm.t3.quantization.file import QuantizedT3
 

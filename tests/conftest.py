@@ -138,6 +138,24 @@ def babbler(own_cache: None) -> Path:
 
 
 @pytest.fixture(scope="session")
+def turbo_babbler(own_cache: None) -> Path:
+    """Turbo's babbling checkpoint, likewise."""
+    from chatterbox_vllm.families.babble_turbo import babble_turbo_directory
+
+    return babble_turbo_directory()
+
+
+@pytest.fixture(scope="session")
+def multilingual_babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A babbling checkpoint of the multilingual model, in the pickles that it is published in."""
+    from chatterbox_vllm.families.babble import MULTILINGUAL_BABBLE_CONFIG, build_babble
+
+    directory = tmp_path_factory.mktemp("multilingual-babble")
+    build_babble(directory, MULTILINGUAL_BABBLE_CONFIG)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def small() -> Iterator[Any]:
     """The small model in an engine that all tests of what is said share. They take it through `speaker`."""
     pytest.importorskip("vllm")

@@ -21,6 +21,7 @@ from chatterbox_vllm.audio.encode import encode_audio
 from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.request import SpeechResult
 from chatterbox_vllm.errors import CheckpointError, ConfigError, GenerationError
+from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.server.app import make_app
 from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.pool import ServedModel
@@ -42,7 +43,8 @@ class FakeTTS:
     device = torch.device("cpu")
     settings: dict[str, Any] = {"tier": None}
     voices = ["builtin", "anna", "bert"]
-    codebook = None
+    voice_kind = None
+    languages = {"en": "English"}
     defaults = {"exaggeration": 0.5, "cfg_weight": 0.5, "temperature": 0.8, "diffusion_steps": 10}
 
     def __init__(self) -> None:
@@ -62,8 +64,11 @@ class FakeTTS:
         check_reference(*decode_audio(clip, 600.0))
         return self.named.setdefault("clip", a_voice())
 
-    def count_text_tokens(self, text: str) -> int:
+    def count_text_tokens(self, text: str, language: str | None = None, prepared_text: bool = False) -> int:
         return len(text)
+
+    def check_language(self, language: str) -> str:
+        return ENGLISH.language(language)
 
     def get_quantization_info(self) -> dict[str, Any]:
         return {"t3": {"method": None, "total_bytes": 10}, "s3gen": None, "voice_encoder": None}

@@ -129,7 +129,9 @@ class Engine:
     def __init__(self, script: Script, max_batch_size: int = 4, max_model_len: int = 400, threads: int = 0):
         torch.manual_seed(0)
         self.talker, self.s3gen = ScriptedTalker(script), ToneS3Gen()
-        tokenizer = SimpleNamespace(encode=lambda text: [5] * len(text), special_tokens=frozenset())
+        tokenizer = SimpleNamespace(
+            encode=lambda text, language, prepared: [5] * len(text), special_tokens=frozenset(), unknown_id=None
+        )
         builder = PromptBuilder(CONFIG).requires_grad_(False)
         self.prompts = PromptMaker(ModelConfig(t3=CONFIG), tokenizer, builder, max_model_len)
         self.voicing = InlineSynthesis(S3GenStage(self.s3gen, max_batch_size), None)

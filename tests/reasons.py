@@ -7,12 +7,14 @@ import os
 import pytest
 
 NO_TOKENIZER = "the published tokenizer.json is not at hand"
+NO_TURBO_TOKENIZER = "the published vocab.json, merges.txt and added_tokens.json are not at hand"
 NO_CLIP = "the recording that the oracle cloned is not at hand"
 NO_CHROMIUM = "there is no Chromium: install one (docs/serving.md says how), or name it in CHATTERBOX_CHROMIUM"
 NO_TRITON = "Triton is not installed"  # it is where there is a GPU
 
 ACCEPTED = (
     NO_TOKENIZER,
+    NO_TURBO_TOKENIZER,
     NO_CLIP,
     NO_TRITON,
     NO_CHROMIUM,

@@ -14,6 +14,7 @@ FLOORS = (
     "cli",
     "bench server",
     "serving evaluation batch",
+    "multilingual tts_turbo",
     "tts vc",
     "setup",
     "engine",

@@ -13,8 +13,10 @@ from chatterbox_vllm.checkpoint.config import QuantizedPart, T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.babble import BABBLE_CONFIG
+from chatterbox_vllm.t3.backbone import Layer
 from chatterbox_vllm.t3.conditioning import PromptBuilder
-from chatterbox_vllm.t3.plain import LINEARS, Layer, PlainT3
+from chatterbox_vllm.t3.llama import LINEARS, Llama
+from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.awq import Utterance, gather, quantize_t3_awq
 from chatterbox_vllm.t3.quantization.awq_layout import awq_layout, dequantize_awq, quantize_awq, rounded
 from chatterbox_vllm.t3.quantization.awq_search import search_layer
@@ -82,7 +84,7 @@ def test_scales_fold_without_changing_the_layer(model: PlainT3, builder: PromptB
     rows = [model.embed(builder, u.prompt, u.tokens) for u in utterances(builder, 1, 2)]
     layer = model.layer(1)
     moments, after = gather(model, layer, rows)
-    found = search_layer(layer, moments)
+    found = search_layer(Llama(), layer, moments)
     assert all(not torch.equal(found.layer[name], layer[name]) for name in layer)
     for x, wanted in zip(rows, after, strict=True):
         torch.testing.assert_close(model.run_layer(found.layer, x), wanted, rtol=1e-4, atol=1e-4)
@@ -101,7 +103,7 @@ def outlying(layer: Layer) -> Layer:
 def test_calibration_beats_rounding_on_unseen_inputs(model: PlainT3, builder: PromptBuilder, change) -> None:
     seen, unseen = ([model.embed(builder, u.prompt, u.tokens) for u in utterances(builder, seed, 6)] for seed in (1, 2))
     layer = change(model.layer(0))
-    found = search_layer(layer, gather(model, layer, seen)[0])
+    found = search_layer(Llama(), layer, gather(model, layer, seen)[0])
     calibrated = found.layer | {name: rounded(found.layer[name], found.shrinks[name]) for name in LINEARS}
     nearest = layer | {name: rounded(layer[name]) for name in LINEARS}
 

@@ -46,20 +46,20 @@ def test_one_of_two_families_that_lie_together(tmp_path: Path, other: Family, ba
     snapshot.mkdir(parents=True)
     for name in (*ENGLISH.files, other.t3):
         (snapshot / name).write_bytes((babbler / (ENGLISH.t3 if name == other.t3 else name)).read_bytes())
-    directory = linked_directory(snapshot, other)
+    directory = linked_directory([snapshot], other)
     assert config_of(directory) == other.config and not (directory / ENGLISH.t3).exists()
     assert (directory / other.t3).samefile(snapshot / other.t3)
-    assert linked_directory(snapshot, other) == directory
+    assert linked_directory([snapshot], other) == directory
     assert model_facts(directory)["revision"] == COMMIT
     (snapshot / ENGLISH.builtin_voice).unlink()
-    assert linked_directory(snapshot, other) != directory  # what was there is no longer
+    assert linked_directory([snapshot], other) != directory  # what was there is no longer
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, other: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").touch()
     monkeypatch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(OutputError, match="CHATTERBOX_VLLM_CACHE"):
-        linked_directory(tmp_path, other)
+        linked_directory([tmp_path], other)
 
 
 @pytest.fixture(scope="module")

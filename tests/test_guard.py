@@ -63,6 +63,7 @@ def test_what_the_published_models_say_is_left_alone(path: Path) -> None:
         ("Not as ill as I wish, he replied.", 0, 207),
         ("1999", 0, 175),
         ("你好，今天天气怎么样？", 0, 250),
+        ("안녕하세요, 반갑습니다. 오늘 날씨가 참 좋네요.", 0, 290),
         ("Как у вас дела сегодня вечером, друзья мои?", 17, 260),
     ],
 )

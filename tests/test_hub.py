@@ -296,6 +296,18 @@ def test_an_estimate_reads_headers_only(
     assert model_headers("someone/quantized").config == headers.config
 
 
+def test_a_repository_of_another_family(hub: type[Hub], multilingual_babbler: Path, offline: SimpleNamespace) -> None:
+    """Its config.json says which; the voice encoder and S3Gen are pickles, which have no header to fetch."""
+    hub.commits[FIRST] = files_in(multilingual_babbler)
+    headers = model_headers("someone/multilingual")
+    assert headers.config == config_of(multilingual_babbler)
+    assert QuantizationMemoryEstimator(headers).tiers() == QuantizationMemoryEstimator(multilingual_babbler).tiers()
+    directory = resolve_model("someone/multilingual")
+    assert files_in(directory) == hub.commits[FIRST]
+    offline.now()
+    assert resolve_model("someone/multilingual") == local_directory("someone/multilingual") == directory
+
+
 def test_a_file_that_is_none(hub: type[Hub]) -> None:
     with pytest.raises(CheckpointError, match="someone/finetuned: .*is it a Chatterbox model"):
         model_headers("someone/finetuned")

@@ -22,13 +22,15 @@ def entry() -> EntryPoint:
     return EntryPoint(NAME, project["entry-points"][GROUP][NAME], GROUP)
 
 
-def test_entry_point_registers_the_architecture(entry: EntryPoint) -> None:
+def test_entry_point_registers_the_architectures(entry: EntryPoint) -> None:
     entry.load()()
     from vllm import ModelRegistry
 
+    from chatterbox_vllm.t3.vllm.gpt2_model import T3Gpt2ForSpeech
     from chatterbox_vllm.t3.vllm.model import T3ForSpeech
 
     assert ModelRegistry._try_load_model_cls("T3ForSpeech") is T3ForSpeech
+    assert ModelRegistry._try_load_model_cls("T3Gpt2ForSpeech") is T3Gpt2ForSpeech
 
 
 FOREIGN = """

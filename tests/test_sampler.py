@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,10 +25,11 @@ START = 49
 CPU = torch.device("cpu")
 
 
-def make_sampler(slots: int = 4) -> SpeechSampler:
-    fields = hf_config(T3Config(speech_vocab_size=VOCABULARY), streams=2, max_prompt=64, max_model_len=128)
+def make_sampler(slots: int = 4, config: T3Config | None = None) -> SpeechSampler:
+    t3 = replace(config or T3Config(), speech_vocab_size=VOCABULARY)
+    fields = hf_config(t3, t3.guidance_streams, max_prompt=64, max_model_len=128)
     config = SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=SimpleNamespace(t3=fields["t3"])),
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(t3_sampling=fields["t3_sampling"])),
         scheduler_config=SimpleNamespace(max_num_seqs=slots),
     )
     return SpeechSampler(config, CPU, False)
@@ -90,6 +92,21 @@ def test_every_request_keeps_its_values_and_its_past() -> None:
         row_of["b"], row_of["c"] = row_of["c"], row_of["b"]
         sampler.update_state(update(2, moved=[(0, 1, MoveDirectionality.SWAP)]))
         check()
+
+
+def test_where_the_penalty_comes_last_start_of_speech_bears_it_before_the_first_token_alone() -> None:
+    sampler = make_sampler(config=T3Config(backbone="gpt2", guidance_streams=1, penalty_last=True))
+    fresh: list[int] = []
+    back = [7]  # after preemption
+    rows = [(i, request(repetition_penalty=10.0, temperature=0), output) for i, output in enumerate((fresh, back))]
+    sampler.update_state(update(2, rows))
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, START], logits[:, 7], logits[:, 8] = 3.0, 2.0, 1.0
+    assert sampler.apply(logits).argmax(-1).tolist() == [7, START]
+    fresh.append(7)
+    assert sampler.apply(logits).argmax(-1).tolist() == [START, START]
+    fresh.append(START)  # said, it is as any other
+    assert sampler.apply(logits).argmax(-1).tolist() == [8, START]
 
 
 def test_a_token_that_vllm_throws_away_is_not_spoken() -> None:
@@ -161,6 +178,8 @@ def test_logits_of_other_rows_than_it_was_told_of_are_an_error() -> None:
         request(temperature=-1),
         request(min_p=1.1),
         request(top_p=0),
+        request(top_k=-1),
+        request(top_k=1.5),
         request(seed=-1),
         request(seed=1.5),
         SamplingParams(temperature=0.0, repetition_penalty=1.2),

@@ -88,7 +88,7 @@ def test_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(voices: Path, *models: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(voices: Path, *models: str | Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, running and ready, and its address.
 
     Args:
@@ -97,7 +97,8 @@ def served(voices: Path, *models: str, **variables: str) -> Iterator[tuple[subpr
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", "--model", *(models or ("babble",)), "--device", "cpu", "--port", str(port), "--no-watermark"]
+    named = map(str, models or ("babble",))
+    words = ["serve", "--model", *named, "--device", "cpu", "--port", str(port), "--no-watermark"]
     environment = os.environ | {"CHATTERBOX_VOICES": str(voices)} | variables
     process = subprocess.Popen(
         [sys.executable, "-m", "chatterbox_vllm", *words], stderr=subprocess.PIPE, text=True, env=environment

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser, PageError, chromium
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, eventually, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, FakeEngine, Running, eventually, running
 from tests.pages import TEXT, as_new, opened, page_of, parts, spoken, words, write
 
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
@@ -311,6 +311,7 @@ def test_a_busy_server_says_when_to_come_again(page: Browser, server: Running) -
 def test_what_the_engine_does(browser: Browser, tmp_path: Path) -> None:
     with running(tmp_path) as found:
         opened(browser, found.url)
+        assert browser.run("$('language-field').hidden")  # there is nothing to choose
         assert words(browser, "engine-words") == "ready" and words(browser, "engine-where") == "fake · cpu"
         write(browser, "die")
         browser.click("#speak")
@@ -323,6 +324,25 @@ def test_what_the_engine_does(browser: Browser, tmp_path: Path) -> None:
         browser.click("#speak")
         assert browser.until(f"({look}, $('engine-load').textContent)") == "1 under way"
         found.engine.gate.set()
+
+
+def test_languages(browser: Browser, tmp_path: Path) -> None:
+    def start() -> FakeEngine:
+        engine = FakeEngine()
+        engine.tts.languages = {"en": "English", "de": "German", "ar": "Arabic"}
+        engine.tts.check_language = lambda language: language
+        return engine
+
+    with running(tmp_path, start) as found:
+        opened(browser, found.url)
+        browser.until("!$('language-field').hidden")
+        labels = browser.run("[...$('language').options].map((option) => option.label)")
+        assert labels == ["told from the text", "Arabic", "English", "German"]
+        spoken(browser)
+        assert found.engine.requests[-1].language is None
+        browser.run("$('language').value = 'de'")
+        spoken(browser)
+        assert found.engine.requests[-1].language == "de"
 
 
 def test_a_server_that_is_gone(browser: Browser, tmp_path: Path) -> None:

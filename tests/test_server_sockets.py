@@ -102,7 +102,7 @@ def test_realtime_answers_can_be_cancelled_and_errors_end_nothing(server: Runnin
 def test_text_in_pieces(server: Running) -> None:
     text = "The first sentence. The second one is here! And a rest"
     with opened(server, "/v1/audio/speech/stream") as socket:
-        send(socket, "session.config", voice="bert", seed=5)
+        send(socket, "session.config", voice="bert", seed=5, language="English")
         for start in range(0, len(text), 3):
             send(socket, "input.text", text=text[start : start + 3])
         send(socket, "input.done")
@@ -113,6 +113,7 @@ def test_text_in_pieces(server: Running) -> None:
     assert sum(len(m) for m in messages if isinstance(m, bytes)) == sum(bytes_of(m["sentence_text"]) for m in starts)
     assert {r.parameters.seed for r in server.engine.requests[-3:]} == {5}
     assert server.engine.requests[-1].voice is server.engine.tts.named["bert"]
+    assert {r.language for r in server.engine.requests[-3:]} == {"en"}
 
 
 def test_pieces_in_other_formats_errors_and_cancelling(server: Running) -> None:

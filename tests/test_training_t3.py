@@ -19,7 +19,8 @@ from training.text import FILE, character_features, spoken_form, train_text_toke
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights
-from chatterbox_vllm.t3.conditioning import PromptBuilder, published_t3_shapes
+from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.llama import Llama
 from chatterbox_vllm.t3.plain import PlainT3
 
 from .made_up_corpus import write_corpus
@@ -78,7 +79,7 @@ def test_logits_are_those_of_inference(model: TrainedT3, tmp_path: Path) -> None
 
     save_file(model.published(), tmp_path / "t3.safetensors")
     weights = Weights(tmp_path / "t3.safetensors")
-    weights.check(published_t3_shapes(CONFIG))
+    weights.check(Llama().published_shapes(CONFIG))
     builder, plain = PromptBuilder.from_weights(CONFIG, weights), PlainT3(CONFIG, weights)
     for row in range(len(batch.text)):
         conditioning = builder.conditioning(batch.speaker[row : row + 1], batch.prompt[row], float(batch.emotion[row]))
@@ -263,5 +264,5 @@ def test_script_runs_from_a_corpus_to_published_tensors(tmp_path: Path) -> None:
     log = (tmp_path / "t3" / "log.jsonl").read_text()
     assert all(name in log for name in ("held_out_perplexity", "held_out_phoneme_errors", "held_out_length_ratio"))
     published = t3.published_t3(tmp_path / "t3")
-    assert {k: tuple(v.shape) for k, v in published.items()} == published_t3_shapes(CONFIG)
+    assert {k: tuple(v.shape) for k, v in published.items()} == Llama().published_shapes(CONFIG)
     assert published.keys() == trained.published().keys()

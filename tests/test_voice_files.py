@@ -40,7 +40,7 @@ class CountingEnroller:
         self.count = 0
         self.seconds = seconds
 
-    def enrol(self, wave: np.ndarray, rate: int) -> Voice:
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> Voice:
         assert rate == RATE and len(wave) == RATE
         self.count += 1
         time.sleep(self.seconds)

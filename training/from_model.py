@@ -28,7 +28,7 @@ from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import small_directory
 from chatterbox_vllm.s3gen.networks import S3GenNetworks
-from chatterbox_vllm.t3.conditioning import published_t3_shapes
+from chatterbox_vllm.t3.llama import Llama
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
@@ -109,7 +109,7 @@ def keep_t3(model: Path, config: ModelConfig, out: Path) -> None:
     text.write_bytes((model / TOKENIZER).read_bytes())
     weights = Weights(model / ENGLISH.t3)
     trained = TrainedT3(config.t3, character_features(Tokenizer.from_file(str(text)), config.t3.text_vocab_size))
-    trained.take({key: weights.get(key).float() for key in published_t3_shapes(config.t3)})
+    trained.take({key: weights.get(key).float() for key in Llama().published_shapes(config.t3)})
     keep_weights(out / "t3", trained.state_dict(), asdict(config.t3))
 
 

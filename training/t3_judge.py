@@ -41,7 +41,7 @@ def speak(
 
     values = RowValues(
         column(defaults.cfg_weight), column(penalty), column(defaults.temperature),
-        column(defaults.min_p), None,
+        column(defaults.min_p), None, None,
     )  # fmt: skip
     uniform = torch.Generator().manual_seed(seed)
     said = torch.zeros(rows, 0, dtype=torch.int64, device=device)

@@ -17,7 +17,7 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.t3.conditioning import PromptBuilder
-from chatterbox_vllm.t3.plain import DOWN, GATE_UP, INPUT_NORM, OUT, POST_NORM, QKV, PlainT3, _rotate, layer_prefix
+from chatterbox_vllm.t3.llama import DOWN, GATE_UP, INPUT_NORM, OUT, POST_NORM, QKV, Llama, rotate, rotation
 
 _CODE_DIGITS, _LEVELS = 8, 3
 _EMBEDDING_DEVIATION = 0.4
@@ -104,7 +104,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """[B, T, H] -> [B, T, H], and the queries and keys [B, heads, T, head_dim]."""
         q, k, v = self.qkv(self.input_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (_rotate(t, *rotation).to(v.dtype) for t in (q, k))
+        q, k = (rotate(t, *rotation).to(v.dtype) for t in (q, k))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         x = x + F.dropout(self.out(attended), self.dropout, self.training)
         gate, up = self.gate_up(self.post_norm(x)).chunk(2, dim=-1)
@@ -115,14 +115,14 @@ class Layer(nn.Module):
         weights |= dict(zip(GATE_UP, self.gate_up.weight.chunk(2), strict=True))
         weights |= {OUT[0]: self.out.weight, DOWN[0]: self.down.weight}
         weights |= {INPUT_NORM: self.input_norm.weight, POST_NORM: self.post_norm.weight}
-        return {f"{layer_prefix(index)}{name}.weight": weight for name, weight in weights.items()}
+        return {Llama().key(index, name): weight for name, weight in weights.items()}
 
     @torch.no_grad()
     def take(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over layer `index` of what `published` gives."""
 
         def stored(*names: str) -> torch.Tensor:
-            return torch.cat([tensors[f"{layer_prefix(index)}{name}.weight"] for name in names])
+            return torch.cat([tensors[Llama().key(index, name)] for name in names])
 
         modules = {QKV: self.qkv, GATE_UP: self.gate_up, OUT: self.out, DOWN: self.down}
         modules |= {(INPUT_NORM,): self.input_norm, (POST_NORM,): self.post_norm}
@@ -247,7 +247,8 @@ class TrainedT3(nn.Module):
     def _rotation(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotations is None or self._rotations[0].device != device:
             longest = self.config.text_positions + self.config.speech_positions + self.config.conditioning_length
-            self._rotations = PlainT3(self.config, None, device)._rotation(longest)  # type: ignore[arg-type]
+            cosine, sine = rotation(self.config, longest)
+            self._rotations = cosine.to(device), sine.to(device)
         cosine, sine = self._rotations
         return cosine[:length], sine[:length]
 

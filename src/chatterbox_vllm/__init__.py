@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from chatterbox_vllm.engine.budgets import Limits
     from chatterbox_vllm.engine.conversion import ConversionRequest
     from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
+    from chatterbox_vllm.multilingual import ChatterboxMultilingualTTS
     from chatterbox_vllm.quantization.config import QuantizationConfig
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
     from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
     from chatterbox_vllm.setup.support import check_quantization_support
     from chatterbox_vllm.tts import ChatterboxTTS
+    from chatterbox_vllm.tts_turbo import ChatterboxTurboTTS
     from chatterbox_vllm.vc import ChatterboxVC
     from chatterbox_vllm.voices.voice import Voice
 
@@ -42,7 +44,9 @@ __all__ = [
     "AudioError",
     "BatchError",
     "ChatterboxError",
+    "ChatterboxMultilingualTTS",
     "ChatterboxTTS",
+    "ChatterboxTurboTTS",
     "ChatterboxVC",
     "CheckpointError",
     "ConfigError",
@@ -69,7 +73,9 @@ __all__ = [
 _LAZY = {
     "AsyncChatterbox": "chatterbox_vllm.serving.async_engine",
     "AudioChunk": "chatterbox_vllm.engine.request",
+    "ChatterboxMultilingualTTS": "chatterbox_vllm.multilingual",
     "ChatterboxTTS": "chatterbox_vllm.tts",
+    "ChatterboxTurboTTS": "chatterbox_vllm.tts_turbo",
     "ChatterboxVC": "chatterbox_vllm.vc",
     "ConversionRequest": "chatterbox_vllm.engine.conversion",
     "Limits": "chatterbox_vllm.engine.budgets",

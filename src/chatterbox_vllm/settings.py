@@ -170,8 +170,9 @@ QUANTIZE_VOICE_ENCODER = Setting(
 
 MODEL_NAME = Setting(
     "model",
-    'a family by name ("english", the published model, a download of 3 GB), "small" (or "demo"; speaks English, comes '
-    "with this package), a directory, or a hub id",
+    'a family by name ("english", the published model, a download of 3 GB; "multilingual", which speaks 23 languages; '
+    '"turbo" and "nano", which speak tags like [chuckle]; and others that docs/families.md lists), "small" (or "demo"; '
+    "speaks English, comes with this package), a directory, or a hub id",
     unset="english; on the command line small where english is neither downloaded nor reachable",
     option="--model",
     variable="CHATTERBOX_MODEL",
@@ -270,6 +271,12 @@ SPEECH = (
     Setting("temperature", "0 to 5; 0 takes the likeliest token", default=0.8, option="--temperature"),
     Setting("min_p", "least share of the likeliest token's probability, 0 to 1", default=0.05, option="--min-p"),
     Setting("top_p", "nucleus of the distribution, above 0 to 1", default=1.0, option="--top-p"),
+    Setting(
+        "top_k",
+        "so many of the likeliest tokens, 0 for all; Turbo and Nano have it",
+        default=0,
+        option="--top-k",
+    ),
     Setting("repetition_penalty", "0.1 to 10; 1 is none", default=1.2, option="--repetition-penalty"),
     Setting(
         "max_tokens",
@@ -285,6 +292,12 @@ SPEECH = (
     ),
     Setting("seed", "the same seed gives the same audio", unset="a new one each time", option="--seed"),
 )
+LANGUAGE = Setting(
+    "language",
+    "of the text: a code such as de, or an English name such as German; the model has to speak it",
+    unset="the model's only one, else told from the text",
+    option="--language",
+)
 # Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.
 TEXT = (
     Setting(
@@ -299,6 +312,14 @@ TEXT = (
         "make markdown, addresses, footnote marks and emoji fit to be spoken: true, or a `Cleaning`",
         default=False,
         option="--clean-text/--no-clean-text",
+    ),
+    LANGUAGE,
+    Setting(
+        "prepared_text",
+        "the text holds what its language would need a library for (Chinese spaces between words, Japanese without "
+        "kanji, Hebrew vowels, Russian stress), or is to be spoken without",
+        default=False,
+        option="--prepared-text/--no-prepared-text",
     ),
 )
 
@@ -457,6 +478,12 @@ CACHE_DIRECTORY = Setting(
     unset="chatterbox-vllm in XDG_CACHE_HOME, else in ~/.cache",
     variable="CHATTERBOX_VLLM_CACHE",
 )
+HEBREW_MODEL = Setting(
+    "",
+    "file of dicta-onnx's model, which Hebrew texts without diacritics need",
+    unset="such texts are refused",
+    variable="CHATTERBOX_HEBREW_MODEL",
+)
 VOICES_DIRECTORY = Setting(
     "",
     "directory of the voices that were saved by name",
@@ -467,6 +494,7 @@ VOICES_DIRECTORY = Setting(
 ENVIRONMENT = (
     CACHE_DIRECTORY,
     VOICES_DIRECTORY,
+    HEBREW_MODEL,
     QUANTIZATION_ENABLED,
     QUANTIZATION_BITS,
     Setting(

@@ -21,7 +21,8 @@ from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameter
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.errors import BatchError, ConfigError
-from chatterbox_vllm.families.registry import config_of
+from chatterbox_vllm.families.family import Family
+from chatterbox_vllm.families.registry import config_of, multilingual_family
 from chatterbox_vllm.families.voices import voice_of_model, voices_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
@@ -93,6 +94,19 @@ class ChatterboxTTS:
         """
         model, device = model_and_device(model, device)
         return cls.from_local(resolve_model(model, revision), device, **options)
+
+    @classmethod
+    def from_pretrained_multilingual(cls, device: str = "auto", *, t3_model: str | None = None, **options: Any) -> Self:
+        """`from_pretrained` of the multilingual model.
+
+        Args:
+            t3_model: "v2", which None is as in the published class, or "v3"; or the name of a multilingual family.
+            options: as for `from_pretrained`.
+
+        Raises:
+            ConfigError, CheckpointError, ModelUnavailableError, DeviceError
+        """
+        return cls.from_pretrained(multilingual_family(t3_model).name, device, **options)
 
     @classmethod
     def from_pretrained_quantized(
@@ -232,13 +246,17 @@ class ChatterboxTTS:
             "steps_down": list(self._steps_down),
         }
 
-    def prepare_conditionals(self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None) -> None:
+    def prepare_conditionals(
+        self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None, norm_loudness: bool = True
+    ) -> None:
         """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
         Args:
             wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
                 `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
+            norm_loudness: bring a clip to the loudness that Turbo's and Nano's voices have; other models take clips as
+                they are.
 
         Raises:
             AudioError: the file cannot be decoded or used.
@@ -246,11 +264,15 @@ class ChatterboxTTS:
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
-        self.conds = self.enrol(wav_fpath)
+        self.conds = self.enrol(wav_fpath, norm_loudness)
 
-    def enrol(self, path: str | os.PathLike[str]) -> Voice:
-        """The voice of a clip or of a saved voice; read once for as long as the file does not change."""
-        return self._files.voice(Path(path))
+    def enrol(self, path: str | os.PathLike[str], norm_loudness: bool = True) -> Voice:
+        """The voice of a clip or of a saved voice; read once for as long as the file does not change.
+
+        Args:
+            norm_loudness: as for `prepare_conditionals`.
+        """
+        return self._files.voice(Path(path), norm_loudness)
 
     def enrol_clip(self, clip: bytes) -> Voice:
         """The voice of a clip in memory: the bytes of an audio file. Equal bytes are enrolled once.
@@ -260,9 +282,32 @@ class ChatterboxTTS:
         """
         return self._files.voice_of_clip(clip)
 
-    def count_text_tokens(self, text: str) -> int:
-        """How many text tokens a text has as it stands, for accounts."""
-        return len(self._engine.scheduler.preparation.prompts.tokenizer.encode(text))
+    def count_text_tokens(self, text: str, language: str | None = None, prepared_text: bool = False) -> int:
+        """How many text tokens a text has as it stands, for accounts; see `SpeechRequest` for the arguments.
+
+        Raises:
+            ConfigError: its language cannot be told, or is none of the model's.
+        """
+        prompts = self._engine.scheduler.preparation.prompts
+        return prompts.count_text_tokens(text, language, prepared_text)
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """What the model speaks: English names by their codes."""
+        return dict(self._engine.scheduler.preparation.prompts.family.languages)
+
+    @property
+    def language_of_english(self) -> str:
+        """What English texts are spoken in where speech is measured and not listened to."""
+        return self._engine.scheduler.preparation.prompts.family.language_of_english
+
+    def check_language(self, language: str) -> str:
+        """The code of a language that the model speaks, from its code, its tag with a region, or its English name.
+
+        Raises:
+            ConfigError: the model does not speak it.
+        """
+        return self._engine.scheduler.preparation.prompts.family.language(language)
 
     @property
     def defaults(self) -> dict[str, float]:
@@ -272,14 +317,19 @@ class ChatterboxTTS:
         return {name: value for name, value in values.items() if name not in prompts.family.absent}
 
     @property
+    def family(self) -> Family:
+        """Which kind of model it is."""
+        return self._engine.scheduler.preparation.prompts.family
+
+    @property
     def voices(self) -> list[str]:
         """The names of the voices that come with the model: "builtin", which `conds` is at first, and others."""
         return list(voices_of(self.directory))
 
     @property
-    def codebook(self) -> str | None:
-        """Of the model's speech tokens, see `ModelConfig.codebook`; its voices are of the same."""
-        return self._enroller.config.codebook
+    def voice_kind(self) -> str | None:
+        """Of which kind its voices are, see `ModelConfig.voice_kind`."""
+        return self._enroller.config.voice_kind
 
     def builtin_voice(self, name: str) -> Voice:
         """One of `voices`. To speak with it: `tts.conds = tts.builtin_voice(name)`.
@@ -304,12 +354,17 @@ class ChatterboxTTS:
         exaggeration: float | None = None,
         cfg_weight: float | None = None,
         temperature: float | None = None,
+        top_k: int | None = None,
+        norm_loudness: bool = True,
         *,
         max_tokens: int | None = None,
         diffusion_steps: int | None = None,
         seed: int | None = None,
         pauses: Pauses = DEFAULT_PAUSES,
         clean_text: bool | Cleaning = False,
+        language: str | None = None,
+        language_id: str | None = None,
+        prepared_text: bool = False,
         return_exceptions: bool = False,
         progress: bool | None = None,
     ) -> torch.Tensor | list[Any]:
@@ -318,10 +373,13 @@ class ChatterboxTTS:
         Args:
             text: one text, or a list.
             audio_prompt_path: a reference clip; as in the published class, it stays the voice in use for later calls.
+            norm_loudness: of that clip, see `prepare_conditionals`.
             seed: of all randomness; text i of a list gets seed + i. The same seed gives the same audio on the same
                 device, in float32 whatever else is in the batch.
             pauses: seconds of silence where a text is cut; "[pause:0.5s]" in a text overrides them at its place.
             clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken.
+            language, prepared_text: of all the texts, see `SpeechRequest`.
+            language_id: the published name of `language`.
             return_exceptions: for a list, put a failed text's error in its place instead of raising `BatchError`.
             progress: show a bar; None does so for a list, on a terminal.
             others: see `SpeechParameters`; what is None takes the model's own default.
@@ -335,6 +393,9 @@ class ChatterboxTTS:
             GenerationError: the text could not be spoken.
             BatchError: some texts of a list failed; it holds the audio of all others.
         """
+        if language is not None and language_id is not None:
+            raise ConfigError("language and language_id are one: give either")
+        language = language_id if language is None else language
         # Checked first: a bad parameter must not change the voice in use.
         parameters = SpeechParameters(
             exaggeration=exaggeration,
@@ -342,13 +403,14 @@ class ChatterboxTTS:
             temperature=temperature,
             min_p=min_p,
             top_p=top_p,
+            top_k=top_k,
             repetition_penalty=repetition_penalty,
             max_tokens=max_tokens,
             diffusion_steps=diffusion_steps,
             seed=seed,
         )
         if audio_prompt_path is not None:
-            self.prepare_conditionals(audio_prompt_path)
+            self.prepare_conditionals(audio_prompt_path, norm_loudness=norm_loudness)
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
@@ -357,7 +419,15 @@ class ChatterboxTTS:
         requests: dict[int, SpeechRequest] = {}
         for i, entry in enumerate(texts):
             try:
-                requests[i] = SpeechRequest(entry, voice, _nth(parameters, i), pauses=pauses, clean_text=clean_text)
+                requests[i] = SpeechRequest(
+                    entry,
+                    voice,
+                    _nth(parameters, i),
+                    pauses=pauses,
+                    clean_text=clean_text,
+                    language=language,
+                    prepared_text=prepared_text,
+                )
             except ConfigError as error:  # this text's alone
                 results[i] = error
         places = list(requests)
@@ -372,16 +442,22 @@ class ChatterboxTTS:
             raise BatchError(results)
         return results
 
-    def generate_iter(self, texts: Iterable[str], **parameters: Any) -> Iterator[SpeechResult]:
+    def generate_iter(
+        self, texts: Iterable[str], *, language: str | None = None, prepared_text: bool = False, **parameters: Any
+    ) -> Iterator[SpeechResult]:
         """Speak texts as they come; yield each result when it is ready, failures included, in no particular order.
 
         Args:
             texts: any iterable, read only as far ahead as keeps the engine busy.
+            language, prepared_text: of all the texts, see `SpeechRequest`.
             parameters: those of `SpeechParameters`; text i gets seed + i.
         """
         settings = SpeechParameters(**parameters)
         voice = self.voice
-        return self.run(SpeechRequest(text, voice, _nth(settings, i)) for i, text in enumerate(texts))
+        return self.run(
+            SpeechRequest(text, voice, _nth(settings, i), language=language, prepared_text=prepared_text)
+            for i, text in enumerate(texts)
+        )
 
     def generate_stream(
         self,
@@ -390,6 +466,8 @@ class ChatterboxTTS:
         audio_prompt_path: str | os.PathLike[str] | None = None,
         pauses: Pauses = DEFAULT_PAUSES,
         clean_text: bool | Cleaning = False,
+        language: str | None = None,
+        prepared_text: bool = False,
         **parameters: Any,
     ) -> Iterator[AudioChunk | SpeechResult]:
         """Speak a text of any length; yield its audio in chunks while it is still being spoken.
@@ -408,7 +486,16 @@ class ChatterboxTTS:
         settings = SpeechParameters(**parameters)
         if audio_prompt_path is not None:
             self.prepare_conditionals(audio_prompt_path)
-        return self.stream(SpeechRequest(text, self.voice, settings, pauses=pauses, clean_text=clean_text))
+        request = SpeechRequest(
+            text,
+            self.voice,
+            settings,
+            pauses=pauses,
+            clean_text=clean_text,
+            language=language,
+            prepared_text=prepared_text,
+        )
+        return self.stream(request)
 
     def stream(self, request: Request) -> Iterator[AudioChunk | SpeechResult]:
         """`generate_stream` for a request, which may be a conversion.

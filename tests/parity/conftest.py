@@ -18,9 +18,10 @@ from torch import get_num_threads, set_num_threads
 from chatterbox_vllm import ChatterboxTTS
 
 from .. import parity_table
-from ..reasons import NO_TOKENIZER
-from .oracle.checkpoint import write_english
+from ..reasons import NO_TOKENIZER, NO_TURBO_TOKENIZER
+from .oracle.checkpoint import write_english, write_turbo
 
+ENGLISH_TOKENIZER = "tokenizer.json"
 HERE = Path(__file__).parent
 SHARED_PARITY = HERE.parents[2] / "shared" / "parity"
 
@@ -49,17 +50,36 @@ def goldens(request: pytest.FixtureRequest) -> Goldens:
     return Goldens(request.config.getoption("--goldens") or HERE / "goldens")
 
 
-def find_published_tokenizer() -> Path | None:
-    """The published tokenizer.json, which this project does not carry."""
-    candidates = [os.environ.get("CHATTERBOX_TOKENIZER", ""), SHARED_PARITY / "tokenizers" / "tokenizer.json"]
-    return next((path for path in map(Path, filter(None, candidates)) if path.is_file()), None)
+def find_published_tokenizer(name: str = ENGLISH_TOKENIZER) -> Path | None:
+    """A published tokenizer's file, which this project does not carry."""
+    folders = [Path(os.environ.get("CHATTERBOX_TOKENIZER", "absent/")).parent, SHARED_PARITY / "tokenizers"]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def find_turbo_tokenizer() -> Path | None:
+    """The directory of the published GPT-2 tokenizer with its tags, which this project does not carry."""
+    candidates = [os.environ.get("CHATTERBOX_TURBO_TOKENIZER", ""), SHARED_PARITY / "tokenizers" / "turbo"]
+    return next((path for path in map(Path, filter(None, candidates)) if (path / "vocab.json").is_file()), None)
+
+
+@pytest.fixture(scope="session")
+def turbo_tokenizer(parity: Parity) -> Path:
+    found = find_turbo_tokenizer()
+    if found is None:
+        parity.absent("text tokens, Turbo", f"{NO_TURBO_TOKENIZER} (set CHATTERBOX_TURBO_TOKENIZER to their directory)")
+    return found
 
 
 @pytest.fixture(scope="session")
 def published_tokenizer(parity: Parity) -> Path:
-    found = find_published_tokenizer()
+    return need_published_tokenizer(parity, ENGLISH_TOKENIZER)
+
+
+def need_published_tokenizer(parity: Parity, name: str) -> Path:
+    """The file, or a skipped test."""
+    found = find_published_tokenizer(name)
     if found is None:
-        parity.absent("text tokens", f"{NO_TOKENIZER} (set CHATTERBOX_TOKENIZER to its path)")
+        parity.absent("text tokens", f"{NO_TOKENIZER} (set CHATTERBOX_TOKENIZER to the path of {name})")
     return found
 
 
@@ -69,6 +89,24 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
     directory = Path(kept) if kept else tmp_path_factory.mktemp("english")
     return write_english(directory, find_published_tokenizer())
+
+
+def turbo_checkpoint(tmp_path_factory: pytest.TempPathFactory, variant: str, shared: Path) -> Path:
+    kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
+    directory = Path(f"{kept}-{variant}") if kept else tmp_path_factory.mktemp(variant)
+    return write_turbo(directory, variant, find_turbo_tokenizer(), shared)
+
+
+@pytest.fixture(scope="session")
+def turbo_dir(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> Path:
+    """The full-size synthetic Turbo checkpoint."""
+    return turbo_checkpoint(tmp_path_factory, "turbo", checkpoint_dir)
+
+
+@pytest.fixture(scope="session")
+def nano_dir(tmp_path_factory: pytest.TempPathFactory, turbo_dir: Path) -> Path:
+    """The full-size synthetic Nano checkpoint; all but T3 is Turbo's."""
+    return turbo_checkpoint(tmp_path_factory, "nano", turbo_dir)
 
 
 # For this package alone: other tests are not to have its threads, nor its memory.
@@ -84,15 +122,22 @@ def english(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:
 
 
 class Parity:
-    """Checks an array against its golden and remembers the error for the table."""
+    """Checks an array against its golden and remembers the error for the table.
+
+    Args:
+        model: stands before the table's rows.
+    """
+
+    def __init__(self, model: str = ""):
+        self.model = model
 
     def absent(self, stage: str, reason: str) -> NoReturn:
         """Skip the test, and say in the table which row is short of it."""
-        parity_table.note_absent(stage, reason)
+        parity_table.note_absent(self.model + stage, reason)
         pytest.skip(reason)
 
     def check(self, stage: str, error: float, bound: float) -> None:
-        parity_table.note(stage, float(error), bound)
+        parity_table.note(self.model + stage, float(error), bound)
         assert error <= bound, f"{stage}: error {error:.3g} is over the bound {bound:.3g}"
 
     def absolute(self, stage: str, got: Any, golden: Any, bound: float) -> None:

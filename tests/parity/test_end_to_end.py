@@ -24,11 +24,16 @@ WAVEFORM_BOUND = 5e-3
 
 
 def oracle_noise(tts: ChatterboxTTS | ChatterboxVC, tag: str, voice: Voice | Target, speech_tokens: int) -> S3GenNoise:
-    total, generated = tts.s3gen_stage.model.frames(speech_tokens, voice.prompt)
+    model = tts.s3gen_stage.model
+    total, generated = model.frames(speech_tokens, voice.prompt)
     phase = torch.from_numpy(recipe.uniform(f"{tag}/hift_phase_u", 9).astype(np.float32)) * 2 * math.pi - math.pi
     phase[0] = 0
+    z = torch.from_numpy(recipe.noise(f"{tag}/cfm_z", 80 * total)).view(80, total)
+    if model.config.flow.meanflow:
+        own = 2 * speech_tokens
+        z[:, -own:] = torch.from_numpy(recipe.noise(f"{tag}/mf_noise", 80 * own)).view(80, own)
     return S3GenNoise(
-        z=torch.from_numpy(recipe.noise(f"{tag}/cfm_z", 80 * total)).view(80, total),
+        z=z,
         phase=phase,
         source=torch.from_numpy(recipe.noise(f"{tag}/hift_noise", 9 * 480 * generated)).view(9, -1),
     )

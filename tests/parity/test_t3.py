@@ -43,6 +43,12 @@ def talker(english: ChatterboxTTS) -> T3Stage:
     return english.t3_stage
 
 
+@pytest.fixture(scope="module")
+def to_the_end() -> bool:
+    """Whether some cases are spoken to their end alone as well, and not in one batch only."""
+    return True
+
+
 def prompt_of(case: dict[str, Any], builder: PromptBuilder, golden: Any) -> torch.Tensor:
     speaker = torch.from_numpy(golden["speaker_emb"])[None]
     conditioning = builder.conditioning(
@@ -137,6 +143,7 @@ def test_alone(
     cases: list[dict[str, Any]],
     parity: Parity,
     recorder: Recorder,
+    to_the_end: bool,
 ) -> None:
     whole: set[tuple[str, float]] = set()
     for case in cases:
@@ -144,7 +151,7 @@ def test_alone(
         recorder.__init__()
         # Every case shows its first logits; the first of each kind and guidance weight goes on to its end.
         sort = (case["kind"], case["cfg_weight"])
-        steps = LOGIT_STEPS if sort in whole else case["n"]
+        steps = case["n"] if to_the_end and sort not in whole else LOGIT_STEPS
         whole.add(sort)
         add(talker, case, prompt_of(case, builder, golden), steps)
         tokens = drain(talker)[key]

@@ -31,9 +31,10 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAX_ID_BYTES = 200
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PARAMETERS = {
-    f.name: int if f.name in ("max_tokens", "diffusion_steps", "seed") else float for f in fields(SpeechParameters)
+    f.name: int if f.name in ("top_k", "max_tokens", "diffusion_steps", "seed") else float
+    for f in fields(SpeechParameters)
 }
-_KEYS = ("text", "id", "voice", *_PARAMETERS)
+_KEYS = ("text", "id", "voice", "language", *_PARAMETERS)
 
 
 # Yields each row's line and its values, or what is wrong with it.
@@ -51,6 +52,7 @@ class Row:
         voice: reference clip or saved voice, or None.
         parameters: fields of `SpeechParameters` that the row sets.
         error: why the row cannot be spoken, or None.
+        language: of the text, or None.
     """
 
     index: int
@@ -60,6 +62,7 @@ class Row:
     voice: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    language: str | None = None
 
     def __str__(self) -> str:
         return f"row {self.index} (line {self.line}, id {self.id!r})"
@@ -222,7 +225,8 @@ def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
         return Row(index, line, fallback, error=f"id must be a string or an integer, not {given!r}")
     try:
         text, voice = _text(values.pop("text", "")), _voice(values.pop("voice", None))
-        return Row(index, line, str(given), text, voice, _parameters(values))
+        language = _language(values.pop("language", None))
+        return Row(index, line, str(given), text, voice, _parameters(values), language=language)
     except ConfigError as error:
         return Row(index, line, str(given), error=str(error))
 
@@ -239,6 +243,14 @@ def _voice(voice: object) -> str | None:
     if not isinstance(voice, str) or not voice or "\0" in voice:
         raise ConfigError(f"voice must be the path of an audio file or a saved voice, not {voice!r}")
     return _encodable("voice", voice)
+
+
+def _language(language: object) -> str | None:
+    if language is None:
+        return None
+    if not isinstance(language, str) or not language.strip():
+        raise ConfigError(f"language must be a code such as 'de' or an English name, not {language!r}")
+    return _encodable("language", language)
 
 
 def _encodable(name: str, value: str) -> str:

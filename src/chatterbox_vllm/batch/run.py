@@ -204,7 +204,8 @@ class Batch:
                     raise ConfigError(fault)
                 seed = (self.parameters.seed or 0) + row.index
                 parameters = replace(self.parameters, **{"seed": seed % (MAX_SEED + 1), **row.parameters})
-                request = SpeechRequest(row.text, self._voice(row), parameters, **vars(self.reading))
+                reading = self.reading if row.language is None else replace(self.reading, language=row.language)
+                request = SpeechRequest(row.text, self._voice(row), parameters, **vars(reading))
             except ChatterboxError as error:
                 self._fail(row, error, parameters)
                 continue
@@ -242,6 +243,7 @@ class Batch:
             "file": None,
             "text_hash": hashlib.blake2b(row.text.encode(), digest_size=16).hexdigest() if row.text else None,
             "voice": row.voice,
+            "language": result.language if result else row.language,
             "parameters": values,
             "seed": seed,
             "duration": None,

@@ -22,6 +22,7 @@ TOKENS_PER_CHARACTER = 25 / 15
 def end_to_end_row(
     tts: ChatterboxTTS,
     text: str,
+    language: str | None,
     synthetic: bool,
     steps: int,
     on_result: Callable[[int, int], None] | None = None,
@@ -30,6 +31,7 @@ def end_to_end_row(
     """Speak a text, split into chunks, all submitted at once; once to warm up, then `repeats` times.
 
     Args:
+        language: of the text, see `SpeechRequest`.
         synthetic: give each chunk as many speech tokens as reading it would take, for weights that do not know when to
             stop; otherwise chunks end where the model ends them.
         on_result: called with the number of finished chunks and of all, repeats included.
@@ -42,7 +44,10 @@ def end_to_end_row(
     chunks = [segment.text for segment in split_text(text)]
     requests = [
         SpeechRequest(
-            chunk, tts.voice, SpeechParameters(seed=i, diffusion_steps=steps, max_tokens=most_tokens(chunk, synthetic))
+            chunk,
+            tts.voice,
+            SpeechParameters(seed=i, diffusion_steps=steps, max_tokens=most_tokens(chunk, synthetic)),
+            language=language,
         )
         for i, chunk in enumerate(chunks)
     ]

@@ -24,6 +24,7 @@ from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.quantize import STORED_T3_METHODS, calibration_voices, quantize_model
 from chatterbox_vllm.setup.tiers import Plan
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.file import QuantizedT3
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
@@ -55,7 +56,9 @@ class T3Methods:
         self._builder = family.read_prompt_builder(self.config.t3, weights)
         (voice,) = calibration_voices(directory, self.config, (), device)
         tokenizer = family.read_tokenizer(directory)
-        maker = PromptMaker(self.config, tokenizer, self._builder, self.config.t3.speech_positions)
+        maker = PromptMaker(
+            self.config, tokenizer, self._builder, backbone_of(self.config.t3).most_positions(self.config.t3)
+        )
         parameters = SpeechParameters(max_tokens=self._tokens)
         self._prompts = [maker.prompt_of(text, voice, parameters)[0] for text in TEXTS]
         self._sampling = maker.values(parameters).sampling
@@ -151,8 +154,10 @@ class T3Methods:
         found = []
         for streams, tokens in zip(model.teacher_forced(rows), self._said, strict=True):
             # The prompt's last row draws the first token; what the last token leads to is not drawn.
-            conditional, unconditional = streams[:, -len(tokens) - 1 : -1].cpu()
-            found.append(conditional + self._sampling.cfg_weight * (conditional - unconditional))
+            conditional, *unconditional = streams[:, -len(tokens) - 1 : -1].cpu()
+            found.append(conditional)
+            for other in unconditional:
+                found[-1] = conditional + self._sampling.cfg_weight * (conditional - other)
         return found
 
     def _speed(self, talker: T3Stage, batch: int) -> float:

@@ -34,7 +34,13 @@ class _Heard:
 
 
 def stream_rows(
-    tts: ChatterboxTTS, counts: Sequence[int], text: str, tokens: int, repeats: int, listening: bool = False
+    tts: ChatterboxTTS,
+    counts: Sequence[int],
+    text: str,
+    language: str | None,
+    tokens: int,
+    repeats: int,
+    listening: bool = False,
 ) -> list[Row]:
     """A row for each number of listeners.
 
@@ -43,12 +49,13 @@ def stream_rows(
     text to its end before it asks for the next: so many people who listen.
 
     Args:
+        language: of the text, see `SpeechRequest`.
         tokens: most speech tokens of a text.
         repeats: texts of each listener after the first, which warms up.
     """
 
     async def one(engine: AsyncChatterbox, seed: int) -> _Heard:
-        request = SpeechRequest(text, tts.voice, SpeechParameters(max_tokens=tokens, seed=seed))
+        request = SpeechRequest(text, tts.voice, SpeechParameters(max_tokens=tokens, seed=seed), language=language)
         start = time.perf_counter()
         first = waited = audio = 0.0
         async with contextlib.aclosing(engine.generate(request, stream=True)) as events:

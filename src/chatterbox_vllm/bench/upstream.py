@@ -309,6 +309,7 @@ def _requests(tts: ChatterboxTTS, utterances: Sequence[Utterance], steps: int) -
             utterance.text,
             tts.voice,
             SpeechParameters(seed=utterance.seed, diffusion_steps=steps, max_tokens=utterance.max_tokens),
+            language=tts.language_of_english,
         )
         for utterance in utterances
     ]

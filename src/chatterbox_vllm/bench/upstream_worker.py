@@ -49,6 +49,9 @@ PUBLISHED = {
     "multilingual": Published(
         "chatterbox.mtl_tts", "ChatterboxMultilingualTTS", {"t3_model": "v2"}, words={"language_id": "en"}
     ),
+    "multilingual-v3": Published(
+        "chatterbox.mtl_tts", "ChatterboxMultilingualTTS", {"t3_model": "v3"}, words={"language_id": "en"}
+    ),
     "turbo": Published("chatterbox.tts_turbo", "ChatterboxTurboTTS", {}, "inference_turbo", "max_gen_len", 1, 2),
     "nano": Published(
         "chatterbox.tts_turbo", "ChatterboxTurboTTS", {"nano": True}, "inference_turbo", "max_gen_len", 1, 2

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 from typing_extensions import Self
@@ -33,14 +33,26 @@ class _FromFile:
 
 @dataclass(frozen=True)
 class T3Config(_FromFile):
-    """T3, the language model from text tokens to speech tokens (Llama backbone)."""
+    """T3, the language model from text tokens to speech tokens.
 
+    Attributes:
+        backbone: of the transformer; what follows from it is in `t3/llama.py` and `t3/gpt2.py`, and of what a backbone
+            has no use for it reads nothing: RoPE, learned text and speech positions, perceiver are Llama's.
+        positions: of GPT-2's own table, for prompt and speech together.
+        text_positions: of the learned table, the text's start and stop included; of GPT-2, most text tokens.
+        speech_prompt_tokens: most speech tokens of the reference clip in a prompt.
+        guidance_streams: classifier-free guidance computes two streams of every sequence, a model without it one.
+        penalty_last: the repetition penalty comes after temperature, top-k and top-p, and not before them.
+    """
+
+    backbone: Literal["llama", "gpt2"] = "llama"
     hidden_size: Count = 1024
     num_layers: Count = 30
     num_heads: Count = 16
     head_dim: Count = 64
     intermediate_size: Count = 4096
     rms_norm_eps: float = 1e-5
+    layer_norm_eps: float = 1e-5
 
     rope_theta: float = 500_000.0
     rope_factor: float = 8.0
@@ -52,6 +64,7 @@ class T3Config(_FromFile):
     speech_vocab_size: Count = 8194
     text_positions: Count = 2050
     speech_positions: Count = 4100
+    positions: Count = 8196
     start_text_token: Count = 255
     stop_text_token: Count = 0
     start_speech_token: Count = 6561
@@ -61,12 +74,12 @@ class T3Config(_FromFile):
     speech_prompt_tokens: Count = 150
     perceiver_queries: Count = 32
     perceiver_heads: Count = 4
-    # Classifier-free guidance computes two streams of every sequence; a model without it has one.
     guidance_streams: Count = 2
+    penalty_last: bool = False
 
     @property
     def conditioning_length(self) -> int:
-        """Rows that conditioning takes at the head of every prompt: speaker, perceiver queries, emotion."""
+        """Rows that Llama's conditioning takes at the head of every prompt: speaker, perceiver queries, emotion."""
         return 1 + self.perceiver_queries + 1
 
 
@@ -168,6 +181,24 @@ class S3GenConfig(_FromFile):
 
 
 @dataclass(frozen=True)
+class EnrolmentConfig(_FromFile):
+    """What T3 gets of a reference clip.
+
+    Attributes:
+        recipe: what this way is called; None is the first Chatterbox's. A voice holds what one of them made, which is
+            nonsense to a model of another.
+        speech_prompt_seconds: how much of the clip T3's speech prompt hears.
+        least_seconds: what a clip has to be longer than; 0 leaves it to what every clip must have.
+        loudness: in LUFS, what a clip is brought to; None leaves it as it is.
+    """
+
+    recipe: str | None = None
+    speech_prompt_seconds: Count = 6
+    least_seconds: float = 0.0
+    loudness: float | None = None
+
+
+@dataclass(frozen=True)
 class QuantizedPart(_FromFile):
     """How one part's file of a checkpoint is quantized; the file's own header says the same.
 
@@ -216,6 +247,7 @@ class ModelConfig(_FromFile):
         codebook: what its speech tokens are called; None are the published ones. A voice holds tokens, so one of
             another codebook would be nonsense.
         diffusion_steps: solver steps of its flow where nobody says otherwise; None are the family's.
+        enrolment: how its voices are made.
     """
 
     family: str | None = None
@@ -225,7 +257,13 @@ class ModelConfig(_FromFile):
     t3: T3Config = field(default_factory=T3Config)
     s3gen: S3GenConfig = field(default_factory=S3GenConfig)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
+    enrolment: EnrolmentConfig = field(default_factory=EnrolmentConfig)
     quantized: QuantizedParts = field(default_factory=QuantizedParts)
+
+    @property
+    def voice_kind(self) -> str | None:
+        """Of which kind its voices are, see `voice_kind`."""
+        return voice_kind(self.codebook, self.enrolment.recipe)
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -261,10 +299,17 @@ class ModelConfig(_FromFile):
         fields = dataclasses.asdict(self)
         if self.quantized == QuantizedParts():
             del fields["quantized"]
+        if self.enrolment == EnrolmentConfig():
+            del fields["enrolment"]
         for name in ("family", "synthetic", "codebook", "diffusion_steps"):
             if fields[name] is None:
                 del fields[name]
         return json.dumps({"format": CONFIG_FORMAT, **fields}, indent=1) + "\n"
+
+
+def voice_kind(codebook: str | None, recipe: str | None) -> str | None:
+    """What a voice has in common with the models that can use it: None is that of the first Chatterbox."""
+    return codebook if recipe is None else f"{codebook or ''}+{recipe}"
 
 
 @functools.cache

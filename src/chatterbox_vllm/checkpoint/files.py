@@ -149,13 +149,21 @@ def _open(path: Path) -> _TensorFile:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; complete the directory or download the model again")
     try:
-        return _PickledTensors(path) if path.suffix == ".pt" else safe_open(path, framework="pt", device="cpu")
+        return _PickledTensors(path) if _is_pickled(path) else safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); {_AGAIN}") from error
     except Exception as error:  # pickle raises many kinds for a file that is not a checkpoint
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: cannot be loaded safely ({error}); {_AGAIN}") from error
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file is one of PyTorch's own. Quantized parts are `.safetensors` under whatever name the family has."""
+    if path.suffix != ".pt":
+        return False
+    with path.open("rb") as file:
+        return file.read(9)[8:] != b"{"  # after the length of its header, a .safetensors file begins with this
 
 
 @runtime_checkable
@@ -182,6 +190,7 @@ def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.
       attribute `weight_normed = True`;
     - a submodule's `fused` attribute, {its tensor's name: published names}, concatenates tensors of one shape along
       dimension 0; names that start with "../" lie beside the submodule;
+    - a submodule's `computed` attribute, {its tensor's name: a function of its shape}, stands in for what a file lacks;
     - a submodule that keeps tensors in a form of its own (`KeepsOwnForm`) is given each as soon as it is read.
 
     Tensors are cast to the dtype that the module holds them in and placed on `device`; the module may be on `meta`.
@@ -197,8 +206,12 @@ def load_module(module: nn.Module, weights: Weights, prefix: str, device: torch.
                 if stored:
                     submodule.restore(name, stored, str(weights.path), device)
                     continue
-            parts = [_read(weights, key) for key in _published_keys(submodule, base, name)]
-            value = parts[0] if len(parts) == 1 else torch.cat(parts)
+            compute = getattr(submodule, "computed", {}).get(name)
+            if compute is not None and base + name not in weights.keys:
+                value = compute(target.shape)
+            else:
+                parts = [_read(weights, key) for key in _published_keys(submodule, base, name)]
+                value = parts[0] if len(parts) == 1 else torch.cat(parts)
             if value.shape != target.shape:
                 raise CheckpointError(
                     f"{weights.path}: tensor {base + name!r} has shape {tuple(value.shape)}, the model needs "

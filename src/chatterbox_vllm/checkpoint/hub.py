@@ -117,6 +117,10 @@ class Repository:
         except _hub_errors() as error:
             raise self._unavailable(error) from error
 
+    def cached_file(self, file: str) -> Path | None:
+        """A file of the newest snapshot in the cache that may stand for the revision and has it."""
+        return next((folder / file for folder in self._candidates() if (folder / file).exists()), None)
+
     def commit(self) -> str:
         """The commit that the revision is now.
 

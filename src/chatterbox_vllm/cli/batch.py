@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 _INPUT_HELP = (
     ".txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the "
-    "audio file), voice (a clip, relative to INPUT), and exaggeration, cfg_weight, temperature, min_p, top_p, "
-    "repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
+    "audio file), voice (a clip, relative to INPUT), language, and exaggeration, cfg_weight, temperature, min_p, "
+    "top_p, top_k, repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
 )
 
 
@@ -69,7 +69,8 @@ def batch(
     if overwrite and retry_failed:
         raise ConfigError("--overwrite and --retry-failed contradict each other: leave one of the two out")
     parameters = speech_parameters(given)
-    reading = Reading(read_pauses(given.get("pauses", ())), given.get("clean_text", False))
+    pauses = read_pauses(given.get("pauses", ()))
+    reading = Reading(pauses, given.get("clean_text", False), given.get("language"), given.get("prepared_text", False))
     suffix = check_suffix(f".{audio_format}")
     given = with_model(_as_begun(given, output_dir, overwrite))
     clip = check_voice(voice, given)

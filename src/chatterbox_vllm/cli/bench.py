@@ -18,7 +18,7 @@ from chatterbox_vllm.cli.outputs import beside, check_writable, write_json
 from chatterbox_vllm.cli.progress import progress_bar
 from chatterbox_vllm.cli.texts import check_text, read_text
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, MODEL, QUANTIZATION
+from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, LANGUAGE, MODEL, QUANTIZATION
 
 if TYPE_CHECKING:
     from chatterbox_vllm.bench.upstream import UpstreamRun, Workload
@@ -56,14 +56,19 @@ class Measured:
     steps: int
     repeats: int
     text: str
+    language: str | None
     synthetic: bool
 
     def __post_init__(self) -> None:
         if min(self.batch_sizes or [1]) < 1 or min(self.repeats, self.tokens) < 1 or min(self.lengths) <= 0:
             raise ConfigError("--batch-sizes, --repeats, --tokens and --lengths must be positive")
 
+    def language_of(self, tts: ChatterboxTTS) -> str | None:
+        """What its texts are spoken in; ours are English, and None is told from the user's."""
+        return self.language or (None if self.text else tts.language_of_english)
 
-@from_settings(MODEL, _STEPS, ENGINE, QUANTIZATION)
+
+@from_settings(MODEL, _STEPS, (LANGUAGE,), ENGINE, QUANTIZATION)
 def bench(
     *,
     only: Annotated[
@@ -124,7 +129,8 @@ def bench(
     if file is not None:
         check_text(text)
     steps = given.pop("diffusion_steps", _PUBLISHED_STEPS)
-    measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, synthetic)
+    language = given.pop("language", None)
+    measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, language, synthetic)
     if json is not None:
         check_writable(json)
     clip = check_voice(voice, given)
@@ -172,11 +178,14 @@ def _measure(
     from chatterbox_vllm.cli.tables import of_rows, show, side_by_side
 
     m, sizes = measured, batch_sizes(measured.batch_sizes, tts)
+    language = m.language_of(tts)
     parts: dict[Part, Callable[[], list[dict[str, Any]]]] = {
         Part.T3: lambda: t3_rows(tts, sizes, m.tokens, m.repeats),
         Part.S3GEN: lambda: s3gen_rows(tts, sizes, m.lengths, m.steps, m.repeats),
-        Part.STREAMS: lambda: stream_rows(tts, sizes, m.text or SENTENCE, m.tokens, m.repeats),
-        Part.LISTENERS: lambda: stream_rows(tts, sizes, m.text or SENTENCE, m.tokens, m.repeats, listening=True),
+        Part.STREAMS: lambda: stream_rows(tts, sizes, m.text or SENTENCE, language, m.tokens, m.repeats),
+        Part.LISTENERS: lambda: stream_rows(
+            tts, sizes, m.text or SENTENCE, language, m.tokens, m.repeats, listening=True
+        ),
         Part.END_TO_END: lambda: [_end_to_end(tts, m)],
     }
     if upstream is not None:
@@ -198,7 +207,9 @@ def _end_to_end(tts: ChatterboxTTS, measured: Measured) -> dict[str, Any]:
 
     text, m = measured.text or text_for(tts), measured
     with progress_bar("text") as progress:
-        return end_to_end_row(tts, text, m.synthetic, m.steps, partial(progress, "end to end"), m.repeats)
+        return end_to_end_row(
+            tts, text, m.language_of(tts), m.synthetic, m.steps, partial(progress, "end to end"), m.repeats
+        )
 
 
 def _run_upstream(measured: Measured, given: Keywords, clip: Path | None, python: str) -> tuple[Workload, UpstreamRun]:

@@ -13,7 +13,7 @@ from chatterbox_vllm.cli.arguments import from_settings
 def download(
     *,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="a family (english, the published model), or a hub id (owner/name)")
+        str, typer.Argument(metavar="MODEL", help="a family (english, turbo, nano), or a hub id (owner/name)")
     ],
     revision: Annotated[
         str | None,

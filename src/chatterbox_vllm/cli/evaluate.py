@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from chatterbox_vllm.cli.outputs import beside, check_writable, write_json, writ
 from chatterbox_vllm.cli.texts import read_texts
 from chatterbox_vllm.cli.wording import options_named
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, GenerationError
-from chatterbox_vllm.settings import BY_KEYWORD
+from chatterbox_vllm.settings import BY_KEYWORD, LANGUAGE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.evaluation.asr import Recogniser
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("matplotlib", "pystoi")
 _MOST_TROUBLES = 10
-_SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"])
+_SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"], LANGUAGE)
 _PLAN_OPTIONS = {
     "batch_size": "--max-batch-size",
     "diffusion_steps": "--diffusion-steps",
+    "language": "--language",
     "max_tokens": "--max-tokens",
     "repeats": "--repeats",
     "seed": "--seed",
@@ -128,6 +129,8 @@ def evaluate(
     )
     outputs = _Outputs(json, report, listen, keep)
     texts = None if file is None else tuple(read_texts(file))
+    if texts is None:
+        given.setdefault("language", "en")  # ours are English
     with _no_false_verdict():
         absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if absent:
@@ -137,6 +140,7 @@ def evaluate(
         from chatterbox_vllm.evaluation.gates import load_thresholds
         from chatterbox_vllm.evaluation.plan import DEFAULT_TEXTS, EvaluationPlan
         from chatterbox_vllm.evaluation.preflight import check_models
+        from chatterbox_vllm.families.registry import config_of, family_of
         from chatterbox_vllm.setup.models import resolve_model
 
         with options_named(_PLAN_OPTIONS):
@@ -152,6 +156,11 @@ def evaluate(
         recogniser = None if asr is None else load_recogniser(asr)
         models = resolve_model(baseline), resolve_model(candidate)
         check_models(models, options)
+        config = config_of(models[0])
+        usual = family_of(config.family).defaults_of(config)
+        # Guidance and steps are the baseline's own, since models differ in what they have.
+        steps = given.get("diffusion_steps", usual.diffusion_steps)
+        plan = replace(plan, cfg_weight=usual.cfg_weight, diffusion_steps=steps)
         ears = VoiceJudge(models[0] if judge is None else resolve_model(judge))
         sides = tuple(map(_Side, ("baseline", "candidate"), (baseline, candidate), models, options))
         return _judged(sides, plan, device, outputs, ears, recogniser, bounds)

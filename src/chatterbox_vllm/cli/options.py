@@ -147,13 +147,16 @@ def check_voice(voice: str | None, given: Keywords, converting: bool = False) ->
         own = voices_of(directory())
     path = library.find(voice, own)
     # A clip can be told to be bad without a model.
-    if not (os.access(path, os.R_OK) and is_saved_voice(path)):
+    is_clip = not (os.access(path, os.R_OK) and is_saved_voice(path))
+    if is_clip:
         check_voice_file(path)
-        return path
+        if converting:
+            return path
     config = config_of(directory())
-    path = library.find(voice, own, config.codebook)  # a name may have a voice for each kind of model
+    # A name may have a voice for each kind of model, or a clip that one can be made of. A conversion takes any kind's.
+    path = library.find(voice, own, config.voice_kind, or_clip=not converting)
     if converting:
         read_target(path, config)
-    else:
+    elif not is_clip or config.enrolment.least_seconds:
         check_voice_file(path, config)
     return path

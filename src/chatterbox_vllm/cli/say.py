@@ -81,7 +81,7 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     pauses, clean_text = read_pauses(given.get("pauses", ())), given.get("clean_text", False)
     given = with_model(given)
     clip = check_voice(voice, given)
-    check_script(words, pauses, clean_text, given)
+    language = check_script(words, pauses, clean_text, given)
     from chatterbox_vllm.engine.request import SpeechRequest
     from chatterbox_vllm.families.registry import config_of
 
@@ -91,7 +91,15 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
             tts.prepare_conditionals(clip)
         if tts.conds is None:
             raise ConfigError(f"{tts.directory} has no built-in voice: give a reference clip with --voice")
-        request = SpeechRequest(words, tts.conds, parameters, pauses=pauses, clean_text=clean_text)
+        request = SpeechRequest(
+            words,
+            tts.conds,
+            parameters,
+            pauses=pauses,
+            clean_text=clean_text,
+            language=language,
+            prepared_text=given.get("prepared_text", False),
+        )
         if destination.takes_parts:
             result = _stream(tts, request, destination)
         else:

@@ -107,7 +107,7 @@ def _served_model(name: str | None, model: str | None, options: ServerOptions, k
         name=name or _named(model or directory.name),
         start=start,
         voices=tuple(voices_of(directory)),
-        codebook=config_of(directory).codebook,
+        voice_kind=config_of(directory).voice_kind,
         bytes=0 if options.models_memory_gb is None else expected_bytes(directory, **loading),
     )
 

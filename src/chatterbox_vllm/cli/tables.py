@@ -101,6 +101,7 @@ def info_tables(facts: Mapping[str, Any]) -> list[Grid]:
     ]
     if model["directory"]:
         held = [("family", model["family"]), ("revision", model["revision"] or "none, not a snapshot of a hub's")]
+        held.insert(1, ("speaks", ", ".join(model["languages"].values())))
         held += [(f"{part} is quantized", method or "no") for part, method in model["quantized"].items()]
         grids += [Grid(f"Model {model['directory']}", held), _files(model["files"])]
     sizes = [

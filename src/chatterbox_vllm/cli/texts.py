@@ -100,15 +100,18 @@ def read_pauses(words: Sequence[str]) -> Pauses:
     return Pauses(**found)
 
 
-def check_script(text: str, pauses: Pauses, clean: bool, given: Keywords) -> None:
-    """Refuse what the model that the keywords name cannot say.
+def check_script(text: str, pauses: Pauses, clean: bool, given: Keywords) -> str:
+    """Refuse what the model that the keywords name cannot say; the code of the language that it is said in.
 
     Raises:
-        ConfigError: see `text.script.read_script`.
+        ConfigError: see `text.script.read_script`; or the model does not speak the language, or it cannot be told.
         CheckpointError: there is no such model.
     """
     from chatterbox_vllm.families.registry import family_of
+    from chatterbox_vllm.text.languages.rules import rules_of
     from chatterbox_vllm.text.script import read_script
 
     family = family_of(model_config(given).family)
-    read_script(text, pauses, clean, scripts=family.scripts)
+    language = family.language_of(text, given.get("language"))
+    read_script(text, pauses, clean, scripts=rules_of(language).scripts, language=language)
+    return language

@@ -16,7 +16,7 @@ from chatterbox_vllm.cli.run import PROGRAM
 from chatterbox_vllm.cli.say import speak_to
 from chatterbox_vllm.cli.texts import check_text
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.settings import MODEL, SPEECH
+from chatterbox_vllm.settings import LANGUAGE, MODEL, SPEECH
 
 _SENTENCE = "This is how I sound. Would you like to hear more?"
 
@@ -32,7 +32,18 @@ def add(
         list[str] | None, typer.Option("--language", metavar="TAG", help="what the clip speaks, such as en-US")
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="keep the clip's first 6 s, for people to hear who it is")
+        bool,
+        typer.Option(
+            "--preview/--no-preview",
+            help="keep the clip's first 15 s, for people and for models of other kinds",
+        ),
+    ] = True,
+    norm_loudness: Annotated[
+        bool,
+        typer.Option(
+            "--norm-loudness/--no-norm-loudness",
+            help="bring the clip to the loudness that the model's voices have (Turbo, Nano), or leave it as it is",
+        ),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a voice of that name")] = False,
     given: Keywords,
@@ -56,8 +67,8 @@ def add(
     given, library = with_model(given), VoiceLibrary()
     if not (clip.is_file() and is_saved_voice(clip)):
         check_voice_file(clip)
-    library.check_free(name, model_config(given).codebook, overwrite)
-    voice = voice_of(clip, **given)
+    library.check_free(name, model_config(given).voice_kind, overwrite)
+    voice = voice_of(clip, **given, norm_loudness=norm_loudness)
     about = About(preview_of_file(clip) if preview else None, tuple(language or ()))
     path = library.save(name, voice, overwrite, about)
     if not quiet:
@@ -85,6 +96,7 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
                 "bytes": v.bytes,
                 "saved": v.saved.isoformat(timespec="seconds"),
                 "codebook": v.codebook,
+                "recipe": v.recipe,
                 "languages": v.languages,
                 "preview": None if v.preview is None else str(v.preview),
                 "consent": v.consent,
@@ -102,7 +114,7 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
         rows = [
             (
                 v.name,
-                "?" if v.is_plain else v.codebook or "published",
+                "?" if v.is_plain else v.kind or "published",
                 ", ".join(v.languages),
                 "yes" if v.preview else "no",
                 f"{v.bytes / 1024:.0f} KiB",
@@ -133,7 +145,7 @@ def _model_voices(given: Keywords) -> tuple[str, dict[str, Path]]:
     return given.get("model", DEFAULT_FAMILY.name), {} if directory is None else voices_of(directory)
 
 
-@from_settings(MODEL, SPEECH)
+@from_settings(MODEL, SPEECH, (LANGUAGE,))
 def play(
     *,
     voice: Annotated[str, typer.Argument(metavar="VOICE", help=VOICE_HELP, show_default=False)],
@@ -160,7 +172,11 @@ def play(
         with Destination.of(file, None) as destination:
             destination.write(*decode_audio(preview))
     else:
-        text = _SENTENCE if text is None else text
+        if text is None:
+            from chatterbox_vllm.families.registry import family_of
+
+            text, given = _SENTENCE, with_model(given)
+            given.setdefault("language", family_of(model_config(given).family).language_of_english)
         check_text(text)
         speak_to(Destination.of(file, None), text, voice, given, quiet)
     if output is None:
@@ -203,9 +219,9 @@ def show(
         library.find(voice, own)
     # Without a model's name, the published sizes are enough and nothing is downloaded.
     config = model_config(given) if "model" in given else DEFAULT_FAMILY.config
-    path = library.find(voice, own, config.codebook)
+    path = library.find(voice, own, config.voice_kind)
     found = Voice.load(path, config)
-    kept = None if Path(voice).is_file() else library.look_for(voice, config.codebook)
+    kept = None if Path(voice).is_file() else library.look_for(voice, config.voice_kind)
     facts: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chatterbox_vllm.text.characters import is_unspaced
+from chatterbox_vllm.text.writing_systems import writing_system
 
 # How many tokens are drawn between two looks, a second of speech.
 LOOK_EVERY = 25
@@ -22,8 +23,10 @@ _WORD_TOKENS, _LETTER_TOKENS = 75, 4.0
 _USUAL_WORD_TOKENS, _USUAL_LETTER_TOKENS = 12, 1.35
 # And those that it takes at least, 50 letters a second, where the text is longer than a word or two.
 _LEAST_LETTER_TOKENS, _LEAST_LETTERS = 0.5, 25
-# What a character is said in, in letters: "7" is "seven", "$" is "dollars", and a character of Chinese is a syllable.
+# What a character is said in, in letters: "7" is "seven", "$" is "dollars", one of Chinese or of Hangul is a syllable.
+# Of other scripts vowels are not written, or are no letters.
 _DIGIT_LETTERS, _SIGN_LETTERS, _UNSPACED_LETTERS = 6, 8, 4
+_SCRIPT_LETTERS = {"Hangul": 3, "Hebrew": 1.5, "Arabic": 1.5, "Devanagari": 2}
 _SIGNS = frozenset("$€£¥%&@#+=°§*/\\<>~^|")
 # Speech that repeats: with a period of up to 3 s, for three periods and 2 s at least. In those 520 texts no token was
 # drawn more than 8 times in a row, and nothing else came again for longer than 3 tokens.
@@ -53,12 +56,14 @@ class Bounds:
         return cls(int(least), usual, int(_WORD_TOKENS + _LETTER_TOKENS * letters))
 
 
-def _letters(character: str) -> int:
+def _letters(character: str) -> float:
     if character.isdigit():
         return _DIGIT_LETTERS
     if character in _SIGNS:
         return _SIGN_LETTERS
-    return _UNSPACED_LETTERS if is_unspaced(character) else 1
+    if is_unspaced(character):
+        return _UNSPACED_LETTERS
+    return 1 if character.isascii() else _SCRIPT_LETTERS.get(writing_system(character) or "", 1)
 
 
 def end_before_repetition(tokens: list[int]) -> int | None:

@@ -161,6 +161,7 @@ class Job:
             retries=sum(self.attempts.values()),
             segments=len(self.pieces),
             timings=self.timings(),
+            language=None if self.script is None else self.script.language,
         )
 
     def failure(self, error: ChatterboxError) -> SpeechResult:
@@ -174,6 +175,7 @@ class Job:
             error=error,
             segments=len(self.pieces),
             timings=self.timings(),
+            language=None if self.script is None else self.script.language,
         )
 
     def ended(self, k: int, said: Said) -> None:

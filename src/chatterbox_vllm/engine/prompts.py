@@ -14,15 +14,16 @@ from chatterbox_vllm.errors import ConfigError, TextTooLongError
 from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.families.registry import family_of
-from chatterbox_vllm.t3.conditioning import PromptBuilder
+from chatterbox_vllm.t3.backbone import PromptRows
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
+from chatterbox_vllm.text.languages.rules import rules_of
 from chatterbox_vllm.text.script import read_script
-from chatterbox_vllm.text.split import LONGEST, Segment
+from chatterbox_vllm.text.split import Segment
+from chatterbox_vllm.text.writing_systems import warn_of_unknown_letters
 from chatterbox_vllm.voices.voice import Voice, check_voice
 
 _CONDITIONINGS_BYTES = 34 << 20  # 256 of them at the published size
-# What a character of text takes of a sequence: a text token, and speech at half the usual 15 characters a second.
-_POSITIONS_PER_CHARACTER = 4
 _LEAST_SPEECH_TOKENS = 25  # a second of speech
 
 
@@ -47,11 +48,21 @@ class Script:
 
     Attributes:
         source: of a conversion, which is one piece: the speech tokens that T3 need not speak.
+        language: the code of the language that it is spoken in.
     """
 
     pieces: list[Piece]
     conditioning: torch.Tensor
+    language: str | None = None
     source: Source | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the tokenizer is told of a text: see `TextTokenizer.encode`."""
+
+    language: str
+    prepared: bool = False
 
 
 class PromptMaker:
@@ -63,7 +74,7 @@ class PromptMaker:
         max_model_len: longest sequence of T3, prompt and speech tokens together.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptBuilder, max_model_len: int):
+    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptRows, max_model_len: int):
         self.config = config
         self.family = family_of(config.family)
         self.defaults = self.family.defaults_of(config)
@@ -83,27 +94,45 @@ class PromptMaker:
         """
         check_voice(request.voice, self.config)
         values = self.values(request.parameters)
-        segments = self.segments(request)
-        pieces = [self._piece(segment, request.parameters, values) for segment in segments]
+        speech_prompt = len(request.voice.conditioning.speech_prompt)
+        reading = _Reading(self.family.language_of(request.text, request.language), request.prepared_text)
+        segments = self._segments(request, reading.language)
+        pieces = [self._piece(segment, request.parameters, values, reading, speech_prompt) for segment in segments]
+        self._warn_of_unknown_letters(pieces, reading)
         uniforms = request.uniforms
         if uniforms is not None and len(uniforms) < pieces[0].values.max_tokens:
             raise ConfigError(
                 f"uniforms holds {len(uniforms)} draws for max_tokens={pieces[0].values.max_tokens}; give one for each"
             )
-        return Script(pieces, self._conditioning(request.voice.conditioning, values.exaggeration))
+        conditioning = self._conditioning(request.voice.conditioning, values.exaggeration)
+        return Script(pieces, conditioning, reading.language)
+
+    def count_text_tokens(self, text: str, language: str | None = None, prepared: bool = False) -> int:
+        """How many text tokens a text has as it stands.
+
+        Raises:
+            ConfigError: its language cannot be told or prepared.
+        """
+        return len(self.tokenizer.encode(text, self.family.language_of(text, language), prepared))
 
     def prompt(self, conditioning: torch.Tensor, piece: Piece) -> torch.Tensor:
         """T3's prompt for a piece, [P, streams * H]."""
         return self.builder.prompt(conditioning, piece.tokens)
 
-    def prompt_of(self, text: str, voice: Voice, parameters: SpeechParameters) -> tuple[torch.Tensor, SpeechValues]:
+    def prompt_of(
+        self, text: str, voice: Voice, parameters: SpeechParameters, language: str | None = None
+    ) -> tuple[torch.Tensor, SpeechValues]:
         """T3's prompt for one piece of text, and the values to speak it with: for what measures T3 alone.
+
+        Args:
+            language: None is what English texts are spoken in.
 
         Raises:
             ConfigError, TextTooLongError: see `script`.
         """
         values = self.values(parameters)
-        piece = self._piece(Segment(text, 0.0), parameters, values)
+        reading = _Reading(language or self.family.language_of_english)
+        piece = self._piece(Segment(text, 0.0), parameters, values, reading, len(voice.conditioning.speech_prompt))
         return self.prompt(self._conditioning(voice.conditioning, values.exaggeration), piece), piece.values
 
     def values(self, parameters: SpeechParameters) -> SpeechValues:
@@ -112,7 +141,7 @@ class PromptMaker:
         Raises:
             ConfigError: a parameter that the family does not have, or more tokens than the model has positions for.
         """
-        family, most = self.family, self.builder.config.speech_positions - 1
+        family, most = self.family, backbone_of(self.builder.config).most_speech_tokens(self.builder.config)
         values = parameters.resolved(self.defaults, family.absent, f"the {family.name} model")
         if parameters.max_tokens is not None and parameters.max_tokens > most:
             raise ConfigError(f"max_tokens={parameters.max_tokens} is more than this model's {most}")
@@ -122,17 +151,21 @@ class PromptMaker:
         """The pieces that a request's text is spoken in, at least one.
 
         Raises:
-            ConfigError: the text cannot be spoken (see `read_script`), or replayed randomness is given for more than
-                one piece.
+            ConfigError: the text cannot be spoken (see `read_script`), its language cannot be told, or replayed
+                randomness is given for more than one piece.
         """
-        longest = self._longest(request.parameters)
+        return self._segments(request, self.family.language_of(request.text, request.language))
+
+    def _segments(self, request: SpeechRequest, language: str) -> list[Segment]:
+        longest = self._longest(request, language)
         segments = read_script(
             request.text,
             request.pauses,
             request.clean_text,
             longest,
             special_tokens=self.tokenizer.special_tokens,
-            scripts=self.family.scripts,
+            scripts=rules_of(language).scripts,
+            language=language,
         )
         if len(segments) > 1 and (request.noise is not None or request.uniforms is not None):
             raise ConfigError(
@@ -141,31 +174,49 @@ class PromptMaker:
             )
         return segments
 
-    def _longest(self, parameters: SpeechParameters) -> int:
+    def _longest(self, request: SpeechRequest, language: str) -> int:
         """Most characters of a piece: fewer than usual where the model length has no room for the usual speech."""
-        room = self.max_model_len - self.builder.prompt_length(0)
-        if parameters.max_tokens is not None:
-            return LONGEST
-        return max(1, min(LONGEST, room // _POSITIONS_PER_CHARACTER))
+        room = self.max_model_len - self.builder.prompt_length(0, len(request.voice.conditioning.speech_prompt))
+        rules = rules_of(language)
+        if request.parameters.max_tokens is not None:
+            return rules.longest
+        return max(1, min(rules.longest, room // rules.positions))
 
-    def _piece(self, segment: Segment, parameters: SpeechParameters, values: SpeechValues) -> Piece:
-        config = self.builder.config
-        text = self.family.normalize(
-            segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
-        )
-        tokens = self.tokenizer.encode(text)
-        free = self.max_model_len - self.builder.prompt_length(len(tokens))
+    def _piece(
+        self,
+        segment: Segment,
+        parameters: SpeechParameters,
+        values: SpeechValues,
+        reading: _Reading,
+        speech_prompt: int,
+    ) -> Piece:
+        most = backbone_of(self.builder.config).most_text_tokens(self.builder.config)
+        tokens = self.tokenizer.encode(self._normalized(segment), reading.language, reading.prepared)
+        free = self.max_model_len - self.builder.prompt_length(len(tokens), speech_prompt)
         speech = values.max_tokens
         if parameters.max_tokens is None:
             speech = min(speech, max(free, _LEAST_SPEECH_TOKENS))
-        if len(tokens) > config.text_positions - 2 or speech > free:
-            room = min(config.text_positions - 2, len(tokens) + free - speech)
+        if len(tokens) > most or speech > free:
+            room = min(most, len(tokens) + free - speech)
             raise TextTooLongError(
                 f"a text of {len(segment.text)} characters is {len(tokens)} tokens long; with max_tokens={speech} and "
                 f"max_model_len={self.max_model_len} there is room for {max(room, 0)}: lower max_tokens, or raise "
                 "max_model_len, or put spaces or full stops into the text"
             )
         return Piece(segment, tokens, replace(values, max_tokens=speech))
+
+    def _normalized(self, segment: Segment) -> str:
+        return self.family.normalize(
+            segment.text, starts_sentence=segment.starts_sentence, ends_sentence=segment.ends_sentence
+        )
+
+    def _warn_of_unknown_letters(self, pieces: list[Piece], reading: _Reading) -> None:
+        unknown: dict[str, None] = {}
+        for piece in pieces:
+            if self.tokenizer.unknown_id in piece.tokens:
+                text = self._normalized(piece.segment)
+                unknown |= dict.fromkeys(self.tokenizer.unknown_letters(text, reading.language, reading.prepared))
+        warn_of_unknown_letters(list(unknown))
 
     def _conditioning(self, speaker: SpeakerConditioning, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(

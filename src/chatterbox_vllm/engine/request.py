@@ -37,6 +37,10 @@ class SpeechRequest:
         deadline: seconds from submission after which the request is dropped, with `DeadlineError`; None waits.
         pauses: seconds of silence where the text is cut.
         clean_text: make markdown, addresses, footnote marks and emoji fit to be spoken; True, or a `Cleaning`.
+        language: of the text, as `Family.language` takes it; None is the model's only one, or else it is told from the
+            text.
+        prepared_text: the text holds already what its language would need a library for: Chinese spaces between words,
+            Japanese no kanji, Hebrew vowels, Russian stress. Or it is to be spoken without.
         noise: S3Gen's noise, given instead of drawn from the seed (to reproduce another run's audio exactly).
         uniforms: T3's draws from 0 to below 1, given instead of drawn from the seed, one for each token at least. Both
             serve a text of one piece only.
@@ -52,6 +56,8 @@ class SpeechRequest:
     deadline: float | None = None
     pauses: Pauses = DEFAULT_PAUSES
     clean_text: bool | Cleaning = False
+    language: str | None = None
+    prepared_text: bool = False
     noise: S3GenNoise | None = None
     uniforms: Sequence[float] | None = None
 
@@ -71,6 +77,10 @@ class SpeechRequest:
             raise ConfigError(f"pauses must be Pauses, not {type(self.pauses).__name__}")
         if not isinstance(self.clean_text, (bool, Cleaning)):
             raise ConfigError(f"clean_text must be True, False or a Cleaning, not {self.clean_text!r}")
+        if self.language is not None and not isinstance(self.language, str):
+            raise ConfigError(f"language must be a code such as 'de' or an English name, not {self.language!r}")
+        if not isinstance(self.prepared_text, bool):
+            raise ConfigError(f"prepared_text must be True or False, not {self.prepared_text!r}")
         if self.noise is not None and not isinstance(self.noise, S3GenNoise):
             raise ConfigError(f"noise must be an S3GenNoise, not {type(self.noise).__name__}")
         if self.uniforms is not None and not _are_uniforms(self.uniforms):
@@ -148,6 +158,7 @@ class SpeechResult:
             the guard found that of a segment at every attempt, see `guard.Fault`. The worst of all segments.
         retries: how often segments were spoken again, since the guard found fault with them or they were mute.
         segments: how many pieces the text was spoken in.
+        language: the code of the language that it was spoken in; None where it was not told before a failure.
     """
 
     serial: int
@@ -162,6 +173,7 @@ class SpeechResult:
     retries: int = 0
     segments: int = 0
     timings: Timings = Timings()
+    language: str | None = None
 
 
 def draw_seed() -> int:

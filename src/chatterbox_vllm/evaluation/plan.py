@@ -7,7 +7,8 @@ from pathlib import Path
 
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.text.split import split_text
+from chatterbox_vllm.text.languages.rules import RULES, rules_of
+from chatterbox_vllm.text.split import Segment, split_text
 
 # Short and long, questions, numbers and names; the last two fill the longest piece that is spoken at once.
 DEFAULT_TEXTS = (
@@ -51,6 +52,7 @@ class EvaluationPlan:
         clips: reference clips, one voice each; none stands for the baseline's built-in voice.
         seed: of the first case; each further case has one more.
         cfg_weight, max_tokens, diffusion_steps: as in `SpeechParameters`.
+        language: of the texts, see `SpeechRequest`.
         batch_size: most cases spoken at once.
         repeats: how often all cases are spoken; the fastest counts for the speed, as the first records graphs and
             compiles kernels; failures of all count.
@@ -65,6 +67,7 @@ class EvaluationPlan:
     cfg_weight: float = 0.5
     max_tokens: int = 1000
     diffusion_steps: int = 10
+    language: str | None = None
     batch_size: int = 4
     repeats: int = 2
 
@@ -75,6 +78,8 @@ class EvaluationPlan:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        if self.language is not None and self.language not in RULES:
+            raise ConfigError(f"language must be a code, one of {', '.join(RULES)}, not {self.language!r}")
         self.parameters(self.seed)
         if len(set(self.clips)) < len(self.clips):
             raise ConfigError(f"a reference clip is named twice in {', '.join(self.clips)}; name each once")
@@ -99,6 +104,10 @@ class EvaluationPlan:
     @property
     def cases(self) -> tuple[Case, ...]:
         """Every piece of every text with every voice."""
-        pieces = [piece.text for text in self.texts if text.strip() for piece in split_text(text)]
+        pieces = [piece.text for text in self.texts if text.strip() for piece in self._pieces(text)]
         pairs = [(piece, voice) for voice in range(self.voices) for piece in pieces]
         return tuple(Case(i, text, voice, (self.seed + i) % (MAX_SEED + 1)) for i, (text, voice) in enumerate(pairs))
+
+    def _pieces(self, text: str) -> list[Segment]:
+        rules = rules_of(self.language)
+        return split_text(text, rules.longest, self.language)

@@ -52,7 +52,10 @@ def speak(
         what became of each case, in the plan's order, and the seconds that all took; None where no repeat spoke all.
     """
     cases = plan.cases
-    requests = [SpeechRequest(case.text, voices[case.voice], plan.parameters(case.seed)) for case in cases]
+    requests = [
+        SpeechRequest(case.text, voices[case.voice], plan.parameters(case.seed), language=plan.language)
+        for case in cases
+    ]
     warm_up = [replace(r, parameters=replace(r.parameters, max_tokens=_WARM_UP_TOKENS)) for r in requests[:1]]
     for _ in tts.run(warm_up):
         pass
@@ -117,7 +120,9 @@ def _run_forced(
     try:
         for case, forced in work:
             parameters = replace(plan.parameters(case.seed), max_tokens=len(forced.tokens))
-            prompt, values = scheduler.preparation.prompts.prompt_of(case.text, voices[case.voice], parameters)
+            prompts = scheduler.preparation.prompts
+            language = prompts.family.language_of(case.text, plan.language)
+            prompt, values = prompts.prompt_of(case.text, voices[case.voice], parameters, language)
             talker.add(f"forced-{case.index}", prompt, values.sampling, case.seed, forced=forced)
         while talker.unfinished:
             talker.step()

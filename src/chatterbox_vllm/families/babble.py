@@ -7,8 +7,12 @@ of T3, set by hand so that speech lasts about as long as reading the text would,
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
+import string
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +34,13 @@ from chatterbox_vllm.checkpoint.config import (
 )
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import OutputError
-from chatterbox_vllm.families.english import ENGLISH, TOKENIZER
+from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.layout import checkpoint_shapes
+from chatterbox_vllm.families.multilingual import MULTILINGUAL
+from chatterbox_vllm.families.registry import family_of
+from chatterbox_vllm.quantization.config import COMPONENTS
+from chatterbox_vllm.quantization.storage import Tensors
+from chatterbox_vllm.text.languages.chinese import TABLE
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 
 logger = logging.getLogger(__name__)
@@ -61,6 +70,12 @@ BABBLE_CONFIG = ModelConfig(
     ),
 )
 
+MULTILINGUAL_BABBLE_CONFIG = replace(
+    BABBLE_CONFIG,
+    family=MULTILINGUAL.name,
+    t3=replace(BABBLE_CONFIG.t3, text_vocab_size=MULTILINGUAL.config.t3.text_vocab_size),
+)
+
 
 def babble_directory() -> Path:
     """The babbling checkpoint, built at the first call; a directory appears whole or not at all.
@@ -68,11 +83,20 @@ def babble_directory() -> Path:
     Raises:
         OutputError: the cache cannot be written.
     """
+    return kept_directory(f"babble-v{_VERSION}", build_babble)
+
+
+def kept_directory(name: str, build: Callable[[Path], None]) -> Path:
+    """A checkpoint of the cache, built at the first call.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
     try:
-        directory = cache_directory() / f"babble-v{_VERSION}"
+        directory = cache_directory() / name
         if not directory.is_dir():
             logger.info("building the babbling model in %s", directory)
-        built_once(directory, build_babble)
+        built_once(directory, build)
     except OSError as error:
         raise OutputError(
             f"the babbling model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a "
@@ -82,17 +106,35 @@ def babble_directory() -> Path:
 
 
 def build_babble(directory: Path, config: ModelConfig = BABBLE_CONFIG) -> None:
-    """Write a complete synthetic checkpoint of the dimensions of `config` into an existing directory."""
+    """Write a complete synthetic checkpoint of the family and the dimensions of `config` into an existing directory."""
+    family = family_of(config.family)
+    _tokenizer(config.t3, family).save(str(directory / family.tokenizer[0]))
+    if TABLE in family.tokenizer:
+        (directory / TABLE).write_text(json.dumps(_cangjie()), encoding="utf-8")
+    write_babble(directory, family, config, _time_the_speech)
+
+
+def write_babble(
+    directory: Path, family: Family, config: ModelConfig, time_the_speech: Callable[[Tensors, T3Config], None]
+) -> None:
+    """Everything of a synthetic checkpoint but the tokenizer.
+
+    Args:
+        time_the_speech: changes T3's random tensors so that it speaks for a while and stops.
+    """
+    files = {part: directory / getattr(family, part) for part in COMPONENTS}
     shapes = checkpoint_shapes(config)
-    for part, file in (("t3", ENGLISH.t3), ("s3gen", ENGLISH.s3gen), ("voice_encoder", ENGLISH.voice_encoder)):
+    for part, file in files.items():
         tensors = {key: _random_tensor(key, shape) for key, shape in shapes[part].items()}
         if part == "t3":
-            _time_the_speech(tensors, config.t3)
-        save_file(tensors, directory / file)
+            time_the_speech(tensors, config.t3)
+        if file.suffix == ".pt":
+            torch.save(tensors, file)
+        else:
+            save_file(tensors, file)
     (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-    _tokenizer(config.t3).save(str(directory / TOKENIZER))
-    enroller = VoiceEnroller(config, Weights(directory / ENGLISH.s3gen), Weights(directory / ENGLISH.voice_encoder))
-    enroller.enrol(_vowels(), 24_000).save(directory / ENGLISH.builtin_voice)
+    enroller = VoiceEnroller(config, Weights(files["s3gen"]), Weights(files["voice_encoder"]))
+    enroller.enrol(_vowels(), 24_000).save(directory / family.builtin_voice)
 
 
 # Gains that keep a random vocoder audible and unclipped: (part of the key, gain over 1/sqrt(fan-in), mean).
@@ -102,6 +144,8 @@ _GAINS = (
     ("lstm.weight_hh", 1.6),
     ("self_attn.o_proj", 0.5),
     ("mlp.down_proj", 0.5),
+    ("attn.c_proj", 0.5),
+    ("mlp.c_proj", 0.5),
     ("speech_head", 3.0),
     ("project_down.weight", 0.45),
 )
@@ -189,8 +233,8 @@ def _time_the_speech(tensors: dict[str, torch.Tensor], config: T3Config) -> None
     end[_GATE] = -100.0
 
 
-def _tokenizer(config: T3Config) -> Tokenizer:
-    """A tokenizer of single characters with the published special ids."""
+def _tokenizer(config: T3Config, family: Family) -> Tokenizer:
+    """A tokenizer of single characters with the published special ids; with several languages, of their letters too."""
     special = {
         "[STOP]": config.stop_text_token,
         "[UNK]": 1,
@@ -199,11 +243,37 @@ def _tokenizer(config: T3Config) -> Tokenizer:
     }
     characters = [chr(c) for c in range(33, 127)] + list("àâäåæçèéêëìíîïñòóôöøùúûüßœ’“”–—…")
     free = iter(sorted(set(range(config.text_vocab_size)) - set(special.values())))
-    vocabulary = special | {character: next(free) for character in characters}
+    if len(family.languages) > 1:
+        keys = string.ascii_lowercase + string.digits + "."
+        tags = [*(f"[{code}]" for code in family.languages), *(f"[cj_{key}]" for key in keys)]
+        special |= {tag: next(free) for tag in tags}
+        characters += [chr(c) for block in _LETTERS for c in block]
+    vocabulary = special | {character: next(free) for character in dict.fromkeys(characters)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(special))
     return tokenizer
+
+
+# Combining accents, Greek, Cyrillic, Hebrew, Arabic, Devanagari, jamo, kana.
+_LETTERS = (
+    range(0x300, 0x370),
+    range(0x370, 0x400),
+    range(0x400, 0x460),
+    range(0x5B0, 0x5EB),
+    range(0x60C, 0x660),
+    range(0x900, 0x980),
+    range(0x1100, 0x1200),
+    range(0x3001, 0x3003),
+    range(0x3041, 0x3100),
+)
+
+
+def _cangjie() -> list[str]:
+    """A table in the published form: a code of four letters for every character of the largest block of Han."""
+    letters = string.ascii_lowercase
+    codes = ("".join(letters[c // 26**k % 26] for k in range(4)) for c in range(0x4E00, 0xA000))
+    return [f"{chr(c)}\t{code}" for c, code in zip(range(0x4E00, 0xA000), codes, strict=True)]
 
 
 def _vowels(seconds: float = 6.0, rate: int = 24_000) -> np.ndarray:

@@ -13,13 +13,15 @@ from chatterbox_vllm.families.quantized_files import published_keys_replaced, qu
 from chatterbox_vllm.quantization.files import check_contents, check_part
 from chatterbox_vllm.quantization.storage import scheme_of
 from chatterbox_vllm.s3gen.model import S3Gen
-from chatterbox_vllm.t3.conditioning import published_t3_shapes
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.quantization.file import quantized_t3_layout, unquantized_keys
 from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 
 Shapes = dict[str, tuple[int, ...]]
+# What a file may lack, as it follows from the dimensions (see `load_module`).
+_COMPUTED = frozenset(f"tokenizer.{name}" for name in SpeechTokenizer.computed)
 
 
 @functools.cache  # what a plan's estimate needs, too; making the modules takes 50 ms
@@ -44,7 +46,7 @@ def voice_encoder_shapes(config: VoiceEncoderConfig) -> Shapes:
 def checkpoint_shapes(config: ModelConfig) -> dict[str, Shapes]:
     """By the part's name in `Family`: "t3", "s3gen", "voice_encoder"."""
     return {
-        "t3": published_t3_shapes(config.t3),
+        "t3": backbone_of(config.t3).published_shapes(config.t3),
         "s3gen": s3gen_shapes(config.s3gen),
         "voice_encoder": voice_encoder_shapes(config.voice_encoder),
     }
@@ -70,7 +72,7 @@ def check_t3(config: ModelConfig, weights: Weights) -> None:
     Raises:
         CheckpointError: naming the file and the tensor or the mismatch.
     """
-    part, published = config.quantized.t3, published_t3_shapes(config.t3)
+    part, published = config.quantized.t3, backbone_of(config.t3).published_shapes(config.t3)
     if part is None:
         check_part(weights, None, {})
         weights.check(published)
@@ -87,6 +89,7 @@ def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
         CheckpointError: naming the file and the tensor or the mismatch.
     """
     published = s3gen_shapes(config.s3gen) if part == "s3gen" else voice_encoder_shapes(config.voice_encoder)
+    published = {key: shape for key, shape in published.items() if key not in _COMPUTED or key in weights.keys}
     stored = config.quantized.s3gen if part == "s3gen" else config.quantized.voice_encoder
     if stored is None:
         check_part(weights, None, {})

@@ -1,8 +1,9 @@
-"""A directory for one of several families whose files lie together."""
+"""A directory for one of several families whose files lie together, or for one whose files lie apart."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,28 +13,34 @@ from chatterbox_vllm.errors import OutputError
 from chatterbox_vllm.families.family import Family
 
 
-def linked_directory(files: Path, family: Family) -> Path:
-    """Links to the family's files in a directory, beside a `config.json` that says which family they are.
+def linked_directory(folders: Sequence[Path], family: Family) -> Path:
+    """Links to the family's files, each in the first of `folders` that has it, beside a `config.json` that names it.
 
-    It stands in the cache at a place of its own for each place and selection of files.
+    The links stand in the cache at a place of its own for each place and selection of files.
 
     Raises:
         OutputError: the cache cannot be written.
     """
-    there = [name for name in sorted(family.files) if (files / name).exists()]
-    digest = hashlib.blake2b("\n".join([str(files.resolve()), *there]).encode(), digest_size=8).hexdigest()
+    there = {
+        name: folder.absolute() / name
+        for folder in reversed(folders)
+        for name in sorted(family.files)
+        if (folder / name).exists()
+    }
+    places = [*(str(folder.resolve()) for folder in folders), *sorted(there)]
+    digest = hashlib.blake2b("\n".join(places).encode(), digest_size=8).hexdigest()
     try:
         directory = cache_directory().absolute() / "models" / f"{family.name}-{digest}"
-        built_once(directory, partial(_link, files.absolute(), there, family))
+        built_once(directory, partial(_link, there, family))
     except OSError as error:
         raise OutputError(
-            f"the {family.name} model cannot be set apart from the others in {files} ({error}); set "
+            f"links to the {family.name} model's files cannot be made ({error}); set "
             "CHATTERBOX_VLLM_CACHE to a writable directory"
         ) from error
     return directory
 
 
-def _link(files: Path, names: list[str], family: Family, directory: Path) -> None:
-    for name in names:
-        (directory / name).symlink_to(files / name)
+def _link(files: Mapping[str, Path], family: Family, directory: Path) -> None:
+    for name, file in files.items():
+        (directory / name).symlink_to(file)
     (directory / CONFIG_FILE).write_text(family.config.to_json(), encoding="utf-8")

@@ -9,6 +9,7 @@ from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.t3.sampling import Sampling
 
 MAX_SEED = 2**63 - 1
+MOST_TOP_K = 100_000  # more than any vocabulary
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SpeechValues:
     temperature: float
     min_p: float
     top_p: float
+    top_k: int
     repetition_penalty: float
     max_tokens: int
     diffusion_steps: int
@@ -32,6 +34,7 @@ class SpeechValues:
             temperature=self.temperature,
             min_p=self.min_p,
             top_p=self.top_p,
+            top_k=self.top_k,
             repetition_penalty=self.repetition_penalty,
             max_tokens=self.max_tokens,
         )
@@ -47,6 +50,7 @@ class SpeechParameters:
         temperature: 0 to 5; 0 always takes the likeliest token.
         min_p: drop tokens less likely than this share of the likeliest, 0 to 1.
         top_p: keep the likeliest tokens up to this total probability, above 0 to 1.
+        top_k: keep so many of the likeliest tokens, before top_p; 0 keeps all.
         repetition_penalty: divides (multiplies, below zero) the logits of tokens already spoken; 0.1 to 10.
         max_tokens: most speech tokens of a piece, 25 to a second of speech. None also gives way to a small
             `max_model_len`: it takes what the prompt leaves.
@@ -62,6 +66,7 @@ class SpeechParameters:
     temperature: float | None = None
     min_p: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
     repetition_penalty: float | None = None
     max_tokens: int | None = None
     diffusion_steps: int | None = None
@@ -74,6 +79,7 @@ class SpeechParameters:
         check_number("min_p", self.min_p, 0, 1)
         check_number("top_p", self.top_p, 0, 1, above=True)
         check_number("repetition_penalty", self.repetition_penalty, 0.1, 10)
+        _check_integer("top_k", self.top_k, 0, MOST_TOP_K)
         _check_integer("max_tokens", self.max_tokens, 1, 4096)
         _check_integer("diffusion_steps", self.diffusion_steps, 1, 100)
         _check_integer("seed", self.seed, 0, MAX_SEED)
@@ -82,7 +88,7 @@ class SpeechParameters:
         """These values, and the defaults where none is given.
 
         Args:
-            absent: parameters that the model does not have.
+            absent: parameters that the model does not have; they may be zero, which asks for nothing.
             model: its name, for the error.
 
         Raises:
@@ -91,7 +97,7 @@ class SpeechParameters:
         values = {}
         for field in fields(SpeechValues):
             asked = getattr(self, field.name)
-            if asked is not None and field.name in absent:
+            if asked is not None and asked != 0 and field.name in absent:
                 raise ConfigError(f"{model} has no {field.name}; leave it out, not {asked!r}")
             values[field.name] = getattr(defaults, field.name) if asked is None else asked
         return SpeechValues(**values)

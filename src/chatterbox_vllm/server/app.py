@@ -66,7 +66,7 @@ def make_app(
     book = VoiceBook(options)
 
     for model in served:
-        book.learn(model.name, model.voices, model.codebook)
+        book.learn(model.name, model.voices, model.voice_kind)
     if engine is not None:
         book.check_options(served[0].name, engine.tts)
     pool = ModelPool(served, options.max_requests, options.idle_seconds, options.models_memory, on_failure, engine)

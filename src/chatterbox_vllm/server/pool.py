@@ -31,14 +31,14 @@ class ServedModel:
         name: in requests.
         start: loads the model and opens its engine; called in a thread.
         voices: the names of those that come with it.
-        codebook: of its speech tokens, see `ModelConfig.codebook`.
+        voice_kind: of the voices that it can use, see `ModelConfig.voice_kind`.
         bytes: that it is expected to take; looked at where there is a budget.
     """
 
     name: str
     start: Callable[[], AsyncChatterbox]
     voices: tuple[str, ...] = ()
-    codebook: str | None = None
+    voice_kind: str | None = None
     bytes: int = 0
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from chatterbox_vllm.audio.tempo import FASTEST, SLOWEST
+from chatterbox_vllm.families.parameters import MOST_TOP_K
 
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -31,13 +32,19 @@ class Speaking(BaseModel):
     instructions: str | None = Field(default=None, max_length=4096, description="is not followed: the model takes none")
     response_format: Format | None = Field(default=None, description="mp3 where it is not given")
     speed: float | None = Field(default=None, ge=SLOWEST, le=FASTEST, description="1 where it is not given")
-    language: str | None = Field(default=None, max_length=35, description="of the text; the model has to speak it")
+    language: str | None = Field(
+        default=None, max_length=35, description="of the text: a code or an English name; told from it where not given"
+    )
+    prepared_text: bool | None = Field(
+        default=None, description="the text holds what its language would need a library for, see docs/languages.md"
+    )
     seed: Seed | None = None
     exaggeration: float | None = Field(default=None, ge=0, le=2)
     cfg_weight: float | None = Field(default=None, ge=0, le=10)
     temperature: float | None = Field(default=None, ge=0, le=5)
     min_p: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=MOST_TOP_K, description="where the model has it; 0 is none")
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     max_tokens: int | None = Field(default=None, ge=1, le=4096, description="most speech tokens of a piece")
     diffusion_steps: int | None = Field(default=None, ge=1, le=100)
@@ -228,10 +235,11 @@ class PageField(BaseModel):
 
 
 class PageFacts(BaseModel):
-    """What the page at `/` has to know of the server; `max_clip` is in bytes."""
+    """What the page at `/` has to know of the server; `max_clip` is in bytes, `languages` are names by code."""
 
     max_text: int
     max_clip: int
+    languages: dict[str, str]
     fields: dict[str, PageField]
 
 

@@ -17,7 +17,7 @@ from chatterbox_vllm.audio.tempo import Tempo
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult, draw_seed
-from chatterbox_vllm.errors import AudioError, CheckpointError, GenerationError
+from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.names import MODEL, OPENAI_MODELS, REALTIME_MODELS
@@ -29,7 +29,7 @@ from chatterbox_vllm.server.voices import VoiceBook, VoiceWish
 if TYPE_CHECKING:
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 
-_ENGLISH = re.compile(r"(en|eng|english|auto)([-_].*)?", re.IGNORECASE)
+_TOLD_FROM_TEXT = "auto"  # a language that other servers take
 _PARAMETERS = tuple(field.name for field in fields(SpeechParameters))
 _DEFAULT_FORMAT = "mp3"
 _SAMPLES_PER_TOKEN = 960  # at 24 kHz
@@ -42,6 +42,7 @@ class Order:
     Attributes:
         model: the name of the one that speaks.
         format: a key of `STREAM_FORMATS`.
+        language: its code, or as it was given while there is no model to ask; None where it was not.
         recording: an audio file to convert, in place of a text.
         ignored: fields that change nothing, for the answer to tell.
     """
@@ -53,6 +54,8 @@ class Order:
     format: str
     speed: float
     clean_text: bool
+    language: str | None
+    prepared_text: bool
     ignored: tuple[str, ...]
     recording: bytes | None = None
 
@@ -102,10 +105,9 @@ class Speaker:
                 "string_above_max_length",
             )
         model = self.model_named(body.model)
-        if body.language and not _ENGLISH.fullmatch(body.language):
-            raise ApiError(
-                400, f"the model speaks English, not {body.language!r}", "language", "language_not_supported"
-            )
+        language = None if (body.language or _TOLD_FROM_TEXT).lower() == _TOLD_FROM_TEXT else body.language
+        if (engine := self.pool.keepers[model].engine) is not None:  # else it is checked when there is one
+            language = _checked_language(engine, language)
         given = {name: getattr(body, name) for name in _PARAMETERS}
         if given["seed"] is None:
             given["seed"] = draw_seed()
@@ -119,6 +121,8 @@ class Speaker:
             format=body.response_format or default_format,
             speed=1.0 if body.speed is None else body.speed,
             clean_text=bool(body.clean_text),
+            language=language,
+            prepared_text=bool(body.prepared_text),
             ignored=_ignored(body),
         )
 
@@ -142,6 +146,8 @@ class Speaker:
             format=body.response_format,
             speed=body.speed,
             clean_text=False,
+            language=None,
+            prepared_text=False,
             ignored=_plain([*unknown, *(["voice"] if clip is not None and body.voice else [])]),
             recording=recording,
         )
@@ -183,7 +189,10 @@ class Speaker:
                     ) from error
         except Exception as error:
             param = "file" if order.recording is not None and isinstance(error, AudioError) else None
-            found = api_error(error, param, self.pool.keepers[order.model].retry_after)
+            if isinstance(error, CheckpointError):  # of the model's own files; a voice's has become an `ApiError`
+                found = ApiError(500, str(error), code="model_incomplete")
+            else:
+                found = api_error(error, param, self.pool.keepers[order.model].retry_after)
             if found.code == "internal_error":
                 raise  # for the log to tell
             self.metrics.failed(found.code)
@@ -208,6 +217,8 @@ class Speaker:
             order.parameters,
             deadline=self.options.max_seconds,
             clean_text=order.clean_text,
+            language=_checked_language(engine, order.language),
+            prepared_text=order.prepared_text,
         )
 
     async def waves(self, order: Order, number: str, told: Told) -> AsyncGenerator[np.ndarray, None]:
@@ -337,7 +348,21 @@ async def _in_thread(form: str, call: Callable[..., bytes], *arguments: np.ndarr
 
 
 def _text_tokens(engine: AsyncChatterbox, order: Order) -> int:
-    return 0 if order.recording is not None else engine.tts.count_text_tokens(order.text)
+    if order.recording is not None:
+        return 0
+    return engine.tts.count_text_tokens(order.text, order.language, order.prepared_text)
+
+
+def _checked_language(engine: AsyncChatterbox, language: str | None) -> str | None:
+    """The code of a language that was given.
+
+    Raises:
+        ApiError: the model does not speak it.
+    """
+    try:
+        return None if language is None else engine.tts.check_language(language)
+    except ConfigError as error:
+        raise ApiError(400, str(error), "language", "language_not_supported") from error
 
 
 def _ignored(body: Speaking) -> tuple[str, ...]:

@@ -55,13 +55,13 @@ class VoiceBook:
         self._options = options
         self._enrolling = asyncio.Semaphore(_ENROLLING)
         self._own: dict[str, tuple[str, ...]] = {}  # by the model's name
-        self._codebooks: tuple[str | None, ...] = (None,)  # the first model's first
+        self._kinds: tuple[str | None, ...] = (None,)  # the first model's first
 
-    def learn(self, model: str, own: Sequence[str], codebook: str | None) -> None:
+    def learn(self, model: str, own: Sequence[str], kind: str | None) -> None:
         """Take down which voices a model has and can use; they are listed also while it is unloaded."""
         first = not self._own
         self._own[model] = tuple(own)
-        self._codebooks = (codebook,) if first else tuple(dict.fromkeys((*self._codebooks, codebook)))
+        self._kinds = (kind,) if first else tuple(dict.fromkeys((*self._kinds, kind)))
 
     def check_options(self, model: str, tts: ChatterboxTTS) -> None:
         """Refuse options that name voices which a model has not, before a request meets them.
@@ -119,17 +119,17 @@ class VoiceBook:
             raise ApiError(400, "ref_audio: is neither base64 nor an address", "ref_audio", "invalid_audio") from None
 
     def _named(self, model: str, tts: ChatterboxTTS, name: str | None) -> Voice:
-        saved = None if name is None else self.library.look_for(name, tts.codebook)
+        saved = None if name is None else self.library.look_for(name, tts.voice_kind)
         target, own = name, self._own[model]
         if name is not None and saved is None and name not in own:
             target = self._stands_for(name, own)
-            saved = None if target is None else self.library.look_for(target, tts.codebook)
+            saved = None if target is None else self.library.look_for(target, tts.voice_kind)
         if target is None or target == DEFAULT:
             if tts.conds is None:
                 raise ApiError(400, "the model has no voice of its own: name one", "voice", "voice_needed")
             return tts.conds
         if saved is not None:
-            return self.library.read(saved, tts.enrol)
+            return self.library.read(saved.source(tts.voice_kind), tts.enrol)
         if target in own:
             return tts.builtin_voice(target)
         raise self._unknown(str(name), own)
@@ -166,7 +166,7 @@ class VoiceBook:
 
     def listed(self) -> list[ListedVoice]:
         """All voices that some model can use: those of the library, the models' own, and aliases."""
-        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.codebook in self._codebooks]
+        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind in self._kinds]
         entries = [_listed(voice) for voice in saved]
         entries.append(ListedVoice(id=DEFAULT, name=DEFAULT, kind="model"))
         every = tuple(dict.fromkeys(name for own in self._own.values() for name in own))
@@ -215,13 +215,13 @@ class VoiceBook:
         Raises:
             CheckpointError: it is damaged.
         """
-        saved = self.library.look_for(voice, self._codebooks[0])
+        saved = self.library.look_for(voice, self._kinds[0])
         if saved is None and all(voice not in own for own in self._own.values()):
             try:
                 target = self._stands_for(voice, self._default_own)
             except ApiError:
                 return None
-            saved = None if target is None else self.library.look_for(target, self._codebooks[0])
+            saved = None if target is None else self.library.look_for(target, self._kinds[0])
         return None if saved is None or saved.preview is None else self.library.contents.read(saved.preview)
 
 

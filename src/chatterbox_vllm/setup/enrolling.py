@@ -15,11 +15,18 @@ from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
 
 
-def voice_of(path: Path, model: str | None = None, device: str = "auto", revision: str | None = None) -> Voice:
+def voice_of(
+    path: Path,
+    model: str | None = None,
+    device: str = "auto",
+    revision: str | None = None,
+    norm_loudness: bool = True,
+) -> Voice:
     """The voice of a clip, enrolled for a model; or of a saved voice's file, if the model can use it.
 
     Args:
         model, device, revision: as for `ChatterboxTTS.from_pretrained`.
+        norm_loudness: as for `ChatterboxTTS.prepare_conditionals`.
 
     Raises:
         AudioError: the clip cannot be read or used.
@@ -35,4 +42,4 @@ def voice_of(path: Path, model: str | None = None, device: str = "auto", revisio
         device=resolve_device(device),
         quantization=scheme_in_force(QuantizationConfig(), "voice_encoder", config.quantized.voice_encoder),
     )
-    return FileVoices(enroller).voice(path)
+    return FileVoices(enroller).voice(path, norm_loudness)

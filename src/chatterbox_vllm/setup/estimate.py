@@ -26,15 +26,13 @@ from chatterbox_vllm.s3gen.model import S3Gen
 from chatterbox_vllm.setup import measured
 from chatterbox_vllm.setup.models import ModelHeaders
 from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
-_T3_LINEAR = re.compile(r"tfmr\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.(\w+)")
 _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
-# What vLLM multiplies with as one matrix.
-_T3_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
-_T3_ON_DEVICE = ("tfmr.layers.", "tfmr.norm.", "speech_emb.", "speech_pos_emb.", "speech_head.")
+_T3_ON_HOST = ("cond_enc.", "text_emb.", "text_pos_emb.", "speech_emb.", "speech_pos_emb.")
 # Convolutions that our kernels read in another form than torch does; by phases, half as large again (packed_hift.py).
 _KEPT_TWICE, _PHASES_LARGER = ("vocoder.ups.", "vocoder.source_downs.", "vocoder.conv_post."), 3
 # What an estimate is sure of.
@@ -151,21 +149,25 @@ class QuantizationMemoryEstimator:
 
     def _t3_bytes(self, quantization: QuantizationConfig) -> tuple[int, int, int]:
         """Linear layers, what else is on the device, and what stays on the host."""
+        backbone = backbone_of(self.config.t3)
+        # What vLLM multiplies with as one matrix, by what it is called in the file, whole or in parts.
+        whole = {part: name for name, parts in backbone.fused.items() for part in (name, *parts)}
+        pattern = re.compile(rf"{re.escape(backbone.prefix)}(\d+)\.({'|'.join(map(re.escape, whole))})\.(\w+)")
         fused: dict[tuple[str, str], tuple[int, int]] = {}
         linear = rest = host = 0
         for key in self._t3.keys:
             shape, kind = self._t3.shape(key), self._t3.storage_type(key)
-            match = _T3_LINEAR.fullmatch(key)
+            match = pattern.fullmatch(key)
             if match and match[3] == "weight" and kind in ("F32", "F16", "BF16"):
-                place = (match[1], _T3_FUSED.get(match[2], match[2]))
-                fused[place] = (fused.get(place, (0, 0))[0] + shape[0], shape[1])
-            elif match:  # quantized already: it stays as it is stored
+                place, (rows, columns) = (match[1], whole[match[2]]), shape[::-1] if backbone.transposed else shape
+                fused[place] = (fused.get(place, (0, 0))[0] + rows, columns)
+            elif match and match[3] != "bias":  # quantized already: it stays as it is stored
                 linear += math.prod(shape) * _ELEMENT_BYTES.get(kind, 1)
-            elif key.startswith(_T3_ON_DEVICE):
+            elif key.startswith((backbone.prefix, *backbone.on_device)):
                 if key.startswith("speech_head."):
                     shape = (-(-shape[0] // _HEAD_MULTIPLE) * _HEAD_MULTIPLE, *shape[1:])
                 rest += math.prod(shape) * self._dtype.itemsize
-            if key.startswith(("cond_enc.", "text_emb.", "text_pos_emb.", "speech_emb.", "speech_pos_emb.")):
+            if key.startswith(_T3_ON_HOST):
                 host += math.prod(shape) * 4
         linear += sum(_t3_linear_bytes(s, quantization.t3, quantization, self._dtype) for s in fused.values())
         return linear, rest, host
@@ -231,11 +233,12 @@ def _t3_linear_bytes(
 
 
 def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) -> int:
-    """The widest moment of a step: a layer's gate, up and their product for every row; logits of every request."""
+    """The widest moment of a step: what a layer's MLP makes for every row; logits of every request."""
     rows = max(plan.max_batched_tokens, plan.max_batch_size) * config.guidance_streams
-    layer = rows * (3 * config.intermediate_size + 3 * config.hidden_size) * element
+    widest = backbone_of(config).widest_output(config)
+    # The output, and what the activation makes of it.
+    layer = rows * (widest + config.intermediate_size + 3 * config.hidden_size) * element
     logits = plan.max_batch_size * config.speech_vocab_size * (config.guidance_streams * element + 4 * 4)
-    widest = 2 * config.intermediate_size  # of a product's output
     if method == "bnb-8bit":  # two terms of every row, as 32-bit integers
         layer += 2 * rows * widest * 4
     elif method == "bnb-4bit":  # for many rows a layer is dequantized and multiplied with

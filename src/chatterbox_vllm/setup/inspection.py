@@ -33,9 +33,9 @@ def model_facts(directory: Path) -> dict[str, Any]:
     """What is in a model's directory.
 
     Returns:
-        "directory", "family", "revision" (the commit, of a hub's snapshot; else None), "files": size in bytes of each
-        file, None where it is missing; for files of weights also how many tensors they hold and their dtypes,
-        "quantized": each part's method or None, "components": see `component_sizes`.
+        "directory", "family", "languages": English names by code, "revision" (the commit, of a hub's snapshot; else
+        None), "files": size in bytes of each file, None where it is missing; for files of weights also how many tensors
+        they hold and their dtypes, "quantized": each part's method or None, "components": see `component_sizes`.
 
     Raises:
         ConfigError: config.json cannot be read, or names an unknown family.
@@ -50,6 +50,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
     return {
         "directory": str(directory),
         "family": family.name,
+        "languages": dict(family.languages),
         "revision": commit[1] if commit else None,
         "files": {name: _file(directory / name, family) for name in family.files},
         "quantized": {part: None if how is None else how.method for part, how in stored.items()},

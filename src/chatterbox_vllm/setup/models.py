@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
-from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.checkpoint.files import Header, Weights
 from chatterbox_vllm.checkpoint.hub import Repository
 from chatterbox_vllm.checkpoint.reach import why_unreachable
 from chatterbox_vllm.errors import CheckpointError, ConfigError, ModelUnavailableError
 from chatterbox_vllm.families.family import Family
+from chatterbox_vllm.families.layout import checkpoint_shapes
 from chatterbox_vllm.families.links import linked_directory
 from chatterbox_vllm.families.registry import DEFAULT_FAMILY, FAMILIES, config_of, family_of
 from chatterbox_vllm.families.small import small_directory
@@ -42,7 +44,7 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
         ModelUnavailableError: not in the cache and the hub cannot be reached, or no room for it.
     """
     where = _locate(model, revision)
-    return where.family_alone(where.repository.download()) if isinstance(where, _OnHub) else where
+    return where if isinstance(where, Path) else _downloaded(where, _OnHub.download)
 
 
 def resolve_converter(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
@@ -52,10 +54,16 @@ def resolve_converter(model: str | os.PathLike[str] | None = None, revision: str
         ConfigError, ModelUnavailableError: as `resolve_model`.
     """
     where = _locate(model, revision)
-    if isinstance(where, Path):
-        return where
-    files = (where.family.s3gen, where.family.builtin_voice, CONFIG_FILE)
-    return where.family_alone(replace(where.repository, files=files).download())
+    return where if isinstance(where, Path) else _downloaded(where, _OnHub.download_s3gen)
+
+
+def _downloaded(where: _OnHub, download: Callable[[_OnHub], Path]) -> Path:
+    try:
+        return download(where)
+    except ModelUnavailableError:
+        if (named := where.as_configured(ask=True)) is None:
+            raise
+        return download(named)
 
 
 def model_and_device(model: str | os.PathLike[str] | None, device: str) -> tuple[str | os.PathLike[str] | None, str]:
@@ -79,7 +87,7 @@ def default_model() -> str:
     if named := MODEL_NAME.from_environment():
         return named
     family = DEFAULT_FAMILY
-    if _published(family).repository.is_cached() or (why := why_unreachable()) is None:
+    if _published(family).is_cached() or (why := why_unreachable()) is None:
         return family.name
     logger.warning(
         "no model was named, and the published one (%s) is neither in the cache nor reachable (%s): using the small "
@@ -100,8 +108,9 @@ def local_directory(model: str | os.PathLike[str] | None = None, revision: str |
     where = _locate(model, revision)
     if isinstance(where, Path):
         return where
-    found = where.repository.cached() or next(where.repository.complete_snapshots(), None)
-    return None if found is None else where.family_alone(found)
+    if (found := where.on_this_machine()) is None and (named := where.as_configured(ask=False)) is not None:
+        return named.on_this_machine()
+    return found
 
 
 @dataclass(frozen=True)
@@ -144,40 +153,115 @@ def model_headers(model: str | os.PathLike[str] | None = None, revision: str | N
     where = _locate(model, revision)
     if isinstance(where, Path):
         return ModelHeaders.of_directory(where)
-    repository = where.repository
     try:
-        pinned = replace(repository, revision=repository.commit())  # all that follows is of one commit
+        pinned = where.pinned()  # all that follows is of one commit
     except ModelUnavailableError as error:
-        return ModelHeaders.of_directory(where.family_alone(repository.newest_cached(error)))
-    if (cached := pinned.cached()) is not None:
-        return ModelHeaders.of_directory(where.family_alone(cached))
-    path = pinned.small_file(CONFIG_FILE)
+        return ModelHeaders.of_directory(where.newest_cached(error))
+    if (cached := pinned.certainly_here()) is not None:
+        return ModelHeaders.of_directory(cached)
+    path = pinned.repositories[0].small_file(CONFIG_FILE)
     config = where.family.config if path is None else ModelConfig.from_file(path)
-    named = Path(repository.name)
+    named = Path(pinned.repositories[0].name)
     family = family_of(config.family, named)
+    if family is not pinned.family:
+        pinned = pinned.taken_for(family)
     files = {part: getattr(family, part) for part in COMPONENTS}
     headers = pinned.headers(tuple(files.values()))
+    for part, file in files.items():
+        if file not in headers:  # a pickle, whose shapes the hub does not tell: those of the family
+            shapes = checkpoint_shapes(config)[part]
+            headers[file] = Header({key: (shape, "F32") for key, shape in shapes.items()}, {})
     return ModelHeaders(named, config, {part: Weights(named / file, headers[file]) for part, file in files.items()})
 
 
 @dataclass(frozen=True)
 class _OnHub:
-    """A model of the hub: the repository that holds it, and the family that it is taken for without a `config.json`."""
+    """A model of the hub.
 
-    repository: Repository
+    Attributes:
+        repositories: its own, and one that holds what it borrows.
+        family: that it is taken for without a `config.json`.
+    """
+
+    repositories: tuple[Repository, ...]
     family: Family
 
-    def family_alone(self, snapshot: Path) -> Path:
-        """The repository's directory, or where that is taken for another family's, one of links into it.
+    def download(self) -> Path:
+        """Its directory, downloaded where it is not in the cache."""
+        return self._alone([repository.download() for repository in self.repositories])
 
-        Several families share a repository, and no file in it says which of them is meant.
+    def download_s3gen(self) -> Path:
+        """A directory of S3Gen's file and the built-in voice, likewise."""
+        names = {self.family.s3gen, self.family.builtin_voice, CONFIG_FILE}
+        some = (replace(each, files=tuple(f for f in each.files if f in names)) for each in self.repositories)
+        return replace(self, repositories=tuple(each for each in some if self.family.s3gen in each.files)).download()
+
+    def is_cached(self) -> bool:
+        """Whether `download` needs no hub."""
+        return all(repository.is_cached() for repository in self.repositories)
+
+    def on_this_machine(self) -> Path | None:
+        """Its directory, where the cache has files that may be the revision's."""
+        return self._if_all(lambda each: each.cached() or next(each.complete_snapshots(), None))
+
+    def certainly_here(self) -> Path | None:
+        """Its directory, where the cache has the very commits."""
+        return self._if_all(Repository.cached)
+
+    def newest_cached(self, error: Exception) -> Path:
+        """Its directory of the newest files in the cache, in place of what the hub would not give."""
+        return self._alone([repository.newest_cached(error) for repository in self.repositories])
+
+    def pinned(self) -> _OnHub:
+        """The same at the commits that the revisions are now."""
+        pinned = (replace(repository, revision=repository.commit()) for repository in self.repositories)
+        return replace(self, repositories=tuple(pinned))
+
+    def headers(self, files: Collection[str]) -> dict[str, Header]:
+        """Of those files that are `.safetensors`, read from the hub."""
+        found: dict[str, Header] = {}
+        for repository in self.repositories:
+            found |= repository.headers([f for f in files if f in repository.files and f.endswith(".safetensors")])
+        return found
+
+    def as_configured(self, ask: bool) -> _OnHub | None:
+        """The same, taken for another family, which its `config.json` names; None where none does.
+
+        Args:
+            ask: the hub, where the cache has no such file.
+        """
+        own = self.repositories[0]
+        path = own.cached_file(CONFIG_FILE)
+        if path is None and ask:
+            try:
+                path = own.small_file(CONFIG_FILE)
+            except ModelUnavailableError:
+                return None
+        family = self.family if path is None else family_of(ModelConfig.from_file(path).family, Path(own.name))
+        return None if family is self.family else self.taken_for(family)
+
+    def taken_for(self, family: Family) -> _OnHub:
+        """Its own repository, which then holds all files."""
+        own = self.repositories[0]
+        return _repository(own.name, own.revision, replace(family, borrowed=None))
+
+    def _if_all(self, find: Callable[[Repository], Path | None]) -> Path | None:
+        folders = [folder for folder in map(find, self.repositories) if folder is not None]
+        return self._alone(folders) if len(folders) == len(self.repositories) else None
+
+    def _alone(self, folders: Sequence[Path]) -> Path:
+        """The one repository's directory, or else one of links: several families share a repository, and no file in it
+        says which of them is meant; or a family's files lie in two.
 
         Raises:
             OutputError: the links cannot be written.
         """
-        if (snapshot / CONFIG_FILE).exists() or family_of(config_of(snapshot).family) is self.family:
-            return snapshot
-        return linked_directory(snapshot, self.family)
+        own = folders[0]
+        if len(folders) == 1 and (
+            (own / CONFIG_FILE).exists() or family_of(config_of(own).family).name == self.family.name
+        ):
+            return own
+        return linked_directory(folders, self.family)
 
 
 def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path | _OnHub:
@@ -190,8 +274,9 @@ def _locate(model: str | os.PathLike[str] | None, revision: str | None) -> Path 
             raise ConfigError(f"model {name!r} has no revisions: leave revision={revision!r} out, or give a hub id")
         return _made_here(name) if name in MADE_HERE else Path(name)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        # Taken for one of the published family's, as a directory without config.json is.
-        return _repository(name, revision, DEFAULT_FAMILY)
+        # Taken for the family whose repository it is, or else for the default, as a directory without config.json is.
+        family = next((family for family in FAMILIES.values() if family.repository == name), DEFAULT_FAMILY)
+        return _repository(name, revision, family)
     known = ", ".join(repr(n) for n in (*FAMILIES, SMALL))
     raise ConfigError(f"model {name!r} is neither {known}, nor an existing directory, nor a hub id (owner/name)")
 
@@ -209,5 +294,8 @@ def _published(family: Family, revision: str | None = None) -> _OnHub:
 
 
 def _repository(name: str, revision: str | None, family: Family) -> _OnHub:
-    files, optional = (*family.files, CONFIG_FILE), (*family.optional_files, CONFIG_FILE)
-    return _OnHub(Repository(name, revision, files, optional), family)
+    optional = (*family.optional_files, CONFIG_FILE)
+    own = Repository(name, revision, (*family.own_files, CONFIG_FILE), optional)
+    if (borrowed := family.borrowed) is None:
+        return _OnHub((own,), family)
+    return _OnHub((own, Repository(borrowed.repository, borrowed.revision, borrowed.files, optional)), family)

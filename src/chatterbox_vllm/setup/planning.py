@@ -18,7 +18,7 @@ from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.tiers import CPU_PLAN, GIB, Plan, Tier, tier_for, tier_named
-from chatterbox_vllm.t3.conditioning import PROMPT_TOKENS_ADDED
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.kv_cache import least_kv_cache_bytes
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
 
@@ -313,13 +313,15 @@ def check_model_len(config: T3Config, max_model_len: int) -> None:
     Raises:
         ConfigError
     """
-    least = config.conditioning_length + PROMPT_TOKENS_ADDED + _LEAST_TEXT_TOKENS + _LEAST_SPEECH_TOKENS
+    backbone = backbone_of(config)
+    prompt = backbone.conditioning_rows(config) + backbone.rows_around_text
+    least = prompt + _LEAST_TEXT_TOKENS + _LEAST_SPEECH_TOKENS
     if max_model_len < least:
         raise ConfigError(
             f"max_model_len={max_model_len} leaves no room to speak: a voice and a short sentence with "
             f"{_LEAST_SPEECH_TOKENS / 25:.0f} s of speech take {least} positions; for texts of any length give 1280 "
             "or more"
         )
-    most = config.speech_positions + config.text_positions
+    most = backbone.most_positions(config)
     if max_model_len > most:
         raise ConfigError(f"max_model_len={max_model_len} is more than the model can ever use: {most} at most")

@@ -22,6 +22,7 @@ from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.quantization.files import Progress, scheme_in_force
 from chatterbox_vllm.quantization.storage import NF4, Tensors, require_bitsandbytes, scheme_of
 from chatterbox_vllm.setup.quantized_directory import check_output, write_checkpoint
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.quantization.awq import Utterance, quantize_t3_awq
 from chatterbox_vllm.t3.quantization.file import quantize_t3_bnb, quantized_t3_layout
 from chatterbox_vllm.t3.quantization.methods import automatic_dtype
@@ -183,15 +184,16 @@ def calibration_utterances(
 
     if not texts:
         raise ConfigError("there are no texts to calibrate on; give at least one")
-    length = min(_CALIBRATION_LENGTH, config.t3.speech_positions)
+    length = min(_CALIBRATION_LENGTH, backbone_of(config.t3).most_positions(config.t3))
     family = family_of(config.family)
     tokenizer = family.read_tokenizer(directory)
     maker = PromptMaker(config, tokenizer, family.read_prompt_builder(config.t3, weights), length)
     prompts = []
     for i, (text, voice) in enumerate(zip(texts, itertools.cycle(voices), strict=False)):
         parameters = SpeechParameters(max_tokens=_CALIBRATION_TOKENS, seed=i)
-        segments = maker.segments(SpeechRequest(text, voice, parameters))
-        prompts += [maker.prompt_of(segment.text, voice, parameters) for segment in segments]
+        language = family.language_of_english if texts is CALIBRATION_TEXTS else family.language_of(text)
+        segments = maker.segments(SpeechRequest(text, voice, parameters, language=language))
+        prompts += [maker.prompt_of(segment.text, voice, parameters, language) for segment in segments]
     options = T3Options(
         dtype=automatic_dtype(None, device),
         # No longer than these need, which keeps the KV cache small.

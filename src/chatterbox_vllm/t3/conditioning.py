@@ -1,4 +1,4 @@
-"""What stands before the speech in a T3 prompt: conditioning rows, text rows, and two start-of-speech rows.
+"""What stands before the speech in a prompt of Llama's T3: conditioning, text, and two start-of-speech rows.
 
 All of it is small and computed once a voice or once a text, in float32 on the CPU, where vLLM takes prompts from.
 """
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.checkpoint.files import Weights, load_module, published_shapes
+from chatterbox_vllm.t3.backbone import PromptRows
 
 PROMPT_TOKENS_ADDED = 4  # to conditioning and text: the text's start and stop, and start-of-speech twice
 
@@ -87,43 +87,28 @@ class LearnedPositions(nn.Module):
         return self.emb.weight[:count]
 
 
-class PromptBuilder(nn.Module):
+class PromptBuilder(PromptRows):
     """Builds T3 prompts of both guidance streams.
 
     The unconditional stream differs in one thing: its text embeddings are zero, while the text positions stay.
     """
 
     def __init__(self, config: T3Config):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.cond_enc = ConditioningEncoder(config)
         self.text_emb = nn.Embedding(config.text_vocab_size, config.hidden_size)
         self.text_pos_emb = LearnedPositions(config.text_positions, config.hidden_size)
         self.speech_emb = nn.Embedding(config.speech_vocab_size, config.hidden_size)
         self.speech_pos_emb = LearnedPositions(config.speech_positions, config.hidden_size)
 
-    @classmethod
-    def from_weights(cls, config: T3Config, weights: Weights) -> PromptBuilder:
-        """The builder with the tensors of the published T3 file, float32, on the CPU."""
-        with torch.device("meta"):
-            builder = cls(config)
-        load_module(builder, weights, prefix="")
-        return builder.eval()
-
-    def prompt_length(self, num_text_tokens: int) -> int:
-        """Rows of a prompt whose text has that many tokens (start and stop not counted)."""
+    def prompt_length(self, num_text_tokens: int, speech_prompt_tokens: int) -> int:
         return self.config.conditioning_length + num_text_tokens + PROMPT_TOKENS_ADDED
 
     @torch.inference_mode()
     def conditioning(
         self, speaker_embedding: torch.Tensor, speech_prompt: torch.Tensor, exaggeration: float
     ) -> torch.Tensor:
-        """The conditioning rows of one voice.
-
-        Args:
-            speaker_embedding: [1, E] float32, from the voice encoder.
-            speech_prompt: [n] int64 speech tokens of the reference clip, n <= speech_positions.
-            exaggeration: emotion, 0.5 is neutral.
+        """See `PromptRows`.
 
         Returns:
             [1 + queries + 1, H] float32.
@@ -153,20 +138,6 @@ class PromptBuilder(nn.Module):
         unconditional = torch.cat([conditioning, positions, tail])
         return torch.cat([conditional, unconditional], dim=-1)
 
-
-def published_t3_shapes(config: T3Config) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the published T3 file: everything that this package reads from it."""
-    width, heads_width, mlp = config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
-    with torch.device("meta"):
-        shapes = published_shapes(PromptBuilder(config), prefix="")
-    for i in range(config.num_layers):
-        layer = f"tfmr.layers.{i}."
-        for name in ("q_proj", "k_proj", "v_proj"):
-            shapes[f"{layer}self_attn.{name}.weight"] = (heads_width, width)
-        shapes[f"{layer}self_attn.o_proj.weight"] = (width, heads_width)
-        shapes[f"{layer}mlp.gate_proj.weight"] = shapes[f"{layer}mlp.up_proj.weight"] = (mlp, width)
-        shapes[f"{layer}mlp.down_proj.weight"] = (width, mlp)
-        shapes[f"{layer}input_layernorm.weight"] = shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
-    shapes["tfmr.norm.weight"] = (width,)
-    shapes["speech_head.weight"] = (config.speech_vocab_size, width)
-    return shapes
+    def speech(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n] -> [n, H]: token i after a prompt has learned position i + 1."""
+        return self.speech_emb(tokens) + self.speech_pos_emb.emb.weight[1 : len(tokens) + 1]

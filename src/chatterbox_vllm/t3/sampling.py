@@ -1,4 +1,6 @@
-"""From T3's logits to a token: guidance, repetition penalty, temperature, min-p, top-p, draw, in the published order.
+"""From T3's logits to a token: guidance, repetition penalty, temperature, min-p, top-k, top-p, draw.
+
+In the order in which a model was published: the penalty comes first, or else last and on what is kept alone.
 
 Plain torch, on any device; `sampling_kernel` is the same in one launch. Rows are requests, each with its own values.
 """
@@ -19,6 +21,7 @@ class Sampling:
         temperature: 0 takes the likeliest token.
         min_p: drop tokens less likely than this share of the likeliest.
         top_p: keep the likeliest tokens up to this total probability, above 0 to 1.
+        top_k: keep so many of the likeliest tokens, before top-p; 0 keeps all.
         repetition_penalty: > 0; 1 is none.
         max_tokens: most tokens drawn.
     """
@@ -27,6 +30,7 @@ class Sampling:
     temperature: float
     min_p: float
     top_p: float
+    top_k: int
     repetition_penalty: float
     max_tokens: int
 
@@ -41,6 +45,7 @@ class RowValues:
         temperature: 0 takes the likeliest token.
         min_p: drop tokens less likely than this share of the likeliest.
         top_p: nucleus; None where no row has one below 1.
+        top_k: so many of the likeliest, 0 for all; None where no row has one.
     """
 
     cfg_weight: torch.Tensor
@@ -48,19 +53,28 @@ class RowValues:
     temperature: torch.Tensor
     min_p: torch.Tensor
     top_p: torch.Tensor | None
+    top_k: torch.Tensor | None
 
 
-def choose(logits: torch.Tensor, values: RowValues, spoken: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+def choose(
+    logits: torch.Tensor, values: RowValues, spoken: torch.Tensor, u: torch.Tensor, penalty_last: bool = False
+) -> torch.Tensor:
     """The next token of every row, int64 [N].
 
     Args:
         logits: [N, S * V] float32, S = 1 or 2 streams.
         spoken: [N, V] bool, ids that the penalty falls on.
         u: [N, 1] float64 in [0, 1), the uniform number of the draw.
+        penalty_last: the penalty falls on what is kept, after temperature and all restrictions. The likeliest token is
+            then the likeliest of what temperature 1 keeps.
     """
-    logits = penalized(guided(logits, values.cfg_weight, spoken.shape[1]), values.penalty, spoken)
+    logits = guided(logits, values.cfg_weight, spoken.shape[1])
+    if not penalty_last:
+        logits = penalized(logits, values.penalty, spoken)
     greedy = values.temperature == 0
-    kept = restricted(logits / torch.where(greedy, 1, values.temperature), values.min_p, values.top_p)
+    kept = restricted(logits / torch.where(greedy, 1, values.temperature), values.min_p, values.top_k, values.top_p)
+    if penalty_last:
+        logits = kept = penalized(kept, values.penalty, spoken)
     return torch.where(greedy.squeeze(1), logits.argmax(dim=-1), draw(kept, u))
 
 
@@ -80,10 +94,17 @@ def penalized(logits: torch.Tensor, penalty: torch.Tensor, spoken: torch.Tensor)
     return torch.where(spoken, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def restricted(logits: torch.Tensor, min_p: torch.Tensor, top_p: torch.Tensor | None) -> torch.Tensor:
-    """-inf for ids less likely than `min_p` of the likeliest, then for all outside the nucleus."""
+def restricted(
+    logits: torch.Tensor, min_p: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
+) -> torch.Tensor:
+    """-inf for ids less likely than `min_p` of the likeliest, then for all but the top k, then outside the nucleus."""
     probabilities = logits.softmax(dim=-1)
     logits = logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
+    if top_k is not None:
+        # Ids as likely as the last of them stay, too.
+        count = torch.where(top_k > 0, top_k, logits.shape[1]).clamp(max=logits.shape[1]).long()
+        least = logits.sort(dim=-1, descending=True).values.gather(1, count - 1)
+        logits = logits.masked_fill(logits < least, float("-inf"))
     if top_p is None:
         return logits
     # The least likely ids whose probabilities sum to at most 1 - top_p, but never the likeliest. Of equal ones those of

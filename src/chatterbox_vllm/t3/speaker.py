@@ -20,7 +20,8 @@ class SpeakerConditioning:
 
     Attributes:
         speaker_embedding: from the voice encoder, float32 [1, 256], of unit length.
-        speech_prompt: speech tokens of the reference clip's first 6 s, int64 [n], 1 <= n <= 150.
+        speech_prompt: speech tokens of the reference clip's beginning, int64 [n]: of 6 s and 150 at most, of Turbo 15 s
+            and 375.
     """
 
     speaker_embedding: torch.Tensor

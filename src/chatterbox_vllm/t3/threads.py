@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from torch import get_num_threads, set_num_threads
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.t3.backbones import backbone_of
 
 # Weights of a layer. A step hands work from thread to thread some fifty times. The small model (0.85 million) took 4 ms
 # a step on one thread and 6 on two cores' two, 23 where another process wanted the cores, too, and no longer on one in
@@ -19,9 +20,7 @@ _SMALL_LAYER = 2_000_000
 
 def has_small_layers(config: T3Config) -> bool:
     """Whether a layer is computed sooner than threads share it out."""
-    width = config.hidden_size
-    attention, mlp = 4 * width * config.num_heads * config.head_dim, 3 * width * config.intermediate_size
-    return attention + mlp <= _SMALL_LAYER
+    return backbone_of(config).layer_weights(config) <= _SMALL_LAYER
 
 
 @contextlib.contextmanager

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from chatterbox_vllm.text.breaks import Break, breaks
-from chatterbox_vllm.text.split import LONGEST
+from chatterbox_vllm.text.languages.rules import rules_of
 
 
 class ArrivingText:
-    """Keeps what has arrived until a sentence of it is whole."""
+    """Keeps what has arrived until a sentence of it is whole.
 
-    def __init__(self) -> None:
+    Attributes:
+        language: of the text, ISO 639-1; None is English.
+    """
+
+    def __init__(self, language: str | None = None) -> None:
+        self.language = language
         self._kept = ""
 
     def __len__(self) -> int:
@@ -24,7 +29,7 @@ class ArrivingText:
         self._kept += piece
         line = self._kept.rfind("\n") + 1
         end = max(line, self._end(Break.SENTENCE))
-        if not end and len(self._kept) > LONGEST:
+        if not end and len(self._kept) > rules_of(self.language).longest:
             end = self._end(Break.CLAUSE)
         ready, self._kept = self._kept[:end], self._kept[end:]
         return ready.strip()
@@ -37,5 +42,5 @@ class ArrivingText:
     def _end(self, least: Break) -> int:
         """After the last place where something that strong ends for certain."""
         text = self._kept
-        found = (end for end, kind in breaks(text) if kind >= least and len(text) > end + 1)
+        found = (end for end, kind in breaks(text, self.language) if kind >= least and len(text) > end + 1)
         return max(found, default=0)

@@ -42,14 +42,15 @@ class Unit:
     glue: str
 
 
-def units(paragraph: str, final: Break, glue: str, longest: int) -> Iterator[Unit]:
+def units(paragraph: str, final: Break, glue: str, longest: int, language: str | None = None) -> Iterator[Unit]:
     """A paragraph's sentences; those too long in clauses; and those too long in runs of words.
 
     Args:
         paragraph: its white space is single spaces, none at its ends.
         final, glue: of the last unit.
+        language: ISO 639-1; None is English.
     """
-    places = list(breaks(paragraph))
+    places = list(breaks(paragraph, language))
     whole = len(paragraph)
     if not places and whole <= longest:
         yield Unit(paragraph, final, glue)

@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterator
 from enum import IntEnum
 
+from chatterbox_vllm.text.characters import is_unspaced
+from chatterbox_vllm.text.languages.rules import LanguageRules, rules_of
+from chatterbox_vllm.text.writing_systems import writing_system
+
 
 class Break(IntEnum):
     """What ends at a place where a text may be cut, the weakest first."""
@@ -35,17 +39,6 @@ _CANDIDATE = re.compile(
 )
 _LAST_WORD = re.compile(r"[^\s(\[{\"'“‘«—-]*$")
 _WORD_CONTEXT = 24
-# What a full stop abbreviates.
-_ABBREVIATION = re.compile(
-    r"""
-    (?:\w\.)+\w?  # U.S, e.g, p.m
-    | mr|mrs|ms|mx|messrs|mme|mlle|dr|prof|rev|fr|hon|st|sr|jr|gen|col|maj|capt|cmdr|lt|sgt|cpl|pvt|adm|gov|sen|rep
-    | vs|cf|al|etc|viz|approx|est|ft|oz|lbs?|mt|ave|blvd|rd|eds?|inc|ltd|co|corp|bros|dept|univ
-    | jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thur?s?|fri
-    | bzw|usw|ca|tel|evtl|ggf|sra|sres|uds?
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
 # Before a number only; else they are words.
 _BEFORE_NUMBER = re.compile("nos?|vols?|ch|chap|sec|figs?|pp?|nr|art|min|max", re.IGNORECASE)
 # These end a sentence as often as not: an end where a capital follows.
@@ -54,16 +47,22 @@ _EITHER_WAY = re.compile("etc|inc|ltd|co|corp|jr|sr|bros", re.IGNORECASE)
 
 def end_of(text: str) -> Break:
     """What ends where a text ends: a sentence, a clause (also at a dash), or a word without any mark."""
-    mark = text.rstrip(_CLOSERS + MARK + " ")[-1:]
+    said = text.rstrip(_CLOSERS + MARK + " ")
+    mark = said[-1:]
     if not mark:
         return Break.WORD
-    if mark in _STOPS + _WIDE_STOPS:
+    if mark in _STOPS + _WIDE_STOPS or _asks_in_greek(said, len(said) - 1):
         return Break.SENTENCE
     return Break.CLAUSE if mark in _COMMAS + _WIDE_COMMAS + "-–" else Break.WORD
 
 
-def breaks(paragraph: str) -> Iterator[tuple[int, Break]]:
-    """Places after which a clause or a sentence ends, in order."""
+def breaks(paragraph: str, language: str | None = None) -> Iterator[tuple[int, Break]]:
+    """Places after which a clause or a sentence ends, in order.
+
+    Args:
+        language: ISO 639-1, for what a full stop can mean beside the end of a sentence; None is English.
+    """
+    rules = rules_of(language)
     sentence = 0
     for found in _CANDIDATE.finditer(paragraph):
         mark, end = found.group()[0], found.end()
@@ -77,11 +76,11 @@ def breaks(paragraph: str) -> Iterator[tuple[int, Break]]:
                 continue
             if mark == "．" and following[:1].isdigit():
                 continue
-        elif following and not following.startswith(" "):
+        elif following and not following.startswith(" ") and not _between_unspaced(paragraph, found.start(), end):
             continue  # 3.14, 10:30, example.com, 1,000
-        elif mark not in _STOPS:
+        elif mark not in _STOPS and not _asks_in_greek(paragraph, found.start()):
             kind = Break.CLAUSE
-        elif mark == "." and found.group()[1:2] != "." and _abbreviates(paragraph, sentence, found.start(), following):
+        elif mark == "." and found.group()[1:2] != "." and _abbreviates(paragraph, sentence, found, rules):
             continue
         else:
             # "What?" she said: the sentence goes on.
@@ -96,16 +95,29 @@ def _word_before(paragraph: str, dot: int) -> str:
     return found.group() if found else ""
 
 
-def _abbreviates(paragraph: str, sentence: int, dot: int, following: str) -> bool:
-    """Whether the full stop at `dot` is part of its word. In doubt it is: a cut that is not made does no harm."""
+def _asks_in_greek(text: str, place: int) -> bool:
+    """Whether a semicolon is Greek's question mark."""
+    return text[place] == ";" and place > 0 and writing_system(text[place - 1]) == "Greek"
+
+
+def _between_unspaced(paragraph: str, start: int, end: int) -> bool:
+    """Whether ASCII marks stand between two characters of scripts without spaces, as in a chat: "好!我"."""
+    return start > 0 and is_unspaced(paragraph[start - 1]) and is_unspaced(paragraph[end])
+
+
+def _abbreviates(paragraph: str, sentence: int, found: re.Match[str], rules: LanguageRules) -> bool:
+    """Whether a full stop is part of its word. In doubt it is: a cut that is not made does no harm."""
+    dot = found.start()
+    following = paragraph[found.end() : found.end() + 2]
     word = _word_before(paragraph, dot)
-    if len(word) == 1 and word.isalpha():
+    if len(word) == 1 and (word.isupper() or word.islower()):
         # An initial; but "I" is a word too, unless another initial stands before it.
         return word != "I" or paragraph[max(0, dot - 3) : dot - 1] in (". ", ".")
     if word.isdigit() and len(word) <= 3:
-        return dot - len(word) <= sentence + 1  # the number of a heading or list entry
+        # The number of a heading or list entry, or a day.
+        return dot - len(word) <= sentence + 1 or (rules.ordinals and len(word) <= 2)
     if _BEFORE_NUMBER.fullmatch(word):
         return following[1:].isdigit()
     if _EITHER_WAY.fullmatch(word) and following[1:].isupper():
         return False
-    return _ABBREVIATION.fullmatch(word) is not None
+    return rules.abbreviation.fullmatch(word) is not None

@@ -36,6 +36,7 @@ def read_script(
     *,
     special_tokens: frozenset[str] = frozenset(),
     scripts: frozenset[str] | None = None,
+    language: str | None = None,
 ) -> list[Segment]:
     """Read a text as a person would who is to read it aloud; docs/text.md says how.
 
@@ -48,6 +49,7 @@ def read_script(
         longest: most characters of a piece, at least 1.
         special_tokens: the tokenizer's control tokens, such as "[STOP]". Their words are spoken, they do not act.
         scripts: what the model can say, in Unicode's names ("Latin"); None does not check.
+        language: ISO 639-1; None is English.
 
     Returns:
         The pieces, at least one. Each has a letter or a digit and at most `longest` characters.
@@ -70,9 +72,9 @@ def read_script(
         text = speak_special_tokens(text.strip("\r\n"), special_tokens)
         _require_words(text, written)
         if scripts is not None:
-            warn_of_unsaid_letters(unsaid_letters(text, scripts), scripts)
+            warn_of_unsaid_letters(unsaid_letters(text, scripts, language), scripts)
         return [Segment(text, 0.0)]
-    script = _Script(pauses, longest, marks)
+    script = _Script(pauses, longest, marks, language)
     unsaid: Counter[str] = Counter()
     for paragraphs, end in sections(read_layout(_MARK_BEFORE_PUNCTUATION.sub(r"\2\1", text))):
         if paragraphs[0].kind == Kind.ORNAMENT:
@@ -81,7 +83,7 @@ def read_script(
         for paragraph in paragraphs:
             spoken = speak_special_tokens(_spoken(paragraph), special_tokens)
             if scripts is not None:
-                unsaid.update(unsaid_letters(spoken, scripts))
+                unsaid.update(unsaid_letters(spoken, scripts, language))
             script.add(spoken, paragraph.end)
         script.cut(end)
     if scripts is not None:
@@ -108,9 +110,10 @@ def _spoken(paragraph: Paragraph) -> str:
 class _Script:
     """Pieces and silences, as they come."""
 
-    def __init__(self, pauses: Pauses, longest: int, marks: list[float]):
+    def __init__(self, pauses: Pauses, longest: int, marks: list[float], language: str | None):
         self._pauses = pauses
         self._longest = longest
+        self._language = language
         self._marks = iter(marks)
         self._parts: list[Unit] = []
         self._segments: list[Segment] = []
@@ -126,7 +129,7 @@ class _Script:
             if has_words(part):
                 mark = end_of(part)
                 glue = ". " if mark == Break.WORD else " "
-                self._parts += units(part, end if k == last else mark, glue, self._longest)
+                self._parts += units(part, end if k == last else mark, glue, self._longest, self._language)
             if k < len(parts) - 1:
                 self.cut()
                 self.rest(1)

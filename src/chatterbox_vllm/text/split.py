@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.text.balance import balance, units
 from chatterbox_vllm.text.breaks import Break
+from chatterbox_vllm.text.languages.rules import rules_of
 from chatterbox_vllm.text.layout import read_layout, sections
 from chatterbox_vllm.text.pauses import Pauses
 
-# Characters of a piece. English is spoken at about 15 characters a second, so this is some 20 s: half of the 1000
-# speech tokens that the published model may speak at once, which leaves room for slow voices.
-LONGEST = 300
+# Characters of a piece in English; `rules_of` knows other languages'.
+LONGEST = rules_of(None).longest
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Segment:
     ends_sentence: bool = True
 
 
-def split_text(text: str, longest: int = LONGEST) -> list[Segment]:
+def split_text(text: str, longest: int = LONGEST, language: str | None = None) -> list[Segment]:
     """Cut a text into pieces of at most `longest` characters, every character kept: the cutting alone.
 
     What users bring is read by `chatterbox_vllm.text.script.read_script`, which cuts likewise.
@@ -47,6 +47,7 @@ def split_text(text: str, longest: int = LONGEST) -> list[Segment]:
 
     Args:
         longest: most characters of a piece, at least 1.
+        language: ISO 639-1; None is English.
 
     Returns:
         The pieces in order, the last without a pause; none for a text of white space.
@@ -63,7 +64,9 @@ def split_text(text: str, longest: int = LONGEST) -> list[Segment]:
     pieces: list[tuple[str, Break]] = []
     for paragraphs, end in sections(read_layout(text)):
         parts = [
-            unit for paragraph in paragraphs for unit in units(" ".join(paragraph.lines), paragraph.end, " ", longest)
+            unit
+            for paragraph in paragraphs
+            for unit in units(" ".join(paragraph.lines), paragraph.end, " ", longest, language)
         ]
         *others, (last, _) = balance(parts, longest)
         pieces += [*others, (last, end)]

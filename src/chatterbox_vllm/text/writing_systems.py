@@ -60,8 +60,11 @@ def writing_system(character: str) -> str | None:
     return _OTHER_NAMES.get(script, script)
 
 
-def unsaid_letters(text: str, scripts: frozenset[str]) -> dict[str, int]:
+def unsaid_letters(text: str, scripts: frozenset[str], language: str | None = None) -> dict[str, int]:
     """How many letters of which other scripts than `scripts` a text holds, most first.
+
+    Args:
+        language: that the text is said in, for the error.
 
     Raises:
         ConfigError: they are more than a quarter of all its letters, so that the model would babble.
@@ -77,9 +80,10 @@ def unsaid_letters(text: str, scripts: frozenset[str]) -> dict[str, int]:
     if sum(unsaid.values()) > _MOST_UNSAID * found.total():
         shown = " ".join(text.split())
         shown = shown if len(shown) <= 40 else shown[:40] + "…"
+        as_language, other = ("", "") if language is None else (f" as {language!r}", ", or its own language")
         raise ConfigError(
-            f"this model cannot say {shown!r}, which is written in {' and '.join(unsaid)}; it speaks "
-            f"{' and '.join(sorted(scripts))} letters, so give a text in those"
+            f"this model cannot say {shown!r}{as_language}, which is written in {' and '.join(unsaid)}; it speaks "
+            f"{' and '.join(sorted(scripts))} letters{as_language and ' then'}, so give a text in those{other}"
         )
     return unsaid
 
@@ -93,4 +97,15 @@ def warn_of_unsaid_letters(unsaid: dict[str, int], scripts: frozenset[str]) -> N
             "missing or garbled",
             counts,
             " and ".join(sorted(scripts)),
+        )
+
+
+def warn_of_unknown_letters(letters: list[str]) -> None:
+    """Log one warning that names letters and digits that a model has no token for; none for none."""
+    if letters:
+        shown = ", ".join(f"{letter} ({unicodedata.name(letter, 'no name')})" for letter in letters[:8])
+        logger.warning(
+            "the text holds letters that this model has no token for: %s%s; their words will be missing or garbled",
+            shown,
+            f" and {len(letters) - 8} more" if len(letters) > 8 else "",
         )

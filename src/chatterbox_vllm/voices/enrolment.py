@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.audio.features import RATE_16K, RATE_24K
+from chatterbox_vllm.audio.loudness import at_loudness
 from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
@@ -21,9 +22,6 @@ from chatterbox_vllm.voices.hearing import Hearing, HearingNets
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.reference import check_reference
 from chatterbox_vllm.voices.voice import Voice
-
-# How much of a clip the speech prompt of T3 hears. The flow hears PROMPT_SECONDS, the voice encoder all of it.
-_T3_SECONDS = 6
 
 
 @dataclass(frozen=True)
@@ -69,24 +67,27 @@ class VoiceEnroller:
 
     @torch.no_grad()
     @ieee_float32()
-    def enrol(self, wave: np.ndarray, rate: int) -> Voice:
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> Voice:
         """The voice of a reference clip.
 
-        As published: the clip goes to 24 kHz and from there to 16 kHz. The flow's prompt and x-vector come from its
-        first 10 s, T3's speech prompt from its first 6 s, the speaker embedding from all of it.
+        As published: the clip goes to 24 kHz, to the loudness of the model's recipe where that has one, and from there
+        to 16 kHz. The flow's prompt and x-vector come from its first 10 s, T3's speech prompt from as much as the
+        recipe says, the speaker embedding from all of it.
 
         Args:
             wave: floating-point mono [samples], in -1..1.
             rate: its rate in Hz.
+            norm_loudness: False leaves the clip as loud as it is.
 
         Raises:
-            AudioError: the clip is no such wave, is shorter than 0.5 s or longer than 600 s, or is silent.
+            AudioError: the clip is no such wave, is shorter than 0.5 s (or than the recipe wants) or longer than 600 s,
+                or is silent.
             CheckpointError: the nets could not be loaded.
         """
-        wave = check_reference(wave, rate)
+        wave = check_reference(wave, rate, self.config.enrolment.least_seconds)
         nets = self._load()
         try:
-            return self._enrolled(nets, wave, rate)
+            return self._enrolled(nets, wave, rate, norm_loudness)
         finally:
             if not self.keep:
                 self.release()
@@ -99,16 +100,20 @@ class VoiceEnroller:
         """
         return Voice.load(path, self.config)
 
-    def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int) -> Voice:
+    def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int, norm_loudness: bool) -> Voice:
+        recipe = self.config.enrolment
         wave_24k = resample(wave, rate, RATE_24K)
+        if norm_loudness and recipe.loudness is not None:
+            wave_24k = at_loudness(wave_24k, RATE_24K, recipe.loudness)
         wave_16k = torch.from_numpy(resample(wave_24k, RATE_24K, RATE_16K)).to(self.device)
         speech_prompt = nets.speech_tokenizer.tokens(
-            wave_16k[: _T3_SECONDS * RATE_16K], max_tokens=self.config.t3.speech_prompt_tokens
+            wave_16k[: recipe.speech_prompt_seconds * RATE_16K], max_tokens=self.config.t3.speech_prompt_tokens
         )
         return Voice(
             SpeakerConditioning(nets.voice_encoder.embed(wave_16k).cpu(), speech_prompt.cpu()),
             self.hearing.prompt(nets, wave_24k),
             self.config.codebook,
+            recipe.recipe,
         )
 
     @property

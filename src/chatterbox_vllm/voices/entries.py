@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from chatterbox_vllm.checkpoint.config import voice_kind
 from chatterbox_vllm.voices.earlier import PlainVoice
 from chatterbox_vllm.voices.naming import check_language
 from chatterbox_vllm.voices.records import VoiceRecord
@@ -25,6 +26,7 @@ class NamedVoice:
         preview: a short clip of the speaker.
         languages: BCP 47 tags of what the clip spoke.
         consent: the id of the consent that it was made with.
+        recipe: by which it was made, see `EnrolmentConfig.recipe`.
     """
 
     name: str
@@ -37,6 +39,17 @@ class NamedVoice:
     preview: Path | None = None
     languages: tuple[str, ...] = ()
     consent: str | None = None
+    recipe: str | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """Of the models that can use it, see `voice_kind`."""
+        return voice_kind(self.codebook, self.recipe)
+
+    def source(self, kind: str | None) -> Path:
+        """What a model of a kind makes the voice of: its file, or where that is for other models, its kept clip."""
+        fits = self.is_plain or self.kind == kind
+        return self.path if fits or self.preview is None else self.preview
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ def entry_of(record: VoiceRecord, path: Path, preview: Path | None) -> NamedVoic
         preview=preview,
         languages=record.languages,
         consent=record.consent,
+        recipe=record.recipe,
     )
 
 

@@ -16,7 +16,7 @@ from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_refere
 from chatterbox_vllm.voices.saved import is_saved_voice
 from chatterbox_vllm.voices.voice import Voice
 
-Key = tuple[str, int, int, int]  # a file's path, inode, size and time of its last change
+Key = tuple[str, int, int, int, bool]  # a file's path, inode, size and time of its last change; its loudness
 _MOST_BYTES = 32 << 20  # one of 10 s takes 0.17 MB
 
 
@@ -34,7 +34,7 @@ V_co = TypeVar("V_co", covariant=True)
 class Enroller(Protocol[V_co]):
     """`VoiceEnroller` for whole voices, `Hearing` for what a conversion needs of one."""
 
-    def enrol(self, wave: np.ndarray, rate: int) -> V_co: ...
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> V_co: ...
     def read(self, path: Path) -> V_co: ...
 
 
@@ -45,16 +45,19 @@ class FileVoices(Generic[V]):
         self.enroller = enroller
         self.kept: MemoryCache[Key, V] = MemoryCache(lambda voice: voice.nbytes, _MOST_BYTES)
 
-    def voice(self, path: Path) -> V:
+    def voice(self, path: Path, norm_loudness: bool = True) -> V:
         """The voice of the file. Its content tells whether it is a clip or a saved voice, not its name.
 
         Requests for one file at the same time wait for one enrolment.
+
+        Args:
+            norm_loudness: of a clip, see `VoiceEnroller.enrol`.
 
         Raises:
             AudioError: it cannot be read, or decoded or used as a clip.
             CheckpointError: it is a saved voice that is damaged or made for another model.
         """
-        return self.kept.get(_key(path), lambda: self._read(path))
+        return self.kept.get((*_key(path), norm_loudness), lambda: self._read(path, norm_loudness))
 
     def voice_of_clip(self, clip: bytes) -> V:
         """The voice of a clip that is in memory, a file of any audio format.
@@ -62,13 +65,13 @@ class FileVoices(Generic[V]):
         Raises:
             AudioError: it cannot be decoded or used.
         """
-        key = (hashlib.sha256(clip).hexdigest(), 0, len(clip), 0)  # no path looks like it
+        key = (hashlib.sha256(clip).hexdigest(), 0, len(clip), 0, True)  # no path looks like it
         return self.kept.get(key, lambda: self.enroller.enrol(*_decoded(clip)))
 
-    def _read(self, path: Path) -> V:
+    def _read(self, path: Path, norm_loudness: bool) -> V:
         if _is_saved(path):
             return self.enroller.read(path)
-        return self.enroller.enrol(*_decoded(path))
+        return self.enroller.enrol(*_decoded(path), norm_loudness)
 
 
 def check_voice_file(path: Path, config: ModelConfig | None = None) -> None:
@@ -84,7 +87,7 @@ def check_voice_file(path: Path, config: ModelConfig | None = None) -> None:
     if _is_saved(path):
         Voice.load(path, config)
     else:
-        check_reference(*_decoded(path))
+        check_reference(*_decoded(path), (config or ModelConfig()).enrolment.least_seconds)
 
 
 def preview_of_file(path: Path) -> bytes | None:
@@ -112,7 +115,7 @@ def _is_saved(path: Path) -> bool:
         raise _unreadable(path, error) from error
 
 
-def _key(path: Path) -> Key:
+def _key(path: Path) -> tuple[str, int, int, int]:
     try:
         status = path.stat()
         return str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns

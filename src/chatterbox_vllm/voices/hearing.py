@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, RATE_24K, prompt_mel
+from chatterbox_vllm.audio.loudness import at_loudness
 from chatterbox_vllm.audio.resample import resample, sinc_resample
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
@@ -71,7 +72,7 @@ def read_target(path: Path, config: ModelConfig) -> Target:
     Raises:
         CheckpointError: the file is damaged, or made for another model.
     """
-    _, prompt, codebook = read_voice(path)
+    _, prompt, codebook, *_ = read_voice(path)
     target = Target(prompt, codebook)
     try:
         check_target(target, config)
@@ -111,20 +112,24 @@ class Hearing:
 
     @torch.no_grad()
     @ieee_float32()
-    def enrol(self, wave: np.ndarray, rate: int) -> Target:
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> Target:
         """The speaker of a reference clip.
 
         Args:
             wave: floating-point mono [samples], in -1..1.
             rate: its rate in Hz.
+            norm_loudness: bring it to the loudness of the model's recipe, where that has one.
 
         Raises:
             AudioError: see `check_reference`.
             CheckpointError: the nets could not be loaded.
         """
         wave = check_reference(wave, rate)
+        wave_24k = resample(wave, rate, RATE_24K)
+        if norm_loudness and self.config.enrolment.loudness is not None:
+            wave_24k = at_loudness(wave_24k, RATE_24K, self.config.enrolment.loudness)
         with self.nets() as nets:
-            return Target(self.prompt(nets, resample(wave, rate, RATE_24K)), self.config.codebook)
+            return Target(self.prompt(nets, wave_24k), self.config.codebook)
 
     def read(self, path: Path) -> Target:
         """The speaker of a saved voice.

@@ -1,6 +1,6 @@
 """Voices by name, in a directory that processes and machines may share.
 
-names/      a small record for each name and codebook, which points to
+names/      a small record for each name and kind of models, which points to
 contents/   files named by the digest of what they hold: the voice itself, and a short clip of the speaker
 aliases/    names that stand for voices
 consents/   recordings of speakers who agree, kept by servers
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig, voice_kind
 from chatterbox_vllm.errors import ChatterboxError, CheckpointError, ConfigError, OutputError
 from chatterbox_vllm.voices import preview as previews
 from chatterbox_vllm.voices.aliases import Aliases
@@ -73,7 +73,7 @@ class VoiceLibrary:
     def keep(
         self, name: str, voice: Voice, overwrite: bool = False, about: About | None = None, numbered: bool = False
     ) -> NamedVoice:
-        """Keep a voice under any name. A name may have one voice for each codebook.
+        """Keep a voice under any name. A name may have one voice for each kind of models.
 
         Args:
             overwrite: whether it may take the place of one that is there.
@@ -85,7 +85,7 @@ class VoiceLibrary:
         """
         about = about or About()
         name = check_label(name)
-        self.check_free(name, voice.codebook, overwrite)
+        self.check_free(name, voice.kind, overwrite)
         parts = [(voice.to_bytes(), SUFFIX)] + ([(about.preview, previews.SUFFIX)] if about.preview else [])
         paths = [self._put(*part) for part in parts]
         siblings = self._of_name(name)
@@ -101,8 +101,9 @@ class VoiceLibrary:
             digests[1] if about.preview else None,
             about.languages,
             about.consent,
+            voice.recipe,
         )
-        earlier = [old for old in siblings if old.codebook == voice.codebook]
+        earlier = [old for old in siblings if old.kind == voice.kind]
         try:
             self.records.put(record, overwrite)
         except FileExistsError:  # another process was faster
@@ -111,12 +112,12 @@ class VoiceLibrary:
         for part in parts:  # what was there may have been removed before the record pointed to it
             self._put(*part)
         if overwrite:
-            if (plain := self._plain(name, voice.codebook)) is not None:
+            if (plain := self._plain(name, voice.kind)) is not None:
                 self._earlier.delete(plain)
             self._drop(_digests(earlier))
         return self._entry(record)
 
-    def check_free(self, name: str, codebook: str | None = None, overwrite: bool = False) -> None:
+    def check_free(self, name: str, kind: str | None = None, overwrite: bool = False) -> None:
         """Whether `save` would take a name; costs nothing, so ask before a voice is enrolled.
 
         Raises:
@@ -124,7 +125,7 @@ class VoiceLibrary:
         """
         if is_voice_id(check_label(name)):
             raise ConfigError(f"a voice cannot be named {name!r}, which is what ids look like; choose another name")
-        taken = self.records.path(record_key(name, codebook)).exists() or self._plain(name, codebook) is not None
+        taken = self.records.path(record_key(name, kind)).exists() or self._plain(name, kind) is not None
         if taken and not overwrite:
             raise _taken(name)
 
@@ -136,38 +137,38 @@ class VoiceLibrary:
         """
         found = [self._entry(record) for record in self.records.all()]
         found += [entry_of_plain(voice) for voice in self._earlier.all()]
-        return sorted(found, key=lambda voice: (voice.name, voice.codebook or "", voice.is_plain))
+        return sorted(found, key=lambda voice: (voice.name, voice.kind or "", voice.is_plain))
 
-    def look_for(self, name: str, codebook: str | None = None) -> NamedVoice | None:
+    def look_for(self, name: str, kind: str | None = None) -> NamedVoice | None:
         """The voice of a name or an id, or None.
 
         Args:
-            codebook: of the model that is to speak. Where the name has voices, but none for it, it is one of those.
+            kind: of the model that is to speak. Where the name has voices, but none for it, it is one of those.
 
         Raises:
             CheckpointError: it is damaged.
         """
-        record = self.records.get(record_key(name, codebook))
+        record = self.records.get(record_key(name, kind))
         if record is not None:
             return self._whole(record)
         others = self._of_name(name) or self._of_id(name)
-        fitting = [voice for voice in others if voice.codebook == codebook]
+        fitting = [voice for voice in others if voice.kind == kind]
         plain = self._earlier.find(name)
         if plain is not None and not fitting:
             return entry_of_plain(plain)
         return self._whole((fitting or others)[0]) if others else None
 
-    def get(self, name: str, codebook: str | None = None) -> NamedVoice:
+    def get(self, name: str, kind: str | None = None) -> NamedVoice:
         """The voice of a name or an id: `get(name).path` is its file, for `ChatterboxTTS.enrol`.
 
         Args:
-            codebook: as for `look_for`.
+            kind: as for `look_for`.
 
         Raises:
             ConfigError: there is none.
             CheckpointError: it is damaged.
         """
-        entry = self.look_for(name, codebook)
+        entry = self.look_for(name, kind)
         if entry is None:
             raise self._unknown(name)
         return entry
@@ -180,23 +181,23 @@ class VoiceLibrary:
             CheckpointError: its file is damaged, or made for another model.
         """
         config = config or ModelConfig()
-        return self.read(self.get(name, config.codebook), lambda path: Voice.load(path, config))
+        return self.read(self.get(name, config.voice_kind).path, lambda path: Voice.load(path, config))
 
-    def read(self, voice: NamedVoice, reader: Callable[[Path], Voice]) -> Voice:
-        """What a reader makes of a voice's file.
+    def read(self, path: Path, reader: Callable[[Path], Voice]) -> Voice:
+        """What a reader makes of a file of the library.
 
         Raises:
             ChatterboxError: what the reader raises.
         """
         for _ in range(_READS - 1):
             try:
-                return reader(voice.path)
+                return reader(path)
             except ChatterboxError:  # perhaps it is aside for the moment, see `contents`
                 time.sleep(_LOOK_SECONDS)
-        return reader(voice.path)
+        return reader(path)
 
     def delete(self, name: str) -> str:
-        """Remove the voice of a name or an id, for all codebooks, with all content that no other voice uses.
+        """Remove the voice of a name or an id, for all kinds of models, with all content that no other voice uses.
 
         Returns:
             Its id.
@@ -234,7 +235,7 @@ class VoiceLibrary:
         faults = self.records.faults() + self._aliases.records.faults()
         for record in self.records.all():
             try:
-                self.read(self._whole(record), Voice.unchecked)
+                self.read(self._whole(record).path, Voice.unchecked)
                 if record.preview is not None:
                     self.contents.read(self.contents.path(record.preview, previews.SUFFIX))
             except CheckpointError as error:
@@ -277,32 +278,45 @@ class VoiceLibrary:
         else:
             self._aliases.put(alias, voice)
 
-    def look_up(self, name_or_path: str, codebook: str | None = None) -> Path | None:
+    def look_up(self, name_or_path: str, kind: str | None = None, or_clip: bool = False) -> Path | None:
         """An existing file, or that of the voice of a name; None where there is neither.
+
+        Args:
+            kind: as for `look_for`.
+            or_clip: where the voice is for other models, its clip if that was kept, to be enrolled.
 
         Raises:
             CheckpointError: the voice of that name is damaged.
         """
         if _is_file(Path(name_or_path)):
             return Path(name_or_path)
-        found = self.look_for(name_or_path, codebook)
-        return None if found is None else found.path
+        found = self.look_for(name_or_path, kind)
+        if found is None:
+            return None
+        return found.source(kind) if or_clip else found.path
 
-    def find(self, name_or_path: str, own: Mapping[str, Path] | None = None, codebook: str | None = None) -> Path:
+    def find(
+        self,
+        name_or_path: str,
+        own: Mapping[str, Path] | None = None,
+        kind: str | None = None,
+        or_clip: bool = False,
+    ) -> Path:
         """The file that a user of this machine means: an existing file, or the voice of that name, here or a model's.
 
         Args:
             own: files of the voices that come with a model, by name; a saved voice of the same name goes before.
-            codebook: of the model that is to speak.
+            kind: of the model that is to speak.
+            or_clip: as for `look_up`.
 
         Raises:
             ConfigError: there is no such file or voice.
             CheckpointError: the voice of that name is damaged.
         """
         own = own or {}
-        path = self.look_up(name_or_path, codebook) or own.get(name_or_path)
+        path = self.look_up(name_or_path, kind, or_clip) or own.get(name_or_path)
         if path is None and (meant := self.alias(name_or_path)) is not None:
-            path = self.look_up(meant, codebook) or own.get(meant)
+            path = self.look_up(meant, kind, or_clip) or own.get(meant)
         if path is None:
             others = " or with the model" if own else ""
             names = [*(voice.name for voice in self.voices()), *own]
@@ -334,7 +348,7 @@ class VoiceLibrary:
             raise OutputError(f"{self.directory}: content cannot be removed ({error.strerror or error})") from error
 
     def _of_name(self, name: str) -> list[VoiceRecord]:
-        """The records of a name, for all codebooks; damaged ones are left out."""
+        """The records of a name, for all kinds of models; damaged ones are left out."""
         found = []
         for key in self.records.keys(f"{name_key(name)}-"):
             try:
@@ -345,11 +359,11 @@ class VoiceLibrary:
                 found.append(record)
         return found
 
-    def _plain(self, name: str, codebook: str | None) -> PlainVoice | None:
-        """A voice of that name and codebook that lies in the directory itself, or a damaged one."""
+    def _plain(self, name: str, kind: str | None) -> PlainVoice | None:
+        """A voice of that name and kind that lies in the directory itself, or a damaged one."""
         plain = self._earlier.find(name)
         try:
-            return plain if plain is not None and read_voice(plain.path)[2] == codebook else None
+            return plain if plain is not None and voice_kind(*read_voice(plain.path)[2:]) == kind else None
         except CheckpointError:
             return plain
 

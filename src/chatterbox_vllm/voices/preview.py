@@ -14,8 +14,8 @@ from chatterbox_vllm.voices.sound import find_sound
 
 # Equal samples make equal files, which they do not in Ogg; and every browser plays it.
 SUFFIX = ".flac"
-# What T3 hears of a clip.
-_SECONDS = 6
+# The most that T3 of any model hears of a clip: a voice can be enrolled anew from it for models of another kind.
+_SECONDS = 15
 _LEAD_SECONDS = 0.1
 _FADE_SECONDS = 0.02
 

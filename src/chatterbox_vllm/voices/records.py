@@ -16,6 +16,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import StringConstraints, TypeAdapter
 
 from chatterbox_vllm.caches.atomic import whole_file
+from chatterbox_vllm.checkpoint.config import voice_kind
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
 from chatterbox_vllm.voices.contents import DIGEST, left_behind, look_anew
 from chatterbox_vllm.voices.naming import NUMBER, check_label, check_language, draw_id, name_key
@@ -28,11 +29,11 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class VoiceRecord:
-    """A voice of a name for models of one codebook; a name may have one for each.
+    """A voice of a name for models of one kind (see `voice_kind`); a name may have one for each.
 
     Attributes:
         name: what its owner calls it; any text.
-        id: the same for all codebooks.
+        id: the same for all kinds.
         created_at: seconds since 1970.
         codebook: see `ModelConfig.codebook`.
         voice: digest of its file.
@@ -40,6 +41,7 @@ class VoiceRecord:
         preview: digest of a short clip of the speaker.
         languages: BCP 47 tags of what the clip speaks.
         consent: the id of the consent that it was made with.
+        recipe: see `EnrolmentConfig.recipe`.
     """
 
     name: str
@@ -51,16 +53,22 @@ class VoiceRecord:
     preview: Digest | None = None
     languages: tuple[str, ...] = ()
     consent: str | None = None
+    recipe: str | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """Of the models that can use it."""
+        return voice_kind(self.codebook, self.recipe)
 
     @property
     def key(self) -> str:
         """What its file is called."""
-        return record_key(self.name, self.codebook)
+        return record_key(self.name, self.kind)
 
 
-def record_key(name: str, codebook: str | None) -> str:
-    """What the file of a name and codebook is called."""
-    return f"{name_key(name)}-{name_key(codebook or '')[:8]}"
+def record_key(name: str, kind: str | None) -> str:
+    """What the file of a name and kind is called."""
+    return f"{name_key(name)}-{name_key(kind or '')[:8]}"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ _CLIPPED_PEAK = 0.5
 _ADVICE = "5 to 15 seconds of clear speech serve best"
 
 
-def check_reference(wave: np.ndarray, rate: int) -> np.ndarray:
+def check_reference(wave: np.ndarray, rate: int, least_seconds: float = 0.0) -> np.ndarray:
     """The part of a clip to enrol, as contiguous float32, if the clip can serve as a reference.
 
     Silence of more than a second before or after the sound is cut to 0.2 s; all else stays bit for bit. Floats on the
@@ -45,6 +45,7 @@ def check_reference(wave: np.ndarray, rate: int) -> np.ndarray:
     Args:
         wave: floats [samples] in -1..1.
         rate: in Hz, 4,000 to 384,000.
+        least_seconds: what the part to enrol has to be longer than, beside what every clip must have.
 
     Raises:
         AudioError: it cannot serve; the message says why and what to do.
@@ -82,6 +83,11 @@ def check_reference(wave: np.ndarray, rate: int) -> np.ndarray:
             100 * share,
         )
     start, end = _span(sound.start, sound.end, len(wave), rate)
+    if end - start <= least_seconds * rate:
+        raise _error(
+            f"the clip has {(end - start) / rate:.2f} s to hear, and this model needs more than {least_seconds:g} s; "
+            f"{_ADVICE}"
+        )
     if end - start < len(wave):
         logger.info("reference audio: heard from %.1f s to %.1f s, the rest is silent", start / rate, end / rate)
     return wave[start:end]

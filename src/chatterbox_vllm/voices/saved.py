@@ -26,7 +26,9 @@ _CALLS = re.compile(r"torch\._utils _rebuild_tensor_v2|collections OrderedDict|t
 _ZIP = b"PK\x03\x04"
 # The published format stores an emotion beside the voice; here it is a parameter of a request.
 _STORED_EMOTION = 0.5
-_CODEBOOK = "codebook"  # beside the published parts, which the published implementation passes over
+_CODEBOOK, _RECIPE = "codebook", "recipe"  # beside the published parts, which the published implementation passes over
+# The published files say nothing of how they were made. No other recipe than Turbo's makes a longer prompt for T3.
+_LONGEST_UNSAID, _LONGER = 150, "turbo"
 
 
 def is_saved_voice(path: Path) -> bool:
@@ -39,9 +41,9 @@ def is_saved_voice(path: Path) -> bool:
         return file.read(len(_ZIP)) == _ZIP
 
 
-def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt, str | None]:
-    """The two parts of a saved voice and its codebook, as they are in the file: whether a model can use them is for
-    `check` to say.
+def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt, str | None, str | None]:
+    """The two parts of a saved voice, its codebook and its recipe, as they are in the file: whether a model can use
+    them is for `check` to say.
 
     Raises:
         CheckpointError: the file is missing, damaged or too large, or a value is absent or of another kind.
@@ -56,14 +58,18 @@ def read_voice(path: Path) -> tuple[SpeakerConditioning, FlowPrompt, str | None]
         mel=stored.first(stored.floats("gen", "prompt_feat"), "gen", "prompt_feat"),
         xvector=stored.first(stored.floats("gen", "embedding"), "gen", "embedding"),
     )
-    return speaker, prompt, stored.name(_CODEBOOK)
+    recipe = stored.name(_RECIPE)
+    if recipe is None and len(speaker.speech_prompt) > _LONGEST_UNSAID:
+        recipe = _LONGER
+    return speaker, prompt, stored.name(_CODEBOOK), recipe
 
 
-def voice_bytes(speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None) -> bytes:
+def voice_bytes(speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, recipe: str | None) -> bytes:
     """The file of a voice; equal voices have equal files.
 
     Args:
-        codebook: what the speech tokens are called; a published voice's file says nothing of it.
+        codebook, recipe: what the speech tokens, and the way in which they were made of a clip, are called; the file of
+            the first Chatterbox's voice says nothing of either.
     """
     # Clones: torch.save would write the whole storage that a slice is cut from.
     data: dict[str, Any] = {
@@ -82,20 +88,24 @@ def voice_bytes(speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str 
             "embedding": prompt.xvector[None].clone(),
         },
     }
-    if codebook is not None:
-        data[_CODEBOOK] = codebook
+    data |= {key: value for key, value in ((_CODEBOOK, codebook), (_RECIPE, recipe)) if value is not None}
     buffer = io.BytesIO()
     torch.save(data, buffer)
     return buffer.getvalue()
 
 
 def write_voice(
-    path: Path, speaker: SpeakerConditioning, prompt: FlowPrompt, codebook: str | None, overwrite: bool
+    path: Path,
+    speaker: SpeakerConditioning,
+    prompt: FlowPrompt,
+    codebook: str | None,
+    recipe: str | None,
+    overwrite: bool,
 ) -> None:
     """Write a voice, whole or not at all.
 
     Args:
-        codebook: as for `voice_bytes`.
+        codebook, recipe: as for `voice_bytes`.
         overwrite: whether a file in that place is replaced; where not, it is an error.
 
     Raises:
@@ -103,7 +113,7 @@ def write_voice(
     """
     try:
         with whole_file(path, overwrite) as file:
-            file.write(voice_bytes(speaker, prompt, codebook))
+            file.write(voice_bytes(speaker, prompt, codebook, recipe))
     except FileExistsError as error:
         raise OutputError(f"{path}: there is a file already; choose another name, or delete it first") from error
     except (OSError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from typing import cast
 
 from typing_extensions import Self
 
-from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.checkpoint.config import ModelConfig, voice_kind
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
@@ -24,11 +24,18 @@ class Voice:
         conditioning: the talker's part, speaker embedding and speech prompt.
         prompt: the flow's part, prompt tokens, prompt mel and x-vector.
         codebook: of the model that made it, see `ModelConfig.codebook`.
+        recipe: by which the talker's part was made, see `EnrolmentConfig.recipe`.
     """
 
     conditioning: SpeakerConditioning
     prompt: FlowPrompt
     codebook: str | None = None
+    recipe: str | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """That of the models which can use it, see `ModelConfig.voice_kind`."""
+        return voice_kind(self.codebook, self.recipe)
 
     @cached_property
     def key(self) -> str:
@@ -72,7 +79,7 @@ class Voice:
 
     def to_bytes(self) -> bytes:
         """The file that `save` would write; equal for equal voices."""
-        return voice_bytes(self.conditioning, self.prompt, self.codebook)
+        return voice_bytes(self.conditioning, self.prompt, self.codebook, self.recipe)
 
     def save(self, path: Path | str, overwrite: bool = True) -> None:
         """Write the voice in the published `conds.pt` structure; `path` is written whole or not at all.
@@ -83,7 +90,7 @@ class Voice:
         Raises:
             OutputError: the file could not be written.
         """
-        write_voice(Path(path), self.conditioning, self.prompt, self.codebook, overwrite)
+        write_voice(Path(path), self.conditioning, self.prompt, self.codebook, self.recipe, overwrite)
 
 
 def check_voice(value: object, config: ModelConfig) -> Voice:
@@ -112,6 +119,11 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
                 f"it holds speech tokens of {voice.codebook or 'the published models'}, and this model's are "
                 f"{config.codebook or 'the published ones'}"
             )
+        if voice.recipe != config.enrolment.recipe:
+            raise ConfigError(
+                f"its clip was enrolled for models of {_kind(voice.recipe)}, and this one is of "
+                f"{_kind(config.enrolment.recipe)}"
+            )
         voice.conditioning.check(config.t3)
         voice.prompt.check(config.s3gen)
     except Exception as error:  # an object that only looks like a voice may do anything when it is read
@@ -119,3 +131,8 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
             f"the voice does not fit this model: {error}; use a voice made for it, or enrol the clip anew"
         ) from error
     return voice
+
+
+def _kind(recipe: str | None) -> str:
+    """The models that enrol by a recipe, in words."""
+    return "the first Chatterbox's kind" if recipe is None else f"the kind {recipe!r}"

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-SIZE = 704
+SIZE, MULTILINGUAL_SIZE = 704, 2454
 _SPECIAL = {"[STOP]": 0, "[UNK]": 1, "[SPACE]": 2, "[START]": 255}
 _PUNCTUATION = "!'\"(),-./:;?’“”–—…"
 _ACCENTED = "àâäåæçèéêëìíîïñòóôöøùúûüßœ"
 
 
-def write_tokenizer(path: Path) -> None:
-    """Single characters, and a merge for every consonant with a vowel after it."""
+def write_tokenizer(path: Path, size: int = SIZE, tags: tuple[str, ...] = ()) -> None:
+    """Single characters, and a merge for every consonant with a vowel after it; `tags` are special tokens."""
     merges = list(itertools.product("bcdfghjklmnpqrstvwxyz", "aeiou"))
-    pieces = [*string.ascii_letters, *string.digits, *_PUNCTUATION, *_ACCENTED, *map("".join, merges)]
-    free = (number for number in range(SIZE) if number not in _SPECIAL.values())
+    pieces = [*tags, *string.ascii_letters, *string.digits, *_PUNCTUATION, *_ACCENTED, *map("".join, merges)]
+    free = (number for number in range(size) if number not in _SPECIAL.values())
     vocabulary = _SPECIAL | dict(zip(pieces, free, strict=False))
     vocabulary |= {f"[UNUSED{number}]": number for number in free}
-    assert sorted(vocabulary.values()) == list(range(SIZE))
+    assert sorted(vocabulary.values()) == list(range(size))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([name for name in vocabulary if name.startswith("[")])

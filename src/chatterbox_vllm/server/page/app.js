@@ -40,12 +40,22 @@ async function learn() {
     mostText = facts.max_text;
     voices.mostBytes = facts.max_clip;
     fields.learn(facts.fields);
+    offerLanguages(facts.languages);
     showCount();
     await voices.load();
     $("key-form").hidden = true;
   } catch (error) {
     report(error, "voice-problem");
   }
+}
+
+/** Let people say which language a text is in, where the model speaks several. */
+function offerLanguages(languages) {
+  const chosen = $("language").value;
+  const named = Object.entries(languages).sort(([, one], [, other]) => one.localeCompare(other));
+  $("language").replaceChildren(new Option("told from the text", ""), ...named.map(([code, name]) => new Option(name, code)));
+  $("language").value = chosen in languages ? chosen : "";
+  $("language-field").hidden = named.length < 2;
 }
 
 async function speak() {
@@ -63,6 +73,7 @@ async function speak() {
   }
   const asked = { input: $("text").value, ...who, ...fields.values, seed };
   if ($("clean_text").checked) asked.clean_text = true;
+  if ($("language").value) asked.language = $("language").value;
   await receive(new Utterance(asked, name));
 }
 
@@ -100,6 +111,7 @@ function takeUp({ fields: asked }) {
   $("text").value = asked.input;
   $("seed").value = asked.seed;
   $("clean_text").checked = asked.clean_text === true;
+  $("language").value = asked.language ?? "";
   fields.set(asked);
   voices.choose(asked);
   showCount();

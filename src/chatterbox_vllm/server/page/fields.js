@@ -9,6 +9,7 @@ const SHOWN = [
 const MORE = [
   { name: "min_p", label: "Min-p", slide: [0, 1], step: 0.01 },
   { name: "top_p", label: "Top-p", slide: [0.05, 1], step: 0.05 },
+  { name: "top_k", label: "Top-k", slide: [0, 2000], step: 50, note: "0 is none" },
   { name: "repetition_penalty", label: "Repetition penalty", slide: [0.5, 3], step: 0.05 },
   { name: "diffusion_steps", label: "Diffusion steps", slide: [1, 30], step: 1, note: "more is finer and slower" },
   { name: "max_tokens", label: "Most speech tokens of a piece", slide: [25, 1000], step: 25, note: "25 are a second" },

@@ -71,7 +71,8 @@ class _Session:
             if kind == "session.config":
                 given = {name: value for name, value in event.items() if name != "type"}
                 self.wishes = Speaking.model_validate({"response_format": "pcm", **given})
-                await self.service.speaker.order(self.wishes, "")  # refused now rather than later
+                order = await self.service.speaker.order(self.wishes, "")  # refused now rather than later
+                self.text.language = order.language
             elif kind == "input.text":
                 self._hear(event.get("text"))
             elif kind in ("input.flush", "input.done"):

@@ -45,7 +45,12 @@ async def facts(service: Here) -> PageFacts:
     fields["speed"] = PageField(default=1, **_range(properties["speed"]))
     # A clip goes in base64, which makes four bytes of three, beside the text.
     most_clip = min(MOST_CLIP_BYTES, (service.options.max_body - 16 * service.options.max_text) * 3 // 4)
-    return PageFacts(max_text=service.options.max_text, max_clip=max(0, most_clip), fields=fields)
+    return PageFacts(
+        max_text=service.options.max_text,
+        max_clip=max(0, most_clip),
+        languages=engine.tts.languages if engine is not None else {},
+        fields=fields,
+    )
 
 
 @router.get("/page/{name}", include_in_schema=False)

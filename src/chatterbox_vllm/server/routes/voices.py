@@ -41,12 +41,14 @@ async def create_voice(
     consent: Annotated[str, Form(min_length=1, max_length=200, description="the id of a consent")],
     type: Annotated[Literal["audio_sample"], Form()] = "audio_sample",
     languages: Annotated[str, Form(max_length=200, description="BCP 47 tags with commas between them")] = "",
-    preview: Annotated[bool, Form(description="keep the clip's first 6 s for people to hear who it is")] = True,
+    preview: Annotated[
+        bool, Form(description="keep the clip's first 15 s, for people and for models of other kinds")
+    ] = True,
     model: Annotated[str | None, Form(max_length=200, description="that enrols it; the first without")] = None,
 ) -> Voice:
-    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 6 seconds; no more of it.
+    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 15 s; no more of it.
 
-    It serves all models whose speech tokens are those of the model that enrols it.
+    It serves all models of the kind of the one that enrols it, and by the kept clip those of other kinds.
     """
     speaker = service.speaker.model_named(model)
     about = About(languages=_languages(languages), consent=consent)

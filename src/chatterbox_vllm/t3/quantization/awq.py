@@ -1,4 +1,4 @@
-"""AWQ of T3, calibrated on T3's own inputs: prompts of both guidance streams and the speech that it gives to them."""
+"""AWQ of T3, calibrated on T3's own inputs: prompts of all guidance streams and the speech that it gives to them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.quantization.files import Progress
 from chatterbox_vllm.quantization.storage import Tensors
-from chatterbox_vllm.t3.conditioning import PromptBuilder, published_t3_shapes
-from chatterbox_vllm.t3.plain import (
-    DOWN,
-    GATE_UP,
-    INPUT_NORM,
-    LINEARS,
-    OUT,
-    POST_NORM,
-    QKV,
-    Layer,
-    PlainT3,
-    layer_prefix,
-)
+from chatterbox_vllm.t3.backbone import Layer
+from chatterbox_vllm.t3.backbones import backbone_of
+from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.awq_layout import awq_layout, quantize_awq
 from chatterbox_vllm.t3.quantization.awq_search import Moments, search_layer
 from chatterbox_vllm.t3.quantization.file import unquantized_keys
@@ -34,7 +24,7 @@ class Utterance:
     """One sequence to calibrate on.
 
     Attributes:
-        prompt: [P, 2H] float32 from `PromptBuilder.prompt`.
+        prompt: [P, S * H] float32 from the builder's `prompt`.
         tokens: the speech tokens that T3 drew after it.
     """
 
@@ -61,21 +51,23 @@ def quantize_t3_awq(
         ConfigError: the model's sizes do not fit the layout.
         CheckpointError: `weights` is not a published T3 file of these dimensions.
     """
-    weights.check(published_t3_shapes(config))
+    backbone = backbone_of(config)
+    weights.check(backbone.published_shapes(config))
     tensors = {key: weights.get(key) for key in unquantized_keys(config)}
-    for shape in (published_t3_shapes(config)[f"{layer_prefix(0)}{name}.weight"] for name in LINEARS):
-        awq_layout(*shape)
+    for name in backbone.linears:
+        out_features, in_features = backbone.layer_shapes(config)[name]
+        awq_layout(out_features, in_features)
     model = PlainT3(config, weights, device)
-    builder = PromptBuilder.from_weights(config, weights)
+    builder = backbone.builder.from_weights(config, weights)
     rows = [model.embed(builder, utterance.prompt, utterance.tokens) for utterance in utterances]
     for index, layer in enumerate(model.layers()):
         moments, rows = gather(model, layer, rows)
-        found, prefix = search_layer(layer, moments), layer_prefix(index)
-        for name in LINEARS:
+        found, prefix = search_layer(backbone, layer, moments), backbone.layer_prefix(index)
+        for name in backbone.linears:
             packed = quantize_awq(found.layer[name], found.shrinks[name])
             tensors |= {f"{prefix}{name}.{part}": tensor.cpu() for part, tensor in packed.items()}
-        for name in (INPUT_NORM, POST_NORM):
-            tensors[f"{prefix}{name}.weight"] = found.layer[name].cpu()
+        for name in backbone.vectors:
+            tensors[backbone.key(index, name)] = found.layer[name].cpu()
         if progress is not None:
             progress(index + 1, config.num_layers)
     return tensors
@@ -84,6 +76,7 @@ def quantize_t3_awq(
 def gather(
     model: PlainT3, layer: Layer, rows: list[torch.Tensor]
 ) -> tuple[dict[tuple[str, ...], Moments], list[torch.Tensor]]:
-    """Run a layer on rows [2, T, H]; the moments of its linear layers' inputs, and the rows after it."""
-    moments = {names: Moments(layer[names[0]].shape[1], model.device) for names in (QKV, OUT, GATE_UP, DOWN)}
+    """Run a layer on rows [S, T, H]; the moments of its linear layers' inputs, and the rows after it."""
+    groups = [group.names for group in model.backbone.groups]
+    moments = {names: Moments(layer[names[0]].shape[1], model.device) for names in groups}
     return moments, [model.run_layer(layer, x, lambda names, value: moments[names].add(value)) for x in rows]

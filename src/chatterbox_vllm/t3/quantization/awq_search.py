@@ -2,7 +2,7 @@
 
 A search of our own, some hundred lines, rather than `autoawq` (archived, and bound to models that transformers knows)
 or `llmcompressor` (pins other versions of what vLLM needs): both want to run a text model on text, and T3's inputs are
-embeddings of conditioning, text and speech in two guidance streams.
+embeddings of conditioning, text and speech in one or two streams.
 
 Linear layers with one input are scaled together: input channel c of their weights times s_c, whatever makes the input
 divided by s_c. With s = mean|x| ** a, normalised, a is chosen to make the output's squared error least after rounding.
@@ -16,15 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from chatterbox_vllm.t3.plain import DOWN, GATE_UP, INPUT_NORM, LINEARS, OUT, POST_NORM, QKV, Layer
+from chatterbox_vllm.t3.backbone import Backbone, Layer
 from chatterbox_vllm.t3.quantization.awq_layout import rounded
 from chatterbox_vllm.t3.quantization.methods import AWQ_GROUP
 
 _EXPONENTS = tuple(i / 10 for i in range(10))
 _SHRINKS = tuple(1 - i / 20 for i in range(10))
-# The product of queries and keys goes through a softmax, which clipped outliers would flatten: left out, as in the
-# paper's own code.
-_NEVER_CLIPPED = QKV[:2]
 
 
 class Moments:
@@ -61,29 +58,34 @@ class SearchedLayer:
 
 
 @torch.inference_mode()
-def search_layer(layer: Layer, moments: dict[tuple[str, ...], Moments]) -> SearchedLayer:
+def search_layer(backbone: Backbone, layer: Layer, moments: dict[tuple[str, ...], Moments]) -> SearchedLayer:
     """Scale, then clip.
 
     Args:
         layer: as read, float32; not changed.
-        moments: of the inputs of QKV, OUT, GATE_UP and DOWN.
+        moments: of the inputs of the backbone's groups, by their names.
     """
     folded = {name: tensor.clone() for name, tensor in layer.items()}
-    scales = {names: _channel_scales([layer[n] for n in names], moments[names]) for names in moments}
+    # Where nothing can take the inverse, there are no scales.
+    scales = {
+        group.names: _channel_scales([layer[name] for name in group.names], moments[group.names])
+        for group in backbone.groups
+        if group.sources
+    }
     for names, scale in scales.items():
         for name in names:
             folded[name] *= scale
-    # Whatever makes the input takes the inverse: the norm before, or the rows that its channels come from.
-    folded[INPUT_NORM] /= scales[QKV]
-    folded[QKV[2]] /= scales[OUT].unsqueeze(1)
-    folded[POST_NORM] /= scales[GATE_UP]
-    folded[GATE_UP[1]] /= scales[DOWN].unsqueeze(1)
+    for group in backbone.groups:
+        for source in group.sources:
+            own = folded[source][-len(scales[group.names]) :]  # of a fused matrix, the values
+            own /= scales[group.names].view(-1, *[1] * (own.dim() - 1))
     shrinks = {}
     for names, seen in moments.items():
-        second = seen.second / torch.outer(scales[names], scales[names])
+        second = seen.second / torch.outer(scales[names], scales[names]) if names in scales else seen.second
         for name in names:
-            shrinks[name] = _best_shrinks(folded[name], second, name in _NEVER_CLIPPED)
-    assert set(shrinks) == set(LINEARS)
+            # Outliers of queries and keys stay, as in the paper's own code: the softmax would be flattened.
+            unclipped = round(backbone.unclipped.get(name, 0.0) * len(folded[name]))
+            shrinks[name] = _best_shrinks(folded[name], second, unclipped)
     return SearchedLayer(folded, shrinks)
 
 
@@ -104,12 +106,16 @@ def _squared_error(difference: torch.Tensor, second: torch.Tensor) -> float:
     return float(((difference @ second) * difference).sum())
 
 
-def _best_shrinks(weight: torch.Tensor, second: torch.Tensor, never: bool) -> torch.Tensor:
-    """[out, in/128]: for each group the share of its range that makes its part of the error least."""
+def _best_shrinks(weight: torch.Tensor, second: torch.Tensor, unclipped: int) -> torch.Tensor:
+    """[out, in/128]: for each group the share of its range that makes its part of the error least; 1 in the first rows.
+
+    Args:
+        unclipped: how many those are.
+    """
     out_features, in_features = weight.shape
     groups = in_features // AWQ_GROUP
     best = torch.ones(out_features, groups, device=weight.device)
-    if never:
+    if unclipped == out_features:
         return best
     # The groups' own blocks of the second moments, [groups, 128, 128].
     blocks = second.unflatten(0, (groups, -1)).unflatten(2, (groups, -1)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
@@ -118,5 +124,6 @@ def _best_shrinks(weight: torch.Tensor, second: torch.Tensor, never: bool) -> to
         difference = (rounded(weight, shrink) - weight).unflatten(1, (groups, -1)).transpose(0, 1)
         error = ((difference @ blocks) * difference).sum(-1).t()
         better = error < least
+        better[:unclipped] = False
         best[better], least[better] = shrink, error[better]
     return best

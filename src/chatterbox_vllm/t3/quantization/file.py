@@ -2,11 +2,13 @@
 
 Linear layers in bnb are stored as vLLM fuses them (`…self_attn.qkv_proj.packed`, `….scales`, …), for AWQ one by one
 under their published names (`…self_attn.q_proj.qweight`, …), which is what vLLM's own loader takes. Everything else
-stands in the file in its published precision: embeddings, norms, head and conditioning are not quantized, and a later
-load computes in any dtype with exactly what quantizing while loading gives.
+stands in the file in its published precision: embeddings, norms, biases, head and conditioning are not quantized, and a
+later load computes in any dtype with exactly what quantizing while loading gives.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
@@ -15,38 +17,16 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.quantization.bnb import check_product
 from chatterbox_vllm.quantization.files import Progress
 from chatterbox_vllm.quantization.storage import Layout, Tensors, scheme_of
-from chatterbox_vllm.t3.conditioning import published_t3_shapes
-from chatterbox_vllm.t3.plain import (
-    DOWN,
-    GATE_UP,
-    INPUT_NORM,
-    LINEARS,
-    OUT,
-    POST_NORM,
-    QKV,
-    Layer,
-    PlainT3,
-    layer_prefix,
-)
+from chatterbox_vllm.t3.backbone import Layer
+from chatterbox_vllm.t3.backbones import backbone_of
+from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.quantization.awq_layout import awq_layout, dequantize_awq
 
-# vLLM's fused layers, and the published ones stacked in them.
-_FUSED = {
-    "self_attn.qkv_proj": QKV,
-    "self_attn.o_proj": OUT,
-    "mlp.gate_up_proj": GATE_UP,
-    "mlp.down_proj": DOWN,
-}
 
-
-def linear_stems(config: T3Config, method: str) -> dict[str, tuple[str, ...]]:
-    """Quantized layers by the stem of their keys in the file, and the published stems that each is made of."""
-    stems: dict[str, tuple[str, ...]] = {}
-    for i in range(config.num_layers):
-        prefix = layer_prefix(i)
-        fused = {name: (name,) for name in LINEARS} if method == "awq" else _FUSED
-        stems |= {prefix + name: tuple(prefix + part for part in parts) for name, parts in fused.items()}
-    return stems
+def quantized_linears(config: T3Config, method: str) -> Mapping[str, tuple[str, ...]]:
+    """A layer's quantized layers by their names in the file, and the published ones that each is made of."""
+    backbone = backbone_of(config)
+    return {name: (name,) for name in backbone.linears} if method == "awq" else backbone.fused
 
 
 def quantized_t3_layout(config: T3Config, part: QuantizedPart) -> Layout:
@@ -55,25 +35,27 @@ def quantized_t3_layout(config: T3Config, part: QuantizedPart) -> Layout:
     Raises:
         ConfigError: a layer of these dimensions does not fit the method.
     """
-    published = published_t3_shapes(config)
-    layout: Layout = {}
-    for stem, parts in linear_stems(config, part.method).items():
-        out_features = sum(published[f"{p}.weight"][0] for p in parts)
-        in_features = published[f"{parts[0]}.weight"][1]
+    backbone = backbone_of(config)
+    shapes = backbone.layer_shapes(config)
+    own: Layout = {}
+    for name, parts in quantized_linears(config, part.method).items():
+        out_features, in_features = sum(shapes[p][0] for p in parts), shapes[parts[0]][1]
         if part.method == "awq":
-            own = awq_layout(out_features, in_features)
+            layout = awq_layout(out_features, in_features)
         else:
             scheme = scheme_of(part.method, part.double_quant)
             check_product(scheme, in_features)
-            own = scheme.layout((out_features, in_features))
-        layout |= {f"{stem}.{name}": kind for name, kind in own.items()}
-    return layout
+            layout = scheme.layout((out_features, in_features))
+        own |= {f"{name}.{tensor}": kind for tensor, kind in layout.items()}
+    prefixes = map(backbone.layer_prefix, range(config.num_layers))
+    return {f"{prefix}{name}": kind for prefix in prefixes for name, kind in own.items()}
 
 
 def unquantized_keys(config: T3Config) -> list[str]:
     """Keys of the published file that a quantized one holds too."""
-    linears = {f"{layer_prefix(i)}{name}.weight" for i in range(config.num_layers) for name in LINEARS}
-    return [key for key in published_t3_shapes(config) if key not in linears]
+    backbone = backbone_of(config)
+    linears = {backbone.key(i, name) for i in range(config.num_layers) for name in backbone.linears}
+    return [key for key in backbone.published_shapes(config) if key not in linears]
 
 
 class QuantizedT3(PlainT3):
@@ -85,23 +67,21 @@ class QuantizedT3(PlainT3):
         self._layout = quantized_t3_layout(config, part)
 
     def layer(self, index: int) -> Layer:
-        prefix = layer_prefix(index)
-        layer = {name: self._read(f"{prefix}{name}.weight").float() for name in (INPUT_NORM, POST_NORM)}
-        published = published_t3_shapes(self.config)
-        for stem, parts in linear_stems(self.config, self.part.method).items():
-            if not stem.startswith(prefix):
-                continue
-            tensors = {
-                key.removeprefix(f"{stem}."): self._read(key) for key in self._layout if key.startswith(f"{stem}.")
-            }
-            shapes = [published[f"{part}.weight"] for part in parts]
+        backbone = self.backbone
+        layer = {name: self._read(backbone.key(index, name)).float() for name in backbone.vectors}
+        own = backbone.layer_shapes(self.config)
+        for name, parts in quantized_linears(self.config, self.part.method).items():
+            stem = f"{backbone.layer_prefix(index)}{name}."
+            # A bias, which GPT-2's layers have, stands beside the quantized tensors and is no part of the layout.
+            tensors = {key.removeprefix(stem): self._read(key) for key in self._layout if key.startswith(stem)}
+            shapes = [own[part] for part in parts]
             if self.part.method == "awq":
                 whole = dequantize_awq(tensors)
             else:
                 shape = (sum(out for out, _ in shapes), shapes[0][1])
                 whole = scheme_of(self.part.method, self.part.double_quant).dequantize(tensors, shape, torch.float32)
             pieces = whole.split([out for out, _ in shapes])
-            layer |= {part.removeprefix(prefix): piece for part, piece in zip(parts, pieces, strict=True)}
+            layer |= dict(zip(parts, pieces, strict=True))
         return layer
 
     def _read(self, key: str) -> torch.Tensor:
@@ -117,12 +97,15 @@ def quantize_t3_bnb(
         ConfigError: bitsandbytes is not there.
         CheckpointError: `weights` is not a published T3 file of these dimensions.
     """
-    scheme, published = scheme_of(part.method, part.double_quant), published_t3_shapes(config)
-    tensors = {key: weights.get(key, published[key]) for key in unquantized_keys(config)}
-    stems = linear_stems(config, part.method)
-    for done, (stem, parts) in enumerate(stems.items(), start=1):
-        weight = torch.cat([weights.get(f"{p}.weight", published[f"{p}.weight"]) for p in parts])
-        tensors |= {f"{stem}.{name}": tensor for name, tensor in scheme.quantize(weight).items()}
-        if progress is not None:
-            progress(done, len(stems))
+    scheme, backbone = scheme_of(part.method, part.double_quant), backbone_of(config)
+    weights.check(backbone.published_shapes(config))
+    tensors = {key: weights.get(key) for key in unquantized_keys(config)}
+    fused = quantized_linears(config, part.method)
+    for index in range(config.num_layers):
+        for done, (name, parts) in enumerate(fused.items(), start=1):
+            weight = torch.cat([backbone.read(weights, index, part) for part in parts])
+            stem = f"{backbone.layer_prefix(index)}{name}"
+            tensors |= {f"{stem}.{key}": tensor for key, tensor in scheme.quantize(weight).items()}
+            if progress is not None:
+                progress(index * len(fused) + done, config.num_layers * len(fused))
     return tensors

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from typing_extensions import Self
+
 from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURE
+from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURES
 
 
 @dataclass(frozen=True)
-class T3EngineFields:
-    """What `T3ForSpeech` needs to know.
+class T3Fields:
+    """What the model of any backbone needs to know.
 
     `hidden_size` and head counts of the Hugging Face config are `streams` times these, since that is what vLLM sizes
     prompt embeddings and the KV cache by.
@@ -25,14 +27,44 @@ class T3EngineFields:
     mlp_width: int
     norm_eps: float
     vocab_size: int
+
+    @classmethod
+    def from_hf(cls, hf_config: Any) -> Self:
+        return cls(**hf_config.t3)
+
+
+@dataclass(frozen=True)
+class LlamaFields(T3Fields):
+    """What `T3ForSpeech` needs beside."""
+
     speech_positions: int
     sos_position: int
     max_position: int
     rope_parameters: dict[str, Any]
 
+
+@dataclass(frozen=True)
+class Gpt2Fields(T3Fields):
+    """What `T3Gpt2ForSpeech` needs beside."""
+
+    positions: int
+
+
+@dataclass(frozen=True)
+class SamplingFields:
+    """What `SpeechSampler` needs.
+
+    Attributes:
+        penalty_last: see `T3Config.penalty_last`; the penalty then falls on start-of-speech at the first step alone.
+    """
+
+    streams: int
+    vocab_size: int
+    penalty_last: bool
+
     @classmethod
-    def from_hf(cls, hf_config: Any) -> T3EngineFields:
-        return cls(**hf_config.t3)
+    def from_hf(cls, hf_config: Any) -> SamplingFields:
+        return cls(**hf_config.t3_sampling)
 
 
 def hf_config(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
@@ -40,9 +72,41 @@ def hf_config(config: T3Config, streams: int, max_prompt: int, max_model_len: in
 
     Args:
         streams: 2 for classifier-free guidance, 1 for a model without.
-        max_prompt: longest prompt in rows; the last row of every prompt stands at position `max_prompt - 1`.
+        max_prompt: longest prompt in rows; the last row of every prompt of Llama stands at position `max_prompt - 1`.
         max_model_len: longest sequence, prompt and speech together.
     """
+    return {
+        "architectures": [ARCHITECTURES[config.backbone][0]],
+        "t3_sampling": asdict(SamplingFields(streams, config.speech_vocab_size, config.penalty_last)),
+        "hidden_size": streams * config.hidden_size,
+        "num_attention_heads": streams * config.num_heads,
+        "num_key_value_heads": streams * config.num_heads,
+        "head_dim": config.head_dim,
+        "num_hidden_layers": config.num_layers,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.speech_vocab_size,
+        "tie_word_embeddings": False,
+        "bos_token_id": config.start_speech_token,
+        "eos_token_id": config.stop_speech_token,
+        "torch_dtype": "float32",
+        **_OWN[config.backbone](config, streams, max_prompt, max_model_len),
+    }
+
+
+def _common(config: T3Config, streams: int, norm_eps: float) -> dict[str, Any]:
+    return {
+        "streams": streams,
+        "width": config.hidden_size,
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "mlp_width": config.intermediate_size,
+        "norm_eps": norm_eps,
+        "vocab_size": config.speech_vocab_size,
+    }
+
+
+def _llama(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
     rope = {
         "rope_type": "llama3",
         "rope_theta": config.rope_theta,
@@ -53,40 +117,34 @@ def hf_config(config: T3Config, streams: int, max_prompt: int, max_model_len: in
     }
     # Positions end at the last prompt row plus everything generated after it.
     max_position = max_prompt + max_model_len
-    fields = {
-        "streams": streams,
-        "width": config.hidden_size,
-        "layers": config.num_layers,
-        "heads": config.num_heads,
-        "head_dim": config.head_dim,
-        "mlp_width": config.intermediate_size,
-        "norm_eps": config.rms_norm_eps,
-        "vocab_size": config.speech_vocab_size,
-        "speech_positions": config.speech_positions,
-        "sos_position": max_prompt - 1,
-        "max_position": max_position,
-        "rope_parameters": rope,
-    }
+    fields = LlamaFields(
+        **_common(config, streams, config.rms_norm_eps),
+        speech_positions=config.speech_positions,
+        sos_position=max_prompt - 1,
+        max_position=max_position,
+        rope_parameters=rope,
+    )
     return {
-        "architectures": [ARCHITECTURE],
         "model_type": "llama",
-        "t3": fields,
-        "hidden_size": streams * config.hidden_size,
-        "num_attention_heads": streams * config.num_heads,
-        "num_key_value_heads": streams * config.num_heads,
-        "head_dim": config.head_dim,
-        "num_hidden_layers": config.num_layers,
-        "intermediate_size": config.intermediate_size,
+        "t3": asdict(fields),
         "rms_norm_eps": config.rms_norm_eps,
         "hidden_act": "silu",
-        "vocab_size": config.speech_vocab_size,
-        "tie_word_embeddings": False,
-        "bos_token_id": config.start_speech_token,
-        "eos_token_id": config.stop_speech_token,
         # Transformers warns unless this is above the rope's original 8192.
         "max_position_embeddings": max(max_position, 2 * config.rope_original_max_position),
         "rope_parameters": rope,
         # A top-level section switches vLLM's per-request positions on; all rows are alike, so its split is moot.
         "mrope_section": [config.head_dim // 2, 0, 0],
-        "torch_dtype": "float32",
     }
+
+
+def _gpt2(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
+    fields = Gpt2Fields(**_common(config, streams, config.layer_norm_eps), positions=config.positions)
+    return {
+        "model_type": "gpt2",
+        "t3": asdict(fields),
+        "layer_norm_epsilon": config.layer_norm_eps,
+        "max_position_embeddings": config.positions,
+    }
+
+
+_OWN = {"llama": _llama, "gpt2": _gpt2}

@@ -1,4 +1,4 @@
-"""T3's transformer as a vLLM model whose sequences carry every guidance stream.
+"""T3 on Llama as a vLLM model whose sequences carry every guidance stream.
 
 A token's hidden state is [S, H]: S = 2 streams (conditional, unconditional) of H channels. Linear layers see the
 streams as rows, [N*S, H]; attention sees one layer of S times the heads, so vLLM's paged KV cache, chunked prefill,
@@ -17,7 +17,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from vllm import envs
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
@@ -30,25 +29,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsQuant
 from vllm.model_executor.models.llama import LlamaMLP
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
-from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
-from vllm.v1.attention.backend import AttentionBackend
-from vllm.v1.attention.selector import get_attn_backend
 
-from chatterbox_vllm.t3.vllm.config import T3EngineFields
+from chatterbox_vllm.t3.vllm.backend import attention_backend
+from chatterbox_vllm.t3.vllm.config import LlamaFields
 from chatterbox_vllm.t3.vllm.lifetime import set_aside
-
-
-def attention_backend(head_dim: int, cache_config: CacheConfig | None) -> type[AttentionBackend] | None:
-    """Ours where vLLM would take FlashAttention; None leaves it to vLLM, as its batch-invariant mode wants it."""
-    if not current_platform.is_cuda() or envs.VLLM_BATCH_INVARIANT:
-        return None
-    cache_dtype = None if cache_config is None else cache_config.cache_dtype
-    if get_attn_backend(head_dim, torch.get_default_dtype(), cache_dtype).get_name() != "FLASH_ATTN":
-        return None
-    from chatterbox_vllm.t3.vllm.attention import DecodeAttentionBackend  # imports triton and FlashAttention
-
-    return DecodeAttentionBackend
 
 
 class T3Attention(nn.Module):
@@ -56,7 +41,7 @@ class T3Attention(nn.Module):
 
     def __init__(
         self,
-        fields: T3EngineFields,
+        fields: LlamaFields,
         cache_config: CacheConfig | None,
         quant_config: QuantizationConfig | None,
         prefix: str,
@@ -105,7 +90,7 @@ class T3Layer(nn.Module):
 
     def __init__(
         self,
-        fields: T3EngineFields,
+        fields: LlamaFields,
         cache_config: CacheConfig | None,
         quant_config: QuantizationConfig | None,
         prefix: str,
@@ -135,7 +120,7 @@ class T3Backbone(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
-        fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
+        fields = LlamaFields.from_hf(vllm_config.model_config.hf_config)
         self.streams, self.width, self.sos_position = fields.streams, fields.width, fields.sos_position
         self.layers = nn.ModuleList(
             T3Layer(fields, vllm_config.cache_config, vllm_config.quant_config, f"{prefix}.layers.{i}")
@@ -205,7 +190,7 @@ class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
         if vllm_config.parallel_config.tensor_parallel_size != 1:
             raise ValueError("T3 runs on one device: tensor_parallel_size must be 1")
         set_aside()  # all that an engine needs is imported, and nothing of it is in memory yet
-        fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
+        fields = LlamaFields.from_hf(vllm_config.model_config.hf_config)
         self.streams, self.sos_position = fields.streams, fields.sos_position
         self.model = T3Backbone(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(

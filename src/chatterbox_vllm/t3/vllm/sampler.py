@@ -8,6 +8,7 @@ vLLM takes the likeliest. Requests carry their values in `SamplingParams.extra_a
     temperature          >= 0 (default 1); 0 takes the likeliest token
     min_p                0 to 1 (default 0)
     top_p                nucleus, 0 < top_p <= 1 (default 1)
+    top_k                so many of the likeliest, a whole number >= 0 (default 0, all)
     seed                 seed of the draws, 0 <= seed < 2**64 (default: a random one)
     uniforms             the draws themselves, a list of floats in [0, 1), one a token, instead of a seed
 """
@@ -31,7 +32,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.t3.draws import uniforms
 from chatterbox_vllm.t3.sampling import RowValues, choose
-from chatterbox_vllm.t3.vllm.config import T3EngineFields
+from chatterbox_vllm.t3.vllm.config import SamplingFields
 
 _LARGEST_SEED = (1 << 64) - 1
 # Each value's default, lowest and highest, and whether the lowest itself is out.
@@ -41,14 +42,21 @@ _RANGES = {
     "temperature": (1.0, 0.0, math.inf, False),
     "min_p": (0.0, 0.0, 1.0, False),
     "top_p": (1.0, 0.0, 1.0, True),
+    "top_k": (0.0, 0.0, math.inf, False),
 }
+_TOP_P, _TOP_K = (list(_RANGES).index(name) for name in ("top_p", "top_k"))
 
 
 @dataclass
 class _Request:
-    """One request: `output` is vLLM's live list, of which the first `noted` are in row `slot` of the mask."""
+    """One request: `output` is vLLM's live list, of which the first `noted` are in row `slot` of the mask.
+
+    Attributes:
+        passing: what the penalty falls on before the first token alone, or -1.
+    """
 
     slot: int
+    passing: int
     values: tuple[float, ...]  # in the order of _RANGES
     seed: int
     given: Sequence[float] | None
@@ -57,7 +65,7 @@ class _Request:
 
 
 class SpeechSampler(LogitsProcessor):
-    """Guidance, repetition penalty, temperature, min-p, top-p and the seeded draw (sampling.py), for every row.
+    """Guidance, repetition penalty, temperature, min-p, top-k, top-p and the seeded draw (sampling.py), for every row.
 
     What has been spoken is a mask on the device that takes in one token a request and step. The draw needs no generator
     per request: for the same logits the same seed gives the same token on every device and in every batch.
@@ -69,7 +77,7 @@ class SpeechSampler(LogitsProcessor):
         for name, (default, low, high, above) in _RANGES.items():
             value = extra.get(name, default)
             inside = isinstance(value, (int, float)) and low <= value <= high and math.isfinite(value)
-            if not inside or (above and value == low):
+            if not inside or (above and value == low) or (name == "top_k" and value % 1):
                 raise ValueError(f"{name} must be a number {'above' if above else 'from'} {low} to {high}: {value!r}")
         if sampling_params.temperature != 0 or sampling_params.repetition_penalty != 1.0:
             raise ValueError("give temperature, penalty, min_p and top_p in extra_args, and vLLM itself temperature=0")
@@ -81,7 +89,7 @@ class SpeechSampler(LogitsProcessor):
             raise ValueError(f"uniforms holds {len(given)} draws for max_tokens={sampling_params.max_tokens}")
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
-        fields = T3EngineFields.from_hf(vllm_config.model_config.hf_config)
+        fields = SamplingFields.from_hf(vllm_config.model_config.hf_config)
         self.device = device
         slots = vllm_config.scheduler_config.max_num_seqs
         self.mask = torch.zeros(slots, fields.vocab_size, dtype=torch.bool, device=device)
@@ -92,11 +100,12 @@ class SpeechSampler(LogitsProcessor):
         self.seeds = np.zeros(0, np.uint64)
         self.slots = torch.zeros(0, dtype=torch.int32, device=device)
         self.values = torch.zeros(0, len(_RANGES), device=device)
-        self.nucleus = False
+        self.nucleus = self.top = False  # whether any row has one
+        self.penalty_last = fields.penalty_last
         if self.mask.is_cuda:
             from chatterbox_vllm.t3.sampling_kernel import compile_choice  # imports triton
 
-            compile_choice(fields.streams, self.mask)
+            compile_choice(fields.streams, self.mask, fields.penalty_last)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -114,16 +123,20 @@ class SpeechSampler(LogitsProcessor):
         self.slots = async_tensor_h2d([request.slot for request in self.rows], self.device, torch.int32)
         table = np.array([request.values for request in self.rows], np.float32).reshape(-1, len(_RANGES))
         self.values = async_tensor_h2d(table, self.device)
-        self.nucleus = bool((table[:, -1] < 1).any())
+        self.nucleus, self.top = bool((table[:, _TOP_P] < 1).any()), bool(table[:, _TOP_K].any())
 
     def _begin(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Request:
         slot = self.free.pop()
         self.mask[slot].fill_(False)
-        self._mark([slot * self.mask.shape[1] + token for token in set(prompt or ())])
+        # All rows of a prompt have the id of start-of-speech.
+        start = set(prompt or ())
+        if not self.penalty_last:
+            self._mark([slot * self.mask.shape[1] + token for token in start])
         extra: dict[str, Any] = params.extra_args or {}
         seed = extra.get("seed")
         return _Request(
             slot=slot,
+            passing=start.pop() if self.penalty_last and start else -1,
             values=tuple(float(extra.get(name, default)) for name, (default, *_) in _RANGES.items()),
             seed=secrets.randbits(64) if seed is None else seed,
             given=extra.get("uniforms"),
@@ -149,21 +162,23 @@ class SpeechSampler(LogitsProcessor):
         if logits.is_cuda:
             from chatterbox_vllm.t3.sampling_kernel import choose_one_hot  # imports triton
 
-            return choose_one_hot(logits, self.values, self.slots, step, self.mask)
-        u, fresh = step.unsqueeze(-1)
-        slots = self.slots.long()
-        spoken = self.mask[slots] | (torch.arange(vocabulary, device=self.device) == fresh)
+            return choose_one_hot(logits, self.values, self.slots, step, self.mask, self.penalty_last)
+        u, fresh, passing = step.unsqueeze(-1)
+        slots, ids = self.slots.long(), torch.arange(vocabulary, device=self.device)
+        spoken = self.mask[slots] | (ids == fresh)
         self.mask[slots] = spoken
-        cfg_weight, penalty, temperature, min_p, top_p = self.values.unsqueeze(-1).unbind(1)
-        values = RowValues(cfg_weight, penalty, temperature, min_p, top_p if self.nucleus else None)
-        token = choose(logits, values, spoken, u)
+        cfg_weight, penalty, temperature, min_p, top_p, top_k = self.values.unsqueeze(-1).unbind(1)
+        values = RowValues(
+            cfg_weight, penalty, temperature, min_p, top_p if self.nucleus else None, top_k if self.top else None
+        )
+        token = choose(logits, values, spoken | (ids == passing), u, self.penalty_last)
         one_hot = torch.full((len(logits), vocabulary), float("-inf"), device=self.device)
         return one_hot.scatter_(1, token.unsqueeze(1), 0.0)
 
     def _step(self) -> np.ndarray:
-        """[2, N] float64: the next uniform number of every row, and the token it spoke last (-1: none to note)."""
+        """[3, N] float64, see `choose_one_hot`: the draws, the tokens to note, and what the penalty falls on once."""
         lengths = np.fromiter((len(request.output) for request in self.rows), np.uint64, len(self.rows))
-        step = np.full((2, len(self.rows)), -1.0)
+        step = np.full((3, len(self.rows)), -1.0)
         step[0] = uniforms(self.seeds, lengths)
         for row, request in enumerate(self.rows):
             fresh = request.output[request.noted :]
@@ -172,6 +187,8 @@ class SpeechSampler(LogitsProcessor):
                 step[1, row] = fresh[0]
             elif fresh:  # back after preemption
                 self._mark([request.slot * self.mask.shape[1] + token for token in fresh])
+            if not request.output:
+                step[2, row] = request.passing
             if request.given is not None:
                 step[0, row] = request.given[len(request.output)]
         return step

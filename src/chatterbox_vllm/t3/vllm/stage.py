@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from chatterbox_vllm.cuda.streams import Urgency, new_stream, on_stream
 from chatterbox_vllm.errors import ConfigError, DeviceError, GenerationError
 from chatterbox_vllm.quantization.files import stored_quantization
 from chatterbox_vllm.quantization.live import ComponentInfo, component_info
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.t3.quantization.methods import (
@@ -39,7 +41,7 @@ from chatterbox_vllm.t3.vllm.environment import (
     shield_kernel_dispatcher,
 )
 from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
-from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURE
+from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURES
 
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
@@ -61,7 +63,7 @@ class T3Options:
         max_model_len: longest sequence, prompt and speech tokens together.
         max_batch_size: most requests generated at once.
         kv_cache_bytes: memory for keys and values; None takes what `max_batch_size` sequences of
-            `kv_cache.TYPICAL_POSITIONS`, or one of `max_model_len`, need; where more is, vLLM makes requests wait.
+            `kv_cache.typical_positions`, or one of `max_model_len`, need; where more is, vLLM makes requests wait.
         cuda_graphs: capture decode steps; CUDA only.
         max_batched_tokens: most rows that one step takes in (prompts are split to fit).
         deterministic: tokens that do not depend on the batch in half precision either; CUDA only, and slower.
@@ -114,11 +116,8 @@ class T3Stage:
     """
 
     def __init__(self, config: T3Config, weights: Weights, options: T3Options, device: torch.device):
-        if options.max_model_len > config.speech_positions + config.text_positions:
-            raise ConfigError(
-                f"max_model_len={options.max_model_len} is more than the model can ever use "
-                f"({config.speech_positions + config.text_positions})"
-            )
+        if options.max_model_len > (most := backbone_of(config).most_positions(config)):
+            raise ConfigError(f"max_model_len={options.max_model_len} is more than the model can ever use ({most})")
         stored = stored_quantization(weights)
         method = method_in_force(options.quantization, stored, str(weights.path))
         # Checked again: a quantized checkpoint may bring a method that nobody asked for.
@@ -158,11 +157,10 @@ class T3Stage:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from chatterbox_vllm.t3.vllm.model import T3ForSpeech
-
         # The class itself: where vLLM knows its name alone, a first start imports all of vLLM once more in a process of
         # its own, to look at the class.
-        ModelRegistry.register_model(ARCHITECTURE, T3ForSpeech)
+        architecture, module = ARCHITECTURES[self.config.backbone]
+        ModelRegistry.register_model(architecture, getattr(import_module(module), architecture))
         # They register themselves, which has to be before engine arguments are made.
         if quantization == BNB_CONFIG:
             import chatterbox_vllm.t3.vllm.bitsandbytes
@@ -220,7 +218,7 @@ class T3Stage:
     def _speak_once(self) -> None:
         """Take in a short prompt and draw tokens: the first request need not wait for kernels to be compiled."""
         sampling = Sampling(
-            cfg_weight=0.5, temperature=0.8, min_p=0.05, top_p=0.95, repetition_penalty=1.2, max_tokens=3
+            cfg_weight=0.5, temperature=0.8, min_p=0.05, top_p=0.95, top_k=0, repetition_penalty=1.2, max_tokens=3
         )
         self.add("warm-up", torch.zeros(8, self.config.guidance_streams * self.config.hidden_size), sampling, seed=0)
         while self.unfinished:
@@ -243,7 +241,7 @@ class T3Stage:
 
     @property
     def model(self) -> nn.Module:
-        """The live `T3ForSpeech` inside the engine."""
+        """The live model inside the engine."""
         return self._engine.apply_model(lambda model: model)[0]
 
     @property
@@ -278,7 +276,7 @@ class T3Stage:
         """Queue a request.
 
         Args:
-            prompt: [P, streams * H] from `PromptBuilder.prompt`.
+            prompt: [P, streams * H] from the builder's `prompt`.
             seed: of the draws.
             uniforms: the draws themselves, at least `max_tokens` of them, instead of the seed.
             forced: the tokens to say, `max_tokens` of them, whatever would be drawn; takes in the logits on the way.
@@ -309,6 +307,7 @@ class T3Stage:
             "temperature": float(sampling.temperature),
             "min_p": float(sampling.min_p),
             "top_p": float(sampling.top_p),
+            "top_k": float(sampling.top_k),
             "seed": seed,
         }
         if uniforms is not None:

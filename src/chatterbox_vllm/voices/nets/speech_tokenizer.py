@@ -7,6 +7,7 @@ A transformer with rotary positions and an FSMN memory beside each attention, th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 from chatterbox_vllm.audio.features import (
     HOP_16K,
     RATE_16K,
+    mel_filterbank,
     scaled_as_whisper,
     speech_tokenizer_log,
     speech_tokenizer_mel,
@@ -37,6 +39,11 @@ _FSQ_LIMIT = 0.9990000128746033
 
 class SpeechTokenizer(nn.Module):
     """Parameters as in `s3gen.safetensors` under `tokenizer.`."""
+
+    # Some published files lack it.
+    computed: ClassVar = {
+        "_mel_filters": lambda shape: mel_filterbank(RATE_16K, 2 * (_FFT_BINS - 1), shape[0], RATE_16K / 2)
+    }
 
     def __init__(self, config: SpeechTokenizerConfig):
         super().__init__()
