@@ -18,6 +18,7 @@ import torch
 
 from chatterbox_vllm import (
     AbortedError,
+    AudioChunk,
     AudioError,
     BatchError,
     ChatterboxVC,
@@ -188,6 +189,18 @@ def test_a_file_that_is_quantized_already(babbler: Path, clips: Path, tmp_path: 
         ChatterboxVC.from_local(out, "cpu", quantize_s3gen="bnb-4bit")
 
 
+@pytest.mark.parametrize("model", ["turbo_babbler", "multilingual_babbler"])
+def test_other_families(model: str, clips: Path, request: pytest.FixtureRequest) -> None:
+    """Turbo's mean flow, and files that are pickles."""
+    with ChatterboxVC.from_local(request.getfixturevalue(model), "cpu", watermark=False) as other:
+        said = other.generate(clips / "two.wav", clips / "voice.wav", seed=1)
+        assert said.shape == (1, 50 * SAMPLES_PER_TOKEN) and said.abs().max() > 0.01
+        chunks = [
+            event.audio for event in other.generate_stream(clips / "two.wav", seed=1) if isinstance(event, AudioChunk)
+        ]
+        assert sum(map(len, chunks)) == said.shape[1]
+
+
 def test_voices_of_files(vc: ChatterboxVC, babbler: Path, clips: Path, tmp_path: Path) -> None:
     assert vc.voices == ["builtin"]
     builtin = vc.builtin_voice("builtin")
@@ -248,7 +261,7 @@ def test_no_voice(babbler: Path, clips: Path, tmp_path: Path) -> None:
 def test_texts_and_recordings_in_one_engine(babbler: Path, clips: Path, vc: ChatterboxVC) -> None:
     """A model that speaks converts as well, through the same S3Gen."""
     pytest.importorskip("vllm")
-    from chatterbox_vllm import AsyncChatterbox, AudioChunk, ChatterboxTTS
+    from chatterbox_vllm import AsyncChatterbox, ChatterboxTTS
 
     target = vc.target_of(clips / "voice.wav")
     alone = vc.generate(clips / "two.wav", clips / "voice.wav", seed=3)[0]
