@@ -16,6 +16,7 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
 from chatterbox_vllm.engine.chunks import QUICK, STEADY
 from chatterbox_vllm.engine.engine import Engine
+from chatterbox_vllm.engine.listening import SourceReader
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
@@ -47,7 +48,7 @@ class Parts:
     """A model in memory, and the plan that it was laid out by."""
 
     plan: Plan
-    engine: Engine
+    engine: Engine[T3Stage]
     enroller: VoiceEnroller
     voice: Voice | None
 
@@ -152,7 +153,11 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
             raise DeviceError(f"S3Gen cannot start: {error}") from error
     scheduler = Scheduler(
         config.t3,
-        Preparation(PromptMaker(config, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
+        Preparation(
+            PromptMaker(config, tokenizer, builder, plan.max_model_len),
+            _PREPARING_THREADS,
+            SourceReader(config, enroller.hearing),
+        ),
         talker,
         voicing,
         # No more than T3 speaks at once: what waits inside vLLM cannot be overtaken. A place that one piece leaves is
