@@ -207,8 +207,8 @@ if [[ ${1:-} == test ]]; then
     shift
     cd -- "$here"
     # All of them: in two processes where there are two cores and memory for both. The tests at full size, which all
-    # go to one of them, take 11 GB. nproc by itself would take OMP_NUM_THREADS=1 for the number of cores.
-    if (($# == 0)) && (($(env -u OMP_NUM_THREADS nproc) > 1)) && awk '/^MemAvailable/ { exit $2 < 14e6 }' /proc/meminfo; then
+    # go to one of them, take 15 GB. nproc by itself would take OMP_NUM_THREADS=1 for the number of cores.
+    if (($# == 0)) && (($(env -u OMP_NUM_THREADS nproc) > 1)) && awk '/^MemAvailable/ { exit $2 < 18e6 }' /proc/meminfo; then
         set -- -n 2
     fi
     exec "$python" -m pytest "$@"

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,13 @@ import torch
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import encode_audio
-from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.conversion import ConversionRequest, Request
+from chatterbox_vllm.engine.request import SpeechResult
 from chatterbox_vllm.errors import CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.server.app import make_app
 from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.server.pool import ServedModel
 from chatterbox_vllm.server.run import Server, bind
 from chatterbox_vllm.serving.async_engine import EngineStats
 from chatterbox_vllm.voices.reference import check_reference
@@ -88,17 +91,21 @@ class FakeEngine:
         self.failure: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
-        self.requests: list[SpeechRequest] = []
+        self.requests: list[Request] = []
         self.running = self.done = self.dropped = 0
         self.closed = False
         self.pause = 0.0
 
-    def wave(self, request: SpeechRequest) -> torch.Tensor:
-        times = torch.arange(round(len(request.text) * SECONDS_PER_CHARACTER * RATE)) / RATE
+    def wave(self, request: Request) -> torch.Tensor:
+        seconds = len(request.text) * SECONDS_PER_CHARACTER
+        if isinstance(request, ConversionRequest):
+            wave, rate = decode_audio(request.audio, request.longest)
+            seconds = len(wave) / rate
+        times = torch.arange(round(seconds * RATE)) / RATE
         return 0.3 * torch.sin(2 * torch.pi * 220 * times)
 
     async def generate(
-        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool = False
+        self, request: Request, request_id: str | None = None, *, stream: bool = False
     ) -> AsyncGenerator[Any, None]:
         assert stream
         self.requests.append(request)
@@ -116,7 +123,7 @@ class FakeEngine:
         finally:
             self.running -= 1
 
-    async def speak(self, request: SpeechRequest, request_id: str | None = None) -> SpeechResult:
+    async def speak(self, request: Request, request_id: str | None = None) -> SpeechResult:
         wave = self.wave(request)
         async for event in self.generate(request, request_id, stream=True):
             if isinstance(event, SpeechResult):
@@ -124,7 +131,7 @@ class FakeEngine:
         raise AssertionError("no result")
 
     def _result(
-        self, request: SpeechRequest, name: str | None, wave: torch.Tensor, audio: torch.Tensor | None
+        self, request: Request, name: str | None, wave: torch.Tensor, audio: torch.Tensor | None
     ) -> SpeechResult:
         seed = request.parameters.seed or 0
         tokens = tuple([5] * round(len(wave) / 960))
@@ -172,12 +179,21 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    voices: Path, start: Callable[[], Any] = FakeEngine, model: str = "fake", **options: Any
+    voices: Path,
+    start: Callable[[], Any] = FakeEngine,
+    model: str = "fake",
+    others: Mapping[str, Callable[[], Any]] | None = None,
+    **options: Any,
 ) -> Iterator[Running]:
-    """Run a server within. Options are those of `ServerOptions`."""
+    """Run a server within. Options are those of `ServerOptions`.
+
+    Args:
+        start, model: the first model's.
+        others: the other models, by their names; each takes a GiB.
+    """
     engines: list[Any] = []
 
-    def starting() -> Any:
+    def recorded(start: Callable[[], Any]) -> Any:
         engines.append(start())
         return engines[-1]
 
@@ -185,7 +201,11 @@ def running(
     # What is checked is the host that was asked for; a test listens on this machine only.
     chosen = ServerOptions(host=host, port=0, voices_directory=voices, **options)
     servers: list[Server] = []
-    app = make_app(starting, chosen, model, starting(), lambda: servers[0].give_up())
+    starts = {model: start, **(others or {})}
+    served = [
+        ServedModel(name, partial(recorded, own), tuple(FakeTTS.voices), bytes=1 << 30) for name, own in starts.items()
+    ]
+    app = make_app(served, chosen, recorded(start), lambda: servers[0].give_up())
     servers.append(Server(app, chosen))
     socket = bind("127.0.0.1", 0)
     port = socket.getsockname()[1]

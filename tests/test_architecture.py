@@ -15,7 +15,7 @@ FLOORS = (
     "bench server",
     "serving evaluation batch",
     "multilingual tts_turbo",
-    "tts",
+    "tts vc",
     "setup",
     "engine",
     "families",

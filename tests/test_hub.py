@@ -25,7 +25,14 @@ from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
-from chatterbox_vllm.setup.models import default_model, download_model, local_directory, model_headers, resolve_model
+from chatterbox_vllm.setup.models import (
+    default_model,
+    download_model,
+    local_directory,
+    model_headers,
+    resolve_converter,
+    resolve_model,
+)
 from chatterbox_vllm.setup.quantize import quantize_model
 
 FIRST, SECOND = "c" * 40, "d" * 40
@@ -142,6 +149,15 @@ def test_downloads_the_pinned_revision_once(hub: type[Hub]) -> None:
 def test_other_files_of_a_repository_stay_there(hub: type[Hub]) -> None:
     hub.commits[FIRST] |= {"t3_other.safetensors": b"x" * 1000, CONFIG_FILE: b"{}"}
     assert set(files_in(resolve_model("someone/finetuned"))) == {*ENGLISH.files, CONFIG_FILE}
+
+
+def test_a_conversion_downloads_s3gen_alone(hub: type[Hub]) -> None:
+    directory = resolve_converter("english")
+    assert {path.name for path in directory.iterdir()} == {ENGLISH.s3gen, ENGLISH.builtin_voice}
+    hub.asked.clear()
+    assert resolve_converter("english") == directory and not hub.asked
+    assert resolve_model("english") == directory  # the rest comes beside it
+    assert {path.name for path in directory.iterdir()} >= set(ENGLISH.files)
 
 
 def test_another_repository_and_revision(hub: type[Hub]) -> None:

@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.audio.streams import encode_whole, pcm16
 from chatterbox_vllm.cli.serve import common_quantization, server_options
 from chatterbox_vllm.errors import ConfigError
 from tests.fake_server import a_clip, eventually
@@ -87,15 +88,17 @@ def test_other_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(voices: Path, model: str | Path = "babble", **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(voices: Path, *models: str | Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, running and ready, and its address.
 
     Args:
+        models: babble where none is named.
         variables: of the environment.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", "--model", str(model), "--device", "cpu", "--port", str(port), "--no-watermark"]
+    named = map(str, models or ("babble",))
+    words = ["serve", "--model", *named, "--device", "cpu", "--port", str(port), "--no-watermark"]
     environment = os.environ | {"CHATTERBOX_VOICES": str(voices)} | variables
     process = subprocess.Popen(
         [sys.executable, "-m", "chatterbox_vllm", *words], stderr=subprocess.PIPE, text=True, env=environment
@@ -154,3 +157,39 @@ def test_the_command_starts_again_after_a_kill_and_ends_in_order(tmp_path: Path)
             got += sum(map(len, parts))
         assert got > 2 * len(wave)
         assert process.wait(60) == 0
+
+
+def test_two_models_by_turns_where_memory_is_for_one(tmp_path: Path) -> None:
+    """Each speaks as it would alone, converts as well, and gives its room back to the other."""
+    pytest.importorskip("vllm")
+    from chatterbox_vllm import ChatterboxTTS, ChatterboxVC
+
+    body = {"input": TEXT, "seed": 3, "response_format": "pcm"}
+    files = {"file": ("clip.wav", a_clip())}
+    room = {"CHATTERBOX_MODELS_MEMORY_GB": "3", "CHATTERBOX_MAX_BATCH_SIZE": "1"}
+    with (
+        served(tmp_path, "small", "babbler=babble", **room) as (_, url),
+        httpx.Client(base_url=f"{url}/v1", timeout=120) as client,
+    ):
+        said: dict[str, list[bytes]] = {"small": [], "babbler": []}
+        for model in ("small", "babbler", "small", "babbler"):
+            answer = client.post("/audio/speech", json=body | {"model": model, "stream": False})
+            assert answer.status_code == 200, answer.text
+            said[model].append(answer.content)
+            found = httpx.get(f"{url}/health").json()["models"]
+            assert [name for name, each in found.items() if each["loaded"]] == [model]
+            assert all(0 < each["expected_bytes"] < 3 << 30 for each in found.values())
+        assert all(first == second for first, second in said.values())
+        wave = {"response_format": "wav", "seed": "5", "diffusion_steps": "2"}
+        converted = client.post("/audio/conversions", files=files, data=wave | {"model": "babbler"})
+        assert converted.status_code == 200, converted.text
+        streamed = client.post("/audio/conversions", files=files, data=wave | {"response_format": "pcm"})
+        assert streamed.status_code == 200 and len(streamed.content) > 2 * 24_000
+        listed = {model["id"]: model["root"] for model in client.get("/models").json()["data"]}
+        assert listed["babbler"] == "babbler" and listed["small"] == listed["tts-1"] == "small"
+
+    with ChatterboxTTS.from_pretrained("babble", "cpu", max_batch_size=1, watermark=False) as tts:
+        assert pcm16(tts.generate(TEXT, seed=3)[0].numpy()) == said["babbler"][0]
+    with ChatterboxVC.from_pretrained("babble", "cpu", watermark=False) as vc:
+        alone = vc.generate(a_clip(), seed=5, diffusion_steps=2)[0].numpy()
+    assert encode_whole("wav", alone, 24_000) == converted.content

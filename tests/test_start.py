@@ -123,9 +123,9 @@ def test_it_is_bash_and_installs_what_the_project_names() -> None:
     ("cores", "kilobytes", "given", "passed"),
     [
         (2, 20_000_000, [], ["-n", "2"]),
-        (8, 14_000_000, [], ["-n", "2"]),
+        (8, 18_000_000, [], ["-n", "2"]),
         (1, 20_000_000, [], []),
-        (2, 13_999_999, [], []),
+        (2, 17_999_999, [], []),
         (2, 20_000_000, ["tests/test_start.py"], ["tests/test_start.py"]),
     ],
 )

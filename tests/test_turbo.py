@@ -157,6 +157,26 @@ def test_the_published_class_takes_its_own_models_alone(turbo_babbler: Path, bab
         ChatterboxTurboTTS.from_local(turbo_babbler, "cpu", nano=True)
 
 
+def test_the_published_class_finds_its_models_by_their_names(
+    turbo_babbler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def resolve(name: str, revision: str | None = None) -> Path:
+        asked.append(name)
+        return turbo_babbler
+
+    monkeypatch.setattr("chatterbox_vllm.tts_turbo.resolve_model", resolve)
+    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", resolve)
+    pytest.importorskip("bitsandbytes")
+    ChatterboxTurboTTS.from_pretrained("cpu").shutdown()
+    with ChatterboxTurboTTS.from_pretrained_quantized("cpu", quantization_strategy="int8") as tts:
+        assert tts.get_quantization_info()["t3"]["method"] == "bnb-8bit"
+    with pytest.raises(ConfigError, match="holds no nano model but turbo"):
+        ChatterboxTurboTTS.from_pretrained("cpu", True)
+    assert asked == ["turbo", "turbo", "nano"]
+
+
 def test_clips_are_brought_to_a_loudness_unless_told_otherwise(turbo: ChatterboxTTS, tmp_path: Path) -> None:
     wave = babble(7)
     paths = [tmp_path / "loud.wav", tmp_path / "faint.wav"]

@@ -46,6 +46,9 @@ class CountingEnroller:
         time.sleep(self.seconds)
         return made_up_voice(self.count)
 
+    def read(self, path: Path) -> Voice:
+        return Voice.load(path, self.config)
+
 
 def clip(path: Path, loudness: float = 0.1) -> Path:
     return write_audio(path, np.full(RATE, loudness, np.float32), RATE)

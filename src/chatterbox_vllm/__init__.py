@@ -23,6 +23,7 @@ from chatterbox_vllm.errors import (
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.budgets import Limits
+    from chatterbox_vllm.engine.conversion import ConversionRequest
     from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
     from chatterbox_vllm.multilingual import ChatterboxMultilingualTTS
     from chatterbox_vllm.quantization.config import QuantizationConfig
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.setup.support import check_quantization_support
     from chatterbox_vllm.tts import ChatterboxTTS
     from chatterbox_vllm.tts_turbo import ChatterboxTurboTTS
+    from chatterbox_vllm.vc import ChatterboxVC
     from chatterbox_vllm.voices.voice import Voice
 
 __version__ = "0.1.0"
@@ -45,8 +47,10 @@ __all__ = [
     "ChatterboxMultilingualTTS",
     "ChatterboxTTS",
     "ChatterboxTurboTTS",
+    "ChatterboxVC",
     "CheckpointError",
     "ConfigError",
+    "ConversionRequest",
     "DeadlineError",
     "DeviceError",
     "GenerationError",
@@ -72,6 +76,8 @@ _LAZY = {
     "ChatterboxMultilingualTTS": "chatterbox_vllm.multilingual",
     "ChatterboxTTS": "chatterbox_vllm.tts",
     "ChatterboxTurboTTS": "chatterbox_vllm.tts_turbo",
+    "ChatterboxVC": "chatterbox_vllm.vc",
+    "ConversionRequest": "chatterbox_vllm.engine.conversion",
     "Limits": "chatterbox_vllm.engine.budgets",
     "QuantizationConfig": "chatterbox_vllm.quantization.config",
     "QuantizationMemoryEstimator": "chatterbox_vllm.setup.estimate",

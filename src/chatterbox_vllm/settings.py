@@ -326,6 +326,23 @@ TEXT = (
 # Fields of `ServerOptions`; options of `chatterbox-vllm serve`.
 SERVER = (
     Setting(
+        "models",
+        "a model as elsewhere, or NAME=MODEL for another name in requests; may be repeated, in the variable with "
+        "commas: each is loaded when a request names it, and the first, which is loaded at once, speaks where none is "
+        "named",
+        unset="what CHATTERBOX_MODEL names, else english, or small where that is neither downloaded nor reachable",
+        option="--model",
+        variable="CHATTERBOX_MODELS",
+    ),
+    Setting(
+        "models_memory_gb",
+        "GiB that loaded models may take together, as `estimate` computes it: on the card, or on a CPU of the host's "
+        "memory. The one that was used least recently is given back where another needs the room",
+        unset="models stay loaded",
+        option="--models-memory-gb",
+        variable="CHATTERBOX_MODELS_MEMORY_GB",
+    ),
+    Setting(
         "host",
         "where it listens; 0.0.0.0 is every network",
         default="127.0.0.1",
@@ -378,6 +395,13 @@ SERVER = (
     ),
     Setting("max_text", "characters of one text", default=4096, option="--max-text", variable="CHATTERBOX_MAX_TEXT"),
     Setting(
+        "max_recording_seconds",
+        "seconds of one recording that is converted",
+        default=600.0,
+        option="--max-recording-seconds",
+        variable="CHATTERBOX_MAX_RECORDING_SECONDS",
+    ),
+    Setting(
         "max_body_mb",
         "MiB of one request",
         default=32.0,
@@ -414,7 +438,7 @@ SERVER = (
     ),
     Setting(
         "idle_seconds",
-        "seconds without a request after which the model is unloaded; the next request loads it again",
+        "seconds without a request after which a model is unloaded; the next request loads it again",
         unset="it stays loaded",
         option="--idle-seconds",
         variable="CHATTERBOX_IDLE_SECONDS",

@@ -14,6 +14,7 @@ import torch
 from typing_extensions import Self
 
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
+from chatterbox_vllm.engine.conversion import Request
 from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.progress import with_progress
 from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameters, SpeechRequest, SpeechResult
@@ -28,23 +29,14 @@ from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.loading import in_force, load
-from chatterbox_vllm.setup.models import resolve_model
-from chatterbox_vllm.setup.planning import (
-    DType,
-    automatic_tier,
-    make_plan,
-    make_settings,
-    strategy_for,
-    wanted_quantization,
-)
+from chatterbox_vllm.setup.models import model_and_device, resolve_model
+from chatterbox_vllm.setup.planning import DType, lay_out, strategy_for
 from chatterbox_vllm.setup.provenance import settings_in_force
 from chatterbox_vllm.text.clean import Cleaning
 from chatterbox_vllm.text.pauses import DEFAULT_PAUSES, Pauses
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.files import FileVoices
 from chatterbox_vllm.voices.voice import Voice
-
-_DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 
 
 class ChatterboxTTS:
@@ -64,7 +56,7 @@ class ChatterboxTTS:
         self,
         directory: Path,
         device: torch.device,
-        engine: Engine,
+        engine: Engine[TalkerStage],
         enroller: VoiceEnroller,
         voice: Voice | None,
     ):
@@ -100,7 +92,7 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
-        model, device = _in_our_order(model, device)
+        model, device = model_and_device(model, device)
         return cls.from_local(resolve_model(model, revision), device, **options)
 
     @classmethod
@@ -136,7 +128,7 @@ class ChatterboxTTS:
         Raises:
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
-        model, device = _in_our_order(model, device)
+        model, device = model_and_device(model, device)
         if options.get("quantization") is not None:
             raise ConfigError("give either quantization_strategy or quantization: the one stands for the other")
         config = strategy_for(quantization_strategy, resolve_device(device))
@@ -206,9 +198,11 @@ class ChatterboxTTS:
         """
         if not isinstance(fallback, bool):
             raise ConfigError(f"fallback must be True or False, not {fallback!r}")
-        settings = make_settings(
+        settings, plan, tier = lay_out(
             Path(ckpt_dir),
             device,
+            tier,
+            quantization,
             dtype=dtype,
             s3gen_dtype=s3gen_dtype,
             cuda_graphs=cuda_graphs,
@@ -216,20 +210,11 @@ class ChatterboxTTS:
             watermark=watermark,
             guard=guard,
             teacher_forcing=teacher_forcing,
-        )
-        if tier == AUTO:  # asked once: what is free on a card changes
-            tier = automatic_tier(settings.device).gb
-        options = {
-            "use_quantization": use_quantization,
-            "quantization_method": quantization_method,
-            "quantize_s3gen": quantize_s3gen,
-            "quantize_voice_encoder": quantize_voice_encoder,
-            "use_bnb_quantization": use_bnb_quantization,
-        }
-        plan = make_plan(
-            settings,
-            tier=tier,
-            quantization=wanted_quantization(settings, tier, quantization, options),
+            use_quantization=use_quantization,
+            quantization_method=quantization_method,
+            quantize_s3gen=quantize_s3gen,
+            quantize_voice_encoder=quantize_voice_encoder,
+            use_bnb_quantization=use_bnb_quantization,
             max_model_len=max_model_len,
             max_batch_size=max_batch_size,
             kv_cache_bytes=kv_cache_bytes,
@@ -512,8 +497,8 @@ class ChatterboxTTS:
         )
         return self.stream(request)
 
-    def stream(self, request: SpeechRequest) -> Iterator[AudioChunk | SpeechResult]:
-        """`generate_stream` for a request.
+    def stream(self, request: Request) -> Iterator[AudioChunk | SpeechResult]:
+        """`generate_stream` for a request, which may be a conversion.
 
         Raises:
             ConfigError: the model is in use or was shut down.
@@ -521,10 +506,10 @@ class ChatterboxTTS:
         """
         return self._engine.stream(request)
 
-    def run(
-        self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
-    ) -> Iterator[SpeechResult]:
+    def run(self, requests: Iterable[Request], on_step: Callable[[int], None] | None = None) -> Iterator[SpeechResult]:
         """Speak requests of mixed voices and parameters; yield each result when it is ready, failures included.
+
+        Conversions of recordings (`ConversionRequest`) may be among them.
 
         Args:
             requests: any iterable, read only as far ahead as keeps the engine busy.
@@ -591,13 +576,6 @@ class ChatterboxTTS:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown()
-
-
-def _in_our_order(model: str | os.PathLike[str] | None, device: str) -> tuple[str | os.PathLike[str] | None, str]:
-    """Model and device, where the device may stand in the model's place, as in the published class."""
-    if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
-        return None, model
-    return model, device
 
 
 def _nth(parameters: SpeechParameters, i: int) -> SpeechParameters:

@@ -16,6 +16,7 @@ from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.links import linked_directory
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.turbo import NANO, TURBO
+from chatterbox_vllm.quantization.config import AUTO
 from chatterbox_vllm.setup.models import resolve_model
 from chatterbox_vllm.tts import ChatterboxTTS
 
@@ -45,6 +46,19 @@ class ChatterboxTurboTTS(ChatterboxTTS):
             ConfigError, CheckpointError, ModelUnavailableError, DeviceError
         """
         return cls.from_local(resolve_model(_family(nano).name, revision), device, nano, **options)
+
+    @classmethod
+    def from_pretrained_quantized(  # type: ignore[override]
+        cls, device: str = "auto", nano: bool = False, *, quantization_strategy: str = AUTO, **options: Any
+    ) -> Self:
+        """`from_pretrained` with a ready-made choice of methods, see `ChatterboxTTS.from_pretrained_quantized`.
+
+        Raises:
+            ConfigError, CheckpointError, ModelUnavailableError, DeviceError
+        """
+        return super().from_pretrained_quantized(
+            _family(nano).name, device, quantization_strategy=quantization_strategy, nano=nano, **options
+        )
 
     @classmethod
     def from_local(

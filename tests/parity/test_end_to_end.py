@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest, Voice
+from chatterbox_vllm import ChatterboxTTS, ChatterboxVC, SpeechParameters, SpeechRequest, Voice
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.tokenizer import BpeTokenizer
+from chatterbox_vllm.voices.hearing import Target
 
 from ..reasons import NO_TOKENIZER
 from .conftest import Goldens, Parity, find_published_tokenizer
@@ -22,7 +23,7 @@ from .oracle import weights_recipe as recipe
 WAVEFORM_BOUND = 5e-3
 
 
-def oracle_noise(tts: ChatterboxTTS, tag: str, voice: Voice, speech_tokens: int) -> S3GenNoise:
+def oracle_noise(tts: ChatterboxTTS | ChatterboxVC, tag: str, voice: Voice | Target, speech_tokens: int) -> S3GenNoise:
     model = tts.s3gen_stage.model
     total, generated = model.frames(speech_tokens, voice.prompt)
     phase = torch.from_numpy(recipe.uniform(f"{tag}/hift_phase_u", 9).astype(np.float32)) * 2 * math.pi - math.pi

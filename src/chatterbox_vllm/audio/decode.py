@@ -36,7 +36,9 @@ _MOST_FRAMES = 2_000
 _FRAMES_UNASKED = 5_000
 
 
-def decode_audio(source: Source, max_seconds: float | None = None) -> tuple[np.ndarray, int]:
+def decode_audio(
+    source: Source, max_seconds: float | None = None, too_long: str = "cut it to a few seconds of clear speech"
+) -> tuple[np.ndarray, int]:
     """Decode the best audio stream of a file.
 
     Integer samples are divided by their full scale (2**15 for 16 bits), float samples are taken as they are, and
@@ -47,6 +49,7 @@ def decode_audio(source: Source, max_seconds: float | None = None) -> tuple[np.n
     Args:
         source: an audio or video file: its path, its bytes, or a binary file object that can seek.
         max_seconds: decoding stops, with an error, as soon as the clip turns out to be longer.
+        too_long: what that error says to do.
 
     Returns:
         The wave, float32 (samples,), and its rate in Hz.
@@ -63,10 +66,10 @@ def decode_audio(source: Source, max_seconds: float | None = None) -> tuple[np.n
                 raise AudioError(f"{name}: the file was opened as text; open it in binary mode")
             if not first:
                 raise AudioError(f"{name}: the file is empty; {REMEDY}")
-            mix = _decoded(file, name, max_seconds, channel=None)
+            mix = _decoded(file, name, max_seconds, too_long, channel=None)
             if mix.cancels:
                 logger.warning("%s: its channels cancel each other; channel %d is taken", name, mix.loudest + 1)
-                mix = _decoded(file, name, max_seconds, channel=mix.loudest)
+                mix = _decoded(file, name, max_seconds, too_long, channel=mix.loudest)
         except (av.FFmpegError, OSError) as error:
             raise AudioError(f"{name}: cannot be decoded as audio ({_reason(error)}); {REMEDY}") from error
     wave = mix.wave()
@@ -100,7 +103,7 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, str]]:
         raise AudioError(f"a clip is a path, bytes or a binary file that can seek, not a {type(source).__name__}")
 
 
-def _decoded(file: BinaryIO, name: str, max_seconds: float | None, channel: int | None) -> Mix:
+def _decoded(file: BinaryIO, name: str, max_seconds: float | None, too_long: str, channel: int | None) -> Mix:
     """Decode until the end or the limit; `channel` alone, or the average of all."""
     file.seek(0)
     with av.open(GuardedFile(file), **_options()) as container:
@@ -122,7 +125,7 @@ def _decoded(file: BinaryIO, name: str, max_seconds: float | None, channel: int 
             if max_seconds is not None and mix.seconds > max_seconds:
                 raise AudioError(
                     f"{name}: is {_length(container, mix.seconds)} long, over the limit of {max_seconds:g} s; "
-                    "cut it to a few seconds of clear speech"
+                    f"{too_long}"
                 )
     if mix is None:
         raise AudioError(f"{name}: holds no audio samples; {REMEDY}")

@@ -67,18 +67,36 @@ def voice_encoder_mel(wave: torch.Tensor, num_mels: int) -> torch.Tensor:
 
 
 def speech_tokenizer_mel(wave: torch.Tensor, filterbank: torch.Tensor) -> torch.Tensor:
-    """Log mel for the speech tokenizer, with Whisper's scaling: log10, at most 8 below the clip's maximum, (x + 4) / 4.
+    """Log mel for the speech tokenizer: `speech_tokenizer_log` of all frames, scaled by the clip's own maximum.
+
+    Returns:
+        float32 [num_mels, samples // 160]; the last STFT frame is dropped.
+    """
+    log = speech_tokenizer_log(wave, filterbank, 0, len(wave) // HOP_16K)
+    return scaled_as_whisper(log, log.max())
+
+
+def speech_tokenizer_log(wave: torch.Tensor, filterbank: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """log10 of the mel power of frames `first` to `end` of a clip, whose ends are reflected.
 
     Args:
         wave: at 16 kHz, longer than 200 samples.
         filterbank: float32 [num_mels, 201], as the checkpoint holds it.
 
     Returns:
-        float32 [num_mels, samples // 160]; the last STFT frame is dropped.
+        float32 [num_mels, end - first].
     """
-    power = _stft(wave, _WINDOW_16K, HOP_16K)[:, :-1].abs() ** 2
-    log = (filterbank @ power).clamp(min=1e-10).log10()
-    return (log.maximum(log.max() - 8.0) + 4.0) / 4.0
+    edge = _WINDOW_16K // 2
+    start, stop = first * HOP_16K - edge, (end - 1) * HOP_16K + edge
+    seen = wave[max(0, start) : stop]
+    padded = F.pad(seen[None], (max(0, -start), max(0, stop - len(wave))), mode="reflect")[0]
+    power = _stft(padded, _WINDOW_16K, HOP_16K, center=False).abs() ** 2
+    return (filterbank @ power).clamp(min=1e-10).log10()
+
+
+def scaled_as_whisper(log: torch.Tensor, loudest: torch.Tensor) -> torch.Tensor:
+    """Whisper's scaling of log10 mel power: at most 8 below the clip's maximum, (x + 4) / 4."""
+    return (log.maximum(loudest - 8.0) + 4.0) / 4.0
 
 
 def prompt_mel(wave: torch.Tensor, num_mels: int) -> torch.Tensor:

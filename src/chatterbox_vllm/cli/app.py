@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from chatterbox_vllm import __version__
-from chatterbox_vllm.cli import batch, bench, download, estimate, evaluate, info, methods, quantize, say, serve, voices
+from chatterbox_vllm.cli import (
+    batch,
+    bench,
+    convert,
+    download,
+    estimate,
+    evaluate,
+    info,
+    methods,
+    models,
+    quantize,
+    say,
+    serve,
+    voices,
+)
 from chatterbox_vllm.cli.arguments import Command
 from chatterbox_vllm.cli.run import PROGRAM, Commands
 
@@ -24,11 +38,13 @@ for command in (
     say.say,
     batch.batch,
     bench.bench,
+    convert.convert,
     download.download,
     estimate.estimate,
     evaluate.evaluate,
     info.info,
     methods.methods,
+    models.models,
     quantize.quantize,
     serve.serve,
 ):

@@ -27,6 +27,8 @@ _TYPES: dict[str, Any] = {
     "dtype": DType,
     "gpu_memory_utilization": float,
     "idle_seconds": float,
+    "models": list[str],
+    "models_memory_gb": float,
     "kv_cache_bytes": int,
     "max_batch_size": int,
     "max_model_len": int,
@@ -48,11 +50,17 @@ def _models() -> tuple[str, ...]:
 
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "NAME"}
-_METAVARS_OF = {"pauses": "KIND=SECONDS", "cors_origins": "ORIGIN", "voice_aliases": "ALIAS=VOICE"}
+_METAVARS_OF = {
+    "pauses": "KIND=SECONDS",
+    "cors_origins": "ORIGIN",
+    "voice_aliases": "ALIAS=VOICE",
+    "models": "[NAME=]MODEL",
+}
 # What a shell completes, where a setting takes other values as well.
 _COMPLETED: dict[str, Sequence[str] | Callable[[], Sequence[str]]] = {
     "device": ("auto", "cpu", "cuda"),
     "model": _models,
+    "models": _models,
     "pauses": ("clause=", "sentence=", "paragraph=", "heading=", "scene="),
     "quantization_method": ("bnb-4bit", "bnb-8bit", "awq", "fp8"),
     "quantize_s3gen": ("bnb-4bit", "bnb-8bit", "true"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings
-from chatterbox_vllm.cli.options import JsonOption, VoiceOption, check_voice, loaded
+from chatterbox_vllm.cli.options import JsonOption, VoiceOption, check_voice, loaded, model_config
 from chatterbox_vllm.cli.outputs import beside, check_writable, write_json
 from chatterbox_vllm.cli.progress import progress_bar
 from chatterbox_vllm.cli.texts import check_text, read_text
@@ -38,7 +38,6 @@ class Part(StrEnum):
 
 _USUAL: list[Part] = [part for part in Part if part not in (Part.LISTENERS, Part.UPSTREAM)]
 _STEPS = (BY_KEYWORD["diffusion_steps"],)
-_PUBLISHED_STEPS = 10  # one figure for all models, comparable with the published package's
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,11 @@ def bench(
     text = "" if file is None else read_text(file)
     if file is not None:
         check_text(text)
-    steps = given.pop("diffusion_steps", _PUBLISHED_STEPS)
-    language = given.pop("language", None)
-    measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, language, synthetic)
     if json is not None:
         check_writable(json)
+    steps = given.pop("diffusion_steps", None) or _published_steps(given)
+    language = given.pop("language", None)
+    measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, language, synthetic)
     clip = check_voice(voice, given)
     # Before our model loads, so that each side has the machine to itself.
     upstream = _run_upstream(measured, given, clip, upstream_python) if Part.UPSTREAM in only else None
@@ -146,6 +145,13 @@ def bench(
         rows = _measure(tts, measured, facts, upstream, json)
     if json is not None:
         write_json(json, {**facts, "results": rows})
+
+
+def _published_steps(given: Keywords) -> int:
+    """Diffusion steps of the family, one figure for all its models, comparable with the published package's."""
+    from chatterbox_vllm.families.registry import family_of
+
+    return family_of(model_config(given).family).defaults.diffusion_steps
 
 
 def _facts(tts: ChatterboxTTS, measured: Measured, given: Keywords) -> dict[str, Any]:

@@ -114,8 +114,11 @@ def model_config(given: Keywords) -> ModelConfig:
     return config_of(resolve_model(given.get("model"), given.get("revision")))
 
 
-def check_voice(voice: str | None, given: Keywords) -> Path | None:
+def check_voice(voice: str | None, given: Keywords, converting: bool = False) -> Path | None:
     """The file of a voice that was named, found to be one that the model can use, before that is loaded.
+
+    Args:
+        converting: whether S3Gen alone is to use it; then no more of the model is downloaded.
 
     Raises:
         ConfigError: there is neither such a file nor such a name.
@@ -124,25 +127,36 @@ def check_voice(voice: str | None, given: Keywords) -> Path | None:
     """
     if voice is None:
         return None
+    from chatterbox_vllm.families.registry import config_of
     from chatterbox_vllm.families.voices import voices_of
-    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.models import resolve_converter, resolve_model
     from chatterbox_vllm.voices.files import check_voice_file
+    from chatterbox_vllm.voices.hearing import read_target
     from chatterbox_vllm.voices.library import VoiceLibrary
     from chatterbox_vllm.voices.naming import is_voice_name
     from chatterbox_vllm.voices.saved import is_saved_voice
 
     library = VoiceLibrary()
     own = {}
+
+    def directory() -> Path:
+        resolve = resolve_converter if converting else resolve_model
+        return resolve(given.get("model"), given.get("revision"))
+
     if library.look_up(voice) is None and is_voice_name(voice):
-        own = voices_of(resolve_model(given.get("model"), given.get("revision")))
+        own = voices_of(directory())
     path = library.find(voice, own)
     # A clip can be told to be bad without a model.
     is_clip = not (os.access(path, os.R_OK) and is_saved_voice(path))
     if is_clip:
         check_voice_file(path)
-    config = model_config(given)
-    # A name may have a voice for each kind of model, or a clip that one can be made of.
-    path = library.find(voice, own, config.voice_kind, or_clip=True)
-    if not is_clip or config.enrolment.least_seconds:
+        if converting:
+            return path
+    config = config_of(directory())
+    # A name may have a voice for each kind of model, or a clip that one can be made of. A conversion takes any kind's.
+    path = library.find(voice, own, config.voice_kind, or_clip=not converting)
+    if converting:
+        read_target(path, config)
+    elif not is_clip or config.enrolment.least_seconds:
         check_voice_file(path, config)
     return path

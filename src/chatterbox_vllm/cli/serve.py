@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from chatterbox_vllm.cli.arguments import Keywords, from_settings, setting_type
 from chatterbox_vllm.cli.options import load, with_model
-from chatterbox_vllm.errors import GenerationError
+from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.settings import (
     ENGINE,
     MODEL,
+    MODEL_NAME,
     QUANTIZATION,
     QUANTIZATION_BITS,
     QUANTIZATION_ENABLED,
@@ -28,41 +29,40 @@ from chatterbox_vllm.settings import (
 
 if TYPE_CHECKING:
     from chatterbox_vllm.server.options import ServerOptions
+    from chatterbox_vllm.server.pool import ServedModel
 
 _METHODS = {"4": "bnb-4bit", "8": "bnb-8bit"}
 _OF_SERVER = {setting.keyword for setting in SERVER}
 
 
-@from_settings(MODEL, SERVER, ENGINE, QUANTIZATION)
+@from_settings(tuple(setting for setting in MODEL if setting is not MODEL_NAME), SERVER, ENGINE, QUANTIZATION)
 def serve(*, given: Keywords, quiet: bool) -> None:
     """Serve speech over HTTP, to clients of OpenAI's API and others, until Ctrl-C or SIGTERM."""
     options = server_options(given)
     keywords = {name: value for name, value in given.items() if name not in _OF_SERVER}
-    keywords = with_model(keywords | common_quantization(keywords))
+    keywords |= common_quantization(keywords)
+    if len(options.models) > 1 and "revision" in keywords:
+        raise ConfigError("revision is of one model, and there are several: leave it out, or serve that one alone")
     from chatterbox_vllm.server.logs import start_logging
     from chatterbox_vllm.server.run import bind
 
     start_logging(options.log_json, quiet)
     with bind(options.host, options.port) as socket:
-        from chatterbox_vllm.engine.budgets import Limits
         from chatterbox_vllm.server.app import make_app
+        from chatterbox_vllm.server.pool import check_models
         from chatterbox_vllm.server.run import Server, logger
-        from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 
-        limits = Limits(requests=options.max_requests)
-
-        def start() -> AsyncChatterbox:
-            return AsyncChatterbox(load(keywords), limits=limits)
-
-        logger.info("loading the model")
-        engine = start()
+        served = _served(options, keywords)
+        check_models(served, options.models_memory)
+        logger.info("loading the model %s", served[0].name)
+        engine = served[0].start()
         servers: list[Server] = []
 
         def give_up() -> None:
             servers[0].give_up()
 
         try:
-            app = make_app(start, options, _named(keywords, engine.tts.directory), engine, give_up)
+            app = make_app(served, options, engine, give_up)
             server = Server(app, options)
             servers.append(server)
             signal.signal(signal.SIGHUP, server.handle_exit)  # as SIGTERM
@@ -76,10 +76,45 @@ def serve(*, given: Keywords, quiet: bool) -> None:
         raise GenerationError("the model failed too often in a row; start the server anew")
 
 
-def _named(keywords: Keywords, directory: Path) -> str:
-    """What clients call the model: its name, or the last part of a path."""
-    name = str(keywords.get("model") or directory.name)
-    return Path(name).resolve().name if Path(name).is_dir() else name
+def _served(options: ServerOptions, keywords: Keywords) -> list[ServedModel]:
+    """The models, their files on this machine and found to be some, but none of them loaded.
+
+    Raises:
+        ConfigError, CheckpointError, ModelUnavailableError: a model cannot be had.
+    """
+    if options.models:
+        return [_served_model(name, model, options, keywords) for name, model in options.models.items()]
+    keywords = with_model(keywords)
+    return [_served_model(None, keywords.pop("model", None), options, keywords)]
+
+
+def _served_model(name: str | None, model: str | None, options: ServerOptions, keywords: Keywords) -> ServedModel:
+    from chatterbox_vllm.engine.budgets import Limits
+    from chatterbox_vllm.families.registry import config_of
+    from chatterbox_vllm.families.voices import voices_of
+    from chatterbox_vllm.server.pool import ServedModel
+    from chatterbox_vllm.serving.async_engine import AsyncChatterbox
+    from chatterbox_vllm.setup.models import resolve_model
+    from chatterbox_vllm.setup.planning import expected_bytes
+
+    directory = resolve_model(model, keywords.get("revision"))
+    loading = {key: value for key, value in keywords.items() if key != "revision"}
+
+    def start() -> AsyncChatterbox:
+        return AsyncChatterbox(load(loading | {"model": directory}), limits=Limits(requests=options.max_requests))
+
+    return ServedModel(
+        name=name or _named(model or directory.name),
+        start=start,
+        voices=tuple(voices_of(directory)),
+        voice_kind=config_of(directory).voice_kind,
+        bytes=0 if options.models_memory_gb is None else expected_bytes(directory, **loading),
+    )
+
+
+def _named(model: str) -> str:
+    """What requests call a model: its name, or the last part of a path."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def server_options(given: Keywords) -> ServerOptions:
@@ -118,7 +153,7 @@ def _bits(value: object) -> str:
 
 
 def _parser(setting: Setting) -> Callable[[object], Any]:
-    special = {"api_keys": _words, "cors_origins": _words, "voice_aliases": _aliases, "port": _port}
+    special = {"api_keys": _words, "cors_origins": _words, "voice_aliases": _aliases, "models": _models, "port": _port}
     by_type: dict[Any, Callable[[object], Any]] = {bool: flag, int: positive, float: above_zero, str: str}
     return special.get(setting.keyword) or by_type[setting_type(setting)]
 
@@ -134,6 +169,19 @@ def _aliases(value: object) -> dict[str, str]:
     if not all(alias and equals and voice for alias, equals, voice in pairs):
         raise ValueError("ALIAS=VOICE, such as alloy=anna")
     return {alias.strip(): voice.strip() for alias, _, voice in pairs}
+
+
+def _models(value: object) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in _words(value):
+        name, equals, model = word.partition("=")
+        name, model = (name.strip(), model.strip()) if equals else (_named(word), word)
+        if not name or not model:
+            raise ValueError("a model, or NAME=MODEL such as fast=small")
+        if name in found:
+            raise ValueError(f"models of different names; {name!r} is given twice")
+        found[name] = model
+    return found
 
 
 def _port(value: object) -> int:

@@ -114,7 +114,7 @@ def list_(*, json: JsonOption = None, given: Keywords) -> None:
         rows = [
             (
                 v.name,
-                "?" if v.is_plain else v.kind or "published",
+                "?" if v.is_plain else (v.kind or "published").removeprefix("+"),
                 ", ".join(v.languages),
                 "yes" if v.preview else "no",
                 f"{v.bytes / 1024:.0f} KiB",

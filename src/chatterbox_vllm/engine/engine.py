@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from chatterbox_vllm.engine.request import AudioChunk, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.conversion import Request
+from chatterbox_vllm.engine.request import AudioChunk, SpeechResult
 from chatterbox_vllm.engine.run import run_all, stream_one
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import Synthesis
-from chatterbox_vllm.engine.talker import TalkerStage
+from chatterbox_vllm.engine.talker import Talker
 from chatterbox_vllm.errors import ConfigError
 
 T = TypeVar("T")
+Talking = TypeVar("Talking", bound=Talker)
 
 _SHUT_DOWN = "this model was shut down; load it again"
 
 
-class Engine:
+class Engine(Generic[Talking]):
     """Has one user at a time: an iterator of `run`, or whoever was lent it. `shutdown` may come from any thread."""
 
-    def __init__(self, scheduler: Scheduler, talker: TalkerStage, voicing: Synthesis):
+    def __init__(self, scheduler: Scheduler, talker: Talking, voicing: Synthesis):
         self.scheduler = scheduler
         self.talker = talker
         self.voicing = voicing
@@ -56,7 +58,7 @@ class Engine:
             self._in_use, self._end_use = False, None
 
     def run(
-        self, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
+        self, requests: Iterable[Request], on_step: Callable[[int], None] | None = None
     ) -> Generator[SpeechResult, None, None]:
         """`run_all` as the engine's one user.
 
@@ -65,7 +67,7 @@ class Engine:
         """
         return self._alone(run_all(self.scheduler, requests, on_step))
 
-    def stream(self, request: SpeechRequest) -> Generator[AudioChunk | SpeechResult, None, None]:
+    def stream(self, request: Request) -> Generator[AudioChunk | SpeechResult, None, None]:
         """A request's chunks as they are rendered, then its result; the engine's one user meanwhile.
 
         Raises:

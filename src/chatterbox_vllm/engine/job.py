@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from chatterbox_vllm.audio.join import Joiner
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, SpeechStream
+from chatterbox_vllm.engine.conversion import ConversionStream, Request
 from chatterbox_vllm.engine.prompts import Piece, Script
 from chatterbox_vllm.engine.request import (
     AudioChunk,
     Delivery,
     FinishReason,
-    SpeechRequest,
     SpeechResult,
     Timings,
 )
@@ -44,6 +44,7 @@ class Job:
         label: the caller's name for it.
         delivery: how the audio goes out; what goes out in chunks is forgotten.
         stream: of a request whose delivery is that.
+        conversion: of a recording that is rendered in chunks, whatever its delivery.
         script: None until it is prepared.
         admitted, talked: how many pieces were given to T3, and how many it has finished.
         waiting_samples: that went out in chunks and that the caller has not taken.
@@ -52,10 +53,11 @@ class Job:
     serial: int
     label: str
     index: int
-    request: SpeechRequest
+    request: Request
     seed: int
     delivery: Delivery
     stream: SpeechStream | None = None
+    conversion: ConversionStream | None = None
     script: Script | None = None
     admitted: int = 0
     talked: int = 0
@@ -95,16 +97,18 @@ class Job:
 
     def next_chunk(self) -> ChunkToSpeak | None:
         """Of a stream, what S3Gen can speak next; a piece begins when the one before it is out."""
-        if self.stream is None or self.delivered >= len(self.pieces):
+        chunks = self.stream or self.conversion
+        if chunks is None or self.delivered >= len(self.pieces):
             return None
-        return self.stream.next_chunk(self.delivered, self.pieces[self.delivered], self.samples)
+        return chunks.next_chunk(self.delivered, self.pieces[self.delivered], self.samples)
 
     def spoke_chunk(self, k: int, chunk: SpokenChunk) -> list[AudioChunk]:
         """Take in a chunk of piece k; return what is now ready, which may be nothing."""
-        assert self.stream is not None  # it has chunks
-        audio = self.stream.spoken(k, self.pieces[k], len(self.pieces), chunk)
+        chunks = self.stream or self.conversion
+        assert chunks is not None  # it has some
+        audio = chunks.spoken(k, self.pieces[k], len(self.pieces), chunk)
         self.delivered += chunk.last
-        return [self._goes_out(audio)] if len(audio) else []
+        return self._passed_on(audio) if len(audio) else []
 
     def voiced(self, k: int, wave: torch.Tensor) -> list[AudioChunk]:
         """Take in the audio of piece k; return what is now ready, in the text's order: nothing of what is kept."""
@@ -113,12 +117,16 @@ class Job:
         while self.delivered in self._voiced:
             wave = self._joined(self.delivered, self._voiced.pop(self.delivered))
             self.delivered += 1
-            if self.whole:
-                self.samples += len(wave)
-                self._kept.append(wave)
-            else:
-                ready.append(self._goes_out(wave))
+            ready += self._passed_on(wave)
         return ready
+
+    def _passed_on(self, audio: torch.Tensor) -> list[AudioChunk]:
+        """Keep what goes into the result, or let it go out."""
+        if not self.whole:
+            return [self._goes_out(audio)]
+        self.samples += len(audio)
+        self._kept.append(audio)
+        return []
 
     def _goes_out(self, audio: torch.Tensor) -> AudioChunk:
         chunk = AudioChunk(self.serial, self.label, audio, self.samples)

@@ -11,17 +11,18 @@ from chatterbox_vllm.engine.request import SpeechResult
 
 
 def with_progress(
-    results: Iterator[SpeechResult], count: int, sample_rate: int, show: bool | None
+    results: Iterator[SpeechResult], count: int, sample_rate: int, show: bool | None, unit: str = "text"
 ) -> Iterator[SpeechResult]:
     """The results, under a bar of items, seconds of audio and x real time.
 
     Args:
         count: how many there will be.
+        unit: what each is the audio of.
         show: None does so for more than one, on a terminal.
     """
     disable = None if show is None and count > 1 else not show
     start, seconds = time.monotonic(), 0.0
-    with tqdm(total=count, unit="text", disable=disable) as bar:
+    with tqdm(total=count, unit=unit, disable=disable) as bar:
         for result in results:
             if result.audio is not None:
                 seconds += len(result.audio) / sample_rate

@@ -9,6 +9,7 @@ import torch
 from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
+from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
 from chatterbox_vllm.families.family import TextTokenizer
 from chatterbox_vllm.families.parameters import SpeechValues
@@ -46,12 +47,14 @@ class Script:
     """All pieces of a request, and the conditioning rows of its voice.
 
     Attributes:
+        source: of a conversion, which is one piece: the speech tokens that T3 need not speak.
         language: the code of the language that it is spoken in.
     """
 
     pieces: list[Piece]
     conditioning: torch.Tensor
     language: str | None = None
+    source: Source | None = None
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable
 
-from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult
+from chatterbox_vllm.engine.conversion import Request
+from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechResult
 from chatterbox_vllm.engine.scheduler import Scheduler
 
 
 def run_all(
-    scheduler: Scheduler, requests: Iterable[SpeechRequest], on_step: Callable[[int], None] | None = None
+    scheduler: Scheduler, requests: Iterable[Request], on_step: Callable[[int], None] | None = None
 ) -> Generator[SpeechResult, None, None]:
     """Speak all requests; yield each result when it is ready, failures included, in no particular order.
 
@@ -46,7 +47,7 @@ def run_all(
         scheduler.collect()  # nobody is left to hear of them
 
 
-def stream_one(scheduler: Scheduler, request: SpeechRequest) -> Generator[AudioChunk | SpeechResult, None, None]:
+def stream_one(scheduler: Scheduler, request: Request) -> Generator[AudioChunk | SpeechResult, None, None]:
     """Speak one request; yield its chunks as they are rendered, and its result at the end. Closing early drops it.
 
     Audio is rendered as far ahead as the engine has got when the caller asks for the next chunk.

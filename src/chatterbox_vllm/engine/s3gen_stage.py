@@ -16,7 +16,7 @@ from chatterbox_vllm.s3gen.flow.encoder import UPSAMPLING
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.streaming.state import StreamChunk
-from chatterbox_vllm.voices.voice import Voice
+from chatterbox_vllm.voices.hearing import Speaker
 
 # Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
 MOST_FRAMES = 48_000
@@ -47,7 +47,7 @@ class S3GenStage:
         """Let the model go; nothing runs here any more."""
         del self.model
 
-    def record_graphs(self, voice: Voice) -> int:
+    def record_graphs(self, voice: Speaker) -> int:
         """Record CUDA graphs for all batches of this voice's prompt length and the usual longest utterance.
 
         Returns:
@@ -172,7 +172,7 @@ class S3GenStage:
             for chunk, (wave, state) in zip(chunks, rendered, strict=True)
         ]
 
-    def _heard(self, wave: torch.Tensor, tokens: int, voice: Voice, unheard: int) -> torch.Tensor:
+    def _heard(self, wave: torch.Tensor, tokens: int, voice: Speaker, unheard: int) -> torch.Tensor:
         """The end of an utterance of so many tokens, without the audio of the last `unheard`; one is always heard."""
         if not unheard:
             return wave

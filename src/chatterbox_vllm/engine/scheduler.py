@@ -1,8 +1,8 @@
 """The scheduler: one loop that keeps both stages busy.
 
 A request's way: submitted -> prepared (split, tokenized, conditioned) -> its pieces take turns with other requests' at
-T3 -> their tokens wait for S3Gen -> voiced -> joined -> delivered. `step` moves everything on by one T3 step; preparing
-(preparation.py) and S3Gen (synthesis.py) work beside it.
+T3 -> their tokens wait for S3Gen -> voiced -> joined -> delivered. A conversion brings its tokens and skips T3. `step`
+moves everything on by one T3 step; preparing (preparation.py) and S3Gen (synthesis.py) work beside it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from dataclasses import replace
 
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
+from chatterbox_vllm.engine.conversion import LONGEST_WHOLE, ConversionRequest, ConversionStream, Request
 from chatterbox_vllm.engine.guard import LOOK_EVERY, Bounds
 from chatterbox_vllm.engine.job import Job
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed, segment_seed
 from chatterbox_vllm.engine.said import Said, best_of
+from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.talker import Talker
 from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak, ToSpeak
@@ -93,7 +95,7 @@ class Scheduler:
         self._filled = False  # all places were taken, and few are free again
         self._jobs: dict[int, Job] = {}
         self._turns: Turns[Job] = Turns()
-        self._streams: dict[int, Job] = {}  # those of the jobs that are streams
+        self._streams: dict[int, Job] = {}  # those of the jobs that are rendered in chunks
         self._stirred: dict[int, None] = {}  # streams in which something has changed, which may have a chunk ready
         self._paused: set[int] = set()  # until their callers take what is ready
         self._talking: dict[str, tuple[Job, int, Said]] = {}  # by piece id
@@ -105,7 +107,7 @@ class Scheduler:
 
     def submit(
         self,
-        request: SpeechRequest,
+        request: Request,
         label: str | None = None,
         index: int = 0,
         delivery: Delivery = Delivery.WHOLE,
@@ -123,8 +125,8 @@ class Scheduler:
         Raises:
             ConfigError: it is no request.
         """
-        if not isinstance(request, SpeechRequest):
-            raise ConfigError(f"a request must be a SpeechRequest, not {type(request).__name__}")
+        if not isinstance(request, (SpeechRequest, ConversionRequest)):
+            raise ConfigError(f"a request must be a SpeechRequest or a ConversionRequest, not {type(request).__name__}")
         serial = next(self._serials)
         seed = request.parameters.seed
         job = Job(
@@ -137,8 +139,9 @@ class Scheduler:
         )
         self._jobs[serial] = job
         if delivery is Delivery.STREAM:
-            job.stream = SpeechStream(request, job.seed, self.chunk_plan, self.lookahead, self.ending)
-            self._streams[serial] = job
+            if isinstance(request, SpeechRequest):
+                job.stream = SpeechStream(request, job.seed, self.chunk_plan, self.lookahead, self.ending)
+                self._streams[serial] = job
             if request.noise is not None:
                 self._fail(job, ConfigError("a stream draws its own noise: leave noise out, or do not stream"))
                 return serial
@@ -193,7 +196,8 @@ class Scheduler:
     @property
     def blocked(self) -> bool:
         """Whether all that is left to do waits for callers to take audio."""
-        return not (self._talking or self._ready or self.voicing.busy or self.preparation.pending or len(self._turns))
+        busy = self._talking or self._ready or self._stirred or self.voicing.busy
+        return not (busy or self.preparation.pending or len(self._turns))
 
     def step(self, patience: float = 1.0) -> list[Event]:
         """One turn of the loop: what became ready, in the order in which it did.
@@ -245,7 +249,23 @@ class Scheduler:
                 self._fail(job, script)
                 continue
             job.script = script
-            self._turns.add(job, job.request.priority)
+            if script.source is None:
+                self._turns.add(job, job.request.priority)
+            else:
+                self._convert(job, script.source)
+
+    def _convert(self, job: Job, source: Source) -> None:
+        """Let S3Gen have a recording's speech tokens: at once, or in chunks where it is long or somebody listens."""
+        assert isinstance(job.request, ConversionRequest)
+        job.first_admission = job.last_token = time.monotonic()
+        job.admitted = job.talked = 1
+        job.tokens[0] = source.tokens
+        heard = job.delivery is Delivery.STREAM
+        if not heard and len(source.tokens) <= LONGEST_WHOLE:
+            self._voice(job, 0, source.tokens)
+            return
+        job.conversion = ConversionStream(job.request, source, job.seed, self.lookahead, heard)
+        self._streams[job.serial], self._stirred[job.serial] = job, None
 
     def _admit(self) -> None:
         """Give T3 pieces of the requests whose turn it is, as many as it has room for."""
@@ -335,18 +355,21 @@ class Scheduler:
             job.stream.end(k)
             self._call_next(job)
             return
+        self._voice(job, k, (*tokens, *self.ending.appended), self.ending.unheard)
+
+    def _voice(self, job: Job, k: int, tokens: tuple[int, ...], unheard: int = 0) -> None:
+        """Let S3Gen have a piece with the next batch."""
         request, piece_id = job.request, job.piece_id(k)
-        seed = segment_seed(job.seed, k)
         self._voicing[piece_id] = job, k
         job.live.add(piece_id)
         self._spoken[piece_id] = TokensToSpeak(
-            (*tokens, *self.ending.appended),
+            tokens,
             request.voice,
             job.pieces[k].values.diffusion_steps,
-            seed,
+            segment_seed(job.seed, k),
             request.noise,
             _order(request.priority, k),
-            unheard=self.ending.unheard,
+            unheard=unheard,
         )
 
     def _hand_over(self) -> None:
@@ -372,7 +395,8 @@ class Scheduler:
 
     def _call_next(self, job: Job) -> None:
         """Let a stream's next piece have a turn at T3, one ahead of the piece that is being heard."""
-        assert job.stream is not None  # others call all their pieces
+        if job.stream is None:  # others call all their pieces
+            return
         if job.stream.called < job.admitted < len(job.pieces) and job.admitted <= job.delivered + 1:
             job.stream.called = job.admitted
             self._turns.add(job, job.request.priority)
@@ -430,6 +454,8 @@ class Scheduler:
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.serial]
+        if job.script is None:
+            self.preparation.drop(job.serial)
         self._streams.pop(job.serial, None)
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)

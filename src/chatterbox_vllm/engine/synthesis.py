@@ -27,7 +27,7 @@ from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, Spoken, SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
-from chatterbox_vllm.voices.voice import Voice
+from chatterbox_vllm.voices.hearing import Speaker
 
 Outcome = Spoken | ChatterboxError
 _Told = tuple[str, ToSpeak, Outcome]  # a segment, what was to be spoken, and what came of it
@@ -40,7 +40,7 @@ class Synthesis(Protocol):
     stage: S3GenStage
     works_in_poll: bool  # in the caller's thread, and not beside it
 
-    def warm_up(self, voice: Voice, steps: int) -> None:
+    def warm_up(self, voice: Speaker, steps: int) -> None:
         """Do now what the first requests would wait for: compile kernels, record graphs, load the watermark."""
 
     def add(self, segments: Mapping[str, ToSpeak]) -> None:
@@ -94,7 +94,7 @@ class InlineSynthesis:
         self._wanted: set[str] = set()  # of the batch in work
         self._heap = Heap()
 
-    def warm_up(self, voice: Voice, steps: int) -> None:
+    def warm_up(self, voice: Speaker, steps: int) -> None:
         """Nothing is compiled on a CPU."""
 
     def add(self, segments: Mapping[str, ToSpeak]) -> None:
@@ -164,7 +164,7 @@ class ThreadedSynthesis:
         if stream is not None:
             torch.cuda.set_stream(stream)  # of its device, which becomes the thread's
 
-    def warm_up(self, voice: Voice, steps: int) -> None:
+    def warm_up(self, voice: Speaker, steps: int) -> None:
         """In the thread that will do the work: all graphs, then utterances of 10 s, alone and as many as fit."""
 
         def speak() -> None:

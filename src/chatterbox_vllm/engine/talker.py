@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.live import ComponentInfo
 from chatterbox_vllm.t3.options import T3Options, T3Output
 from chatterbox_vllm.t3.sampling import Sampling
@@ -31,6 +32,7 @@ class Talker(Protocol):
     ) -> None: ...
     def step(self) -> list[T3Output]: ...
     def abort(self, request_ids: Sequence[str]) -> None: ...
+    def close(self) -> None: ...
 
 
 class TalkerStage(Talker, Protocol):
@@ -60,5 +62,27 @@ class TalkerStage(Talker, Protocol):
         forced: ForcedTokens | None = None,
         told_every: int | None = None,
     ) -> None: ...
-    def close(self) -> None: ...
     def end_with_process(self) -> None: ...
+
+
+class NoTalker:
+    """Stands where only S3Gen is loaded: it is never given anything."""
+
+    def add(
+        self,
+        request_id: str,
+        prompt: torch.Tensor,
+        sampling: Sampling,
+        seed: int,
+        uniforms: Sequence[float] | None = None,
+        *,
+        told_every: int | None = None,
+    ) -> None:
+        raise ConfigError("only S3Gen is loaded here, and nobody to speak")
+
+    def step(self) -> list[T3Output]:
+        return []
+
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
+    def close(self) -> None: ...

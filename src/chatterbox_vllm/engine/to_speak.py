@@ -11,7 +11,7 @@ import torch
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.streaming.state import StreamState
 from chatterbox_vllm.s3gen.streaming.window import CONTEXT_TOKENS
-from chatterbox_vllm.voices.voice import Voice
+from chatterbox_vllm.voices.hearing import Speaker
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TokensToSpeak:
     """
 
     speech_tokens: tuple[int, ...]
-    voice: Voice
+    voice: Speaker
     steps: int
     seed: int
     noise: S3GenNoise | None = None
@@ -61,7 +61,7 @@ class ChunkToSpeak:
     tokens: tuple[int, ...]
     rendered: int
     last: bool
-    voice: Voice
+    voice: Speaker
     steps: int
     seed: int
     before: SpokenChunk | None = None

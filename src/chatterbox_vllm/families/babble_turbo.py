@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import pre_tokenizers
 
-from chatterbox_vllm.checkpoint.config import EnrolmentConfig, T3Config
+from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.families.babble import BABBLE_CONFIG, kept_directory, write_babble
 from chatterbox_vllm.families.turbo import TURBO
 from chatterbox_vllm.quantization.storage import Tensors
@@ -59,7 +59,7 @@ BABBLE_TURBO_CONFIG = replace(
         speech_prompt_tokens=15,
     ),
     s3gen=replace(BABBLE_CONFIG.s3gen, flow=replace(BABBLE_CONFIG.s3gen.flow, meanflow=True)),
-    enrolment=EnrolmentConfig(**vars(TURBO.config.enrolment)),
+    enrolment=TURBO.config.enrolment,
 )
 
 

@@ -83,6 +83,7 @@ class Family:
         normalize: a piece of text, before it is tokenized.
         read_prompt_builder: from T3's file; makes T3's prompts of conditioning and text tokens.
         ending: how its utterances end.
+        licence: of the weights, as the model's card says.
         borrowed: of `files`, those that lie elsewhere.
     """
 
@@ -102,6 +103,7 @@ class Family:
     read_prompt_builder: Callable[[T3Config, Weights], PromptRows]
     absent: frozenset[str] = frozenset()
     ending: SpeechEnding = AS_SPOKEN
+    licence: str = "MIT"
     borrowed: Borrowed | None = None
 
     def language(self, given: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -18,11 +19,22 @@ from chatterbox_vllm.errors import ChatterboxError
 from chatterbox_vllm.server.access import Access
 from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.gate import Gate
-from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.limits import Limits
-from chatterbox_vllm.server.metrics import Metrics
+from chatterbox_vllm.server.metrics import Metrics, Moment
 from chatterbox_vllm.server.options import ServerOptions
-from chatterbox_vllm.server.routes import docs, health, live, models, page, realtime, sillytavern, speech, voices
+from chatterbox_vllm.server.pool import ModelPool, ServedModel
+from chatterbox_vllm.server.routes import (
+    conversions,
+    docs,
+    health,
+    live,
+    models,
+    page,
+    realtime,
+    sillytavern,
+    speech,
+    voices,
+)
 from chatterbox_vllm.server.service import Service
 from chatterbox_vllm.server.speaking import Speaker
 from chatterbox_vllm.server.voices import VoiceBook
@@ -35,48 +47,42 @@ _CONSENTS = "consents"  # a directory in the voice library's
 
 
 def make_app(
-    start: Callable[[], AsyncChatterbox],
+    served: Sequence[ServedModel],
     options: ServerOptions,
-    model: str,
     engine: AsyncChatterbox | None = None,
     on_failure: Callable[[], None] | None = None,
 ) -> ASGIApp:
     """The server as an ASGI application, for uvicorn to run.
 
     Args:
-        start: loads the model and opens its engine; called in a thread, also later after it was unloaded or failed.
-        model: its name, for requests and for /health.
-        engine: one that is open already; without one the first request loads it.
-        on_failure: called when the model has failed too often in a row to be loaded again.
+        served: the models that requests may name; the first speaks where they name none.
+        engine: of the first, where it is open already; without one the first request loads it.
+        on_failure: called when no model is left that has not failed too often in a row.
 
     Raises:
-        ConfigError: the options name a voice that there is not, of the engine's model or in the library.
+        ConfigError: the options name a voice that there is not, of the engine's model or in the library; two models
+            have one name, or one takes more than there is for all.
     """
     book = VoiceBook(options)
 
-    def started() -> AsyncChatterbox:
-        made = start()
-        book.learn(made.tts)
-        return made
-
+    for model in served:
+        book.learn(model.name, model.voices, model.voice_kind)
     if engine is not None:
-        book.learn(engine.tts)
-        book.check_options(engine.tts)
-    keeper = Keeper(started, options.max_requests, options.idle_seconds, on_failure, engine)
-    metrics = Metrics(lambda: _gauges(keeper))
+        book.check_options(served[0].name, engine.tts)
+    pool = ModelPool(served, options.max_requests, options.idle_seconds, options.models_memory, on_failure, engine)
+    metrics = Metrics(lambda: _gauges(pool))
     service = Service(
         options=options,
-        keeper=keeper,
+        pool=pool,
         voices=book,
         consents=Consents(book.library.directory / _CONSENTS),
-        speaker=Speaker(keeper, book, metrics, options, model),
+        speaker=Speaker(pool, book, metrics, options),
         metrics=metrics,
-        model=model,
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with keeper:
+        async with pool:
             yield
 
     app = FastAPI(
@@ -88,7 +94,8 @@ def make_app(
         redoc_url=None,
     )
     app.state.service = service
-    for router in (speech.router, voices.router, models.router, health.router, realtime.router, live.router):
+    openai = (speech, conversions, voices, models, health, realtime, live)
+    for router in (room.router for room in openai):
         app.include_router(router, prefix="/v1")
         app.include_router(router, include_in_schema=False)  # for base URLs without /v1
     for router in (docs.router, health.root, sillytavern.router, page.router):
@@ -146,21 +153,30 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _gauges(keeper: Keeper) -> Iterable[tuple[str, str, dict[str, float]]]:
-    """Figures of the moment for `Metrics`."""
-    yield "ready", "Whether a request would be spoken at once", {"": float(keeper.is_healthy)}
-    yield "model_loads", "Times the model was loaded again", {"": keeper.loads}
-    yield "users", "Requests that use or wait for the model", {"": keeper.users}
-    engine = keeper.engine
-    if engine is None:
+def _gauges(pool: ModelPool) -> Iterable[Moment]:
+    """Figures of the moment for `Metrics`; but for those by model, of all models together."""
+    keepers = pool.keepers
+    yield Moment("ready", "Whether a request would be spoken at once", float(pool.is_healthy))
+    yield Moment("model_loads", "Times a model was loaded again", sum(keeper.loads for keeper in keepers.values()))
+    yield Moment("users", "Requests that use or wait for a model", sum(keeper.users for keeper in keepers.values()))
+    loaded = {name: float(keeper.engine is not None) for name, keeper in keepers.items()}
+    yield Moment("model_loaded", "Whether a model is in memory", loaded, "model")
+    users = {name: float(keeper.users) for name, keeper in keepers.items()}
+    yield Moment("model_users", "Requests that use or wait for it", users, "model")
+    engines = list(pool.engines)
+    if not engines:
         return
-    stats = engine.stats()
-    yield "queue", "Requests that wait for their first token", {"": stats.queued}
-    yield "talking", "Pieces of text that T3 speaks", {"": stats.talking}
-    yield "waiting_for_voice", "Pieces that wait for S3Gen", {"": stats.waiting_for_voice}
-    yield "untaken_seconds", "Audio that is ready and that clients have not taken", {"": stats.untaken_seconds}
-    yield "kv_blocks", "Blocks of T3's cache in use", {"": stats.kv_blocks_in_use}
-    info = engine.tts.get_quantization_info()
-    parts = {name: info[name]["total_bytes"] for name in ("t3", "s3gen", "voice_encoder") if info[name] is not None}
+    stats = [engine.stats() for engine in engines]
+    yield Moment("queue", "Requests that wait for their first token", sum(s.queued for s in stats))
+    yield Moment("talking", "Pieces of text that T3 speaks", sum(s.talking for s in stats))
+    yield Moment("waiting_for_voice", "Pieces that wait for S3Gen", sum(s.waiting_for_voice for s in stats))
+    untaken = sum(s.untaken_seconds for s in stats)
+    yield Moment("untaken_seconds", "Audio that is ready and that clients have not taken", untaken)
+    yield Moment("kv_blocks", "Blocks of T3's cache in use", sum(s.kv_blocks_in_use for s in stats))
+    parts: Counter[str] = Counter()
+    for engine in engines:
+        info = engine.tts.get_quantization_info()
+        held = (name for name in ("t3", "s3gen", "voice_encoder") if info[name] is not None)
+        parts.update({name: info[name]["total_bytes"] for name in held})
     if parts:
-        yield "weights_bytes", "Memory of the model's weights", parts
+        yield Moment("weights_bytes", "Memory of the models' weights", dict(parts), "component")

@@ -1,4 +1,4 @@
-"""The model of a server: loaded, given back when idle, loaded anew when it has failed."""
+"""A model of a server: loaded, given back when idle or when others need the room, loaded anew when it has failed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import Self
 
-from chatterbox_vllm.errors import OverloadedError
 from chatterbox_vllm.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -38,28 +38,41 @@ class State(Enum):
     CLOSED = "closed"
 
 
+class Share(Protocol):
+    """The memory that models share."""
+
+    async def take(self) -> None:
+        """Wait until there is room for this one."""
+
+    def leave(self) -> None:
+        """This one needs no room any more."""
+
+
 class Keeper:
     """Lends the engine to requests. Use it from one event loop.
 
-    While there is no engine for the moment, requests wait for it; more than `most` at once are refused.
+    While there is no engine for the moment, requests wait for it.
 
     Args:
         start: loads a model and opens its engine; called in a thread.
-        most: requests at once.
         idle_seconds: after which an unused model is unloaded; None keeps it.
         on_failure: told once, when the engine has failed too often in a row.
-        engine: one that is open already.
+        engine: one that is open already; its room is taken.
+        share: asked for room before the model is loaded.
+        name: of the model, for the log.
     """
 
     def __init__(
         self,
         start: Callable[[], AsyncChatterbox],
-        most: int,
         idle_seconds: float | None = None,
         on_failure: Callable[[], None] | None = None,
         engine: AsyncChatterbox | None = None,
+        share: Share | None = None,
+        name: str = "the model",
     ):
-        self._start, self._most, self._idle_seconds, self._on_failure = start, most, idle_seconds, on_failure
+        self._share, self._name = share, name
+        self._start, self._idle_seconds, self._on_failure = start, idle_seconds, on_failure
         self._engine = engine
         self.state = State.ASLEEP if engine is None else State.READY
         self.users = 0
@@ -69,7 +82,10 @@ class Keeper:
         self._changed = asyncio.Event()
         self._change: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._last_use = time.monotonic()
+        self.last_use = time.monotonic()
+        self._turn = 0  # how often it was asked to be given back
+        self._wanted_back = False
+        self._users_of_turn: Counter[int] = Counter()
         self._mean_seconds = 2.0
 
     async def __aenter__(self) -> Self:
@@ -110,31 +126,41 @@ class Keeper:
         """An engine, which stays for as long as this is open unless it fails.
 
         Raises:
-            OverloadedError: there are as many requests as may be.
             ApiError: there is no engine and there will be none.
         """
-        if self.users >= self._most:
-            raise OverloadedError(f"{self.users} requests are on their way, the most that are taken; try again later")
         self.users += 1
+        turn = self._turn
+        self._users_of_turn[turn] += 1
         started = time.monotonic()
         engine = None
         try:
-            engine = await self._ready()
+            engine = await self._ready(turn)
             yield engine
             if engine.failure is None:
                 self._failures = 0
                 self._mean_seconds += 0.1 * (time.monotonic() - started - self._mean_seconds)
         finally:
             self.users -= 1
-            self._last_use = time.monotonic()
+            self._users_of_turn[turn] -= 1
+            self.last_use = time.monotonic()
             self._look()
 
-    async def _ready(self) -> AsyncChatterbox:
+    async def give_back(self) -> None:
+        """Unload the model, once those have been served who came before; who comes later waits until it is back."""
+        if not self._wanted_back:
+            self._wanted_back = True
+            self._turn += 1
+        self._look()
+        while self._wanted_back:
+            await self._changed.wait()
+
+    async def _ready(self, turn: int) -> AsyncChatterbox:
         while True:
             self._look()
             if self.state is State.ASLEEP:
                 self._begin(self._load(), State.LOADING)
-            if self.state is State.READY and self._engine is not None:
+            too_late = self._wanted_back and turn == self._turn
+            if self.state is State.READY and self._engine is not None and not too_late:
                 return self._engine
             if self.state in (State.FAILED, State.CLOSED):
                 raise ApiError(503, f"there is no model ({self.failure or self.state.value})", code="model_unavailable")
@@ -148,14 +174,21 @@ class Keeper:
         if engine.failure is not None:
             self.failure = engine.failure
             self._failures += 1
-            logger.error("the engine failed (%s); the model is loaded anew", type(engine.failure).__name__)
+            logger.error("%s: the engine failed (%s); it is loaded anew", self._name, type(engine.failure).__name__)
             self._begin(self._load(), State.LOADING)
+        elif self._wanted_back and not self._earlier_users:
+            self._begin(self._sleep(), State.UNLOADING)
         elif self._idle_seconds is not None and not self.users and self._idle() >= self._idle_seconds:
-            logger.info("no request for %.0f s: the model is unloaded until the next", self._idle_seconds)
+            logger.info("%s: no request for %.0f s, unloaded until the next", self._name, self._idle_seconds)
             self._begin(self._sleep(), State.UNLOADING)
 
+    @property
+    def _earlier_users(self) -> int:
+        """Who came before the model was wanted back."""
+        return sum(count for turn, count in self._users_of_turn.items() if turn < self._turn)
+
     def _idle(self) -> float:
-        return time.monotonic() - self._last_use
+        return time.monotonic() - self.last_use
 
     async def _watching(self) -> None:
         while True:
@@ -169,29 +202,38 @@ class Keeper:
     async def _load(self) -> None:
         pause = _FIRST_PAUSE
         await self._unload()
+        if self._share is not None:
+            await self._share.take()
         while self._failures < _MOST_FAILURES:
             try:
                 self._engine = await asyncio.to_thread(self._start)
             except Exception as error:
                 self.failure = error
                 self._failures += 1
-                logger.error("the model cannot be loaded: %s", error)
+                logger.error("%s cannot be loaded: %s", self._name, error)
                 await asyncio.sleep(pause)
                 pause *= 4
             else:
                 self.loads += 1
                 self.failure = None
-                self._last_use = time.monotonic()
+                self.last_use = time.monotonic()
                 self._enter(State.READY)
                 return
+        self._leave()
         self._enter(State.FAILED)
-        logger.critical("the model has failed %d times in a row; the server gives up", self._failures)
+        logger.critical("%s has failed %d times in a row; it is given up", self._name, self._failures)
         if self._on_failure is not None:
             self._on_failure()
 
     async def _sleep(self) -> None:
         await self._unload()
+        self._leave()
         self._enter(State.ASLEEP)
+
+    def _leave(self) -> None:
+        self._wanted_back = False
+        if self._share is not None:
+            self._share.leave()
 
     async def _unload(self) -> None:
         engine, self._engine = self._engine, None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,15 +15,29 @@ MEDIA_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1, 2, 4, 8, 16, 32, 64, 128)
 _FACTORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 4, 8)
 
-Gauges = Callable[[], Iterable[tuple[str, str, dict[str, float]]]]
+
+@dataclass(frozen=True)
+class Moment:
+    """A figure of the moment.
+
+    Attributes:
+        value: one, or several by what `label` names.
+    """
+
+    name: str
+    meaning: str
+    value: float | Mapping[str, float]
+    label: str = ""
+
+
+Gauges = Callable[[], Iterable[Moment]]
 
 
 class Metrics:
     """What the server has done and is doing.
 
     Args:
-        gauges: figures of the moment, asked for at every scrape: name, meaning, and values by component; one without
-            components has the name "".
+        gauges: figures of the moment, asked for at every scrape.
     """
 
     def __init__(self, gauges: Gauges):
@@ -100,9 +115,10 @@ class _Moment(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        for name, meaning, values in self._gauges():
-            plain = set(values) == {""}
-            family = GaugeMetricFamily(f"chatterbox_{name}", meaning, labels=() if plain else ("component",))
-            for component, value in values.items():
-                family.add_metric([] if plain else [component], value)
+        for moment in self._gauges():
+            labels = (moment.label,) if moment.label else ()
+            family = GaugeMetricFamily(f"chatterbox_{moment.name}", moment.meaning, labels=labels)
+            values = moment.value.items() if isinstance(moment.value, Mapping) else [("", moment.value)]
+            for name, value in values:
+                family.add_metric([name] if labels else [], value)
             yield family

@@ -18,6 +18,9 @@ class ServerOptions:
     """What a server takes from whom, and for how long. Every number is above 0.
 
     Attributes:
+        models: that are served, by the names that requests give; none is the one that the command names. The first
+            speaks where a request names none of them.
+        models_memory_gb: GiB that loaded models may take together, as it is estimated; None sets no limit.
         host, port: where it listens; port 0 takes a free one.
         api_keys: any of them opens the server; none leaves it open.
         without_key: listen beyond loopback although there is no key.
@@ -28,6 +31,7 @@ class ServerOptions:
         default_voice: what speaks where a request names no voice; None is the model's own.
         url_audio: fetch reference clips from addresses that requests name, public ones only.
         max_text: characters of one text.
+        max_recording_seconds: of one recording that is converted.
         max_body_mb: of one request, in MiB.
         max_requests: on their way at once; more are answered with 429.
         max_connections: open at once; more are closed.
@@ -41,6 +45,8 @@ class ServerOptions:
         ConfigError: a value that cannot be used; no key where one is needed.
     """
 
+    models: dict[str, str] = field(default_factory=dict)
+    models_memory_gb: float | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -51,6 +57,7 @@ class ServerOptions:
     default_voice: str | None = None
     url_audio: bool = False
     max_text: int = 4096
+    max_recording_seconds: float = 600.0
     max_body_mb: float = 32.0
     max_requests: int = 256
     max_connections: int = 1024
@@ -65,9 +72,11 @@ class ServerOptions:
             raise ConfigError(f"port must be a number from 0 to 65535, not {self.port!r}")
         for name in ("max_text", "max_body_mb", "max_requests", "max_connections", "max_seconds", "stall_seconds"):
             _check_positive(name, getattr(self, name))
-        _check_positive("drain_seconds", self.drain_seconds)
-        if self.idle_seconds is not None:
-            _check_positive("idle_seconds", self.idle_seconds)
+        for name in ("max_recording_seconds", "drain_seconds"):
+            _check_positive(name, getattr(self, name))
+        for name in ("idle_seconds", "models_memory_gb"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
         for key in self.api_keys:
             if len(key) < _SHORTEST_KEY or not key.isascii() or any(c.isspace() for c in key):
                 raise ConfigError(
@@ -95,6 +104,11 @@ class ServerOptions:
     def keyless(self) -> bool:
         """Whether everybody who reaches the server is let in."""
         return not self.api_keys
+
+    @property
+    def models_memory(self) -> int | None:
+        """Bytes that loaded models may take together."""
+        return None if self.models_memory_gb is None else int(self.models_memory_gb * (1 << 30))
 
     @property
     def max_body(self) -> int:

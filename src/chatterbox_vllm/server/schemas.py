@@ -147,9 +147,21 @@ class ListedVoice(BaseModel):
     name: str
     kind: Literal["library", "model", "alias"]
     speaks_as: str | None = Field(default=None, description="the voice that an alias stands for")
+    models: list[str] = Field(default=[], description="names of the models that a voice of kind model comes with")
     created_at: int | None = Field(default=None, description="when a voice of the library was made")
     languages: list[str] = Field(default=[], description="BCP 47 tags of what the reference clip spoke, as far as told")
     preview: str | None = Field(default=None, description="path of a short clip of the speaker, where there is one")
+
+
+class Converting(BaseModel):
+    """How to convert a recording."""
+
+    model: str | None = None
+    voice: str | None = None
+    response_format: Format = "mp3"
+    speed: float = 1.0
+    seed: Seed | None = None
+    diffusion_steps: int | None = None
 
 
 class VoiceList(BaseModel):
@@ -165,6 +177,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "chatterbox-vllm"
+    root: str = Field(description="the model that the name stands for")
+    loaded: bool = Field(description="whether it is in memory")
 
 
 class ModelList(BaseModel):
@@ -182,13 +196,28 @@ class Warmed(BaseModel):
     audio_seconds: float
 
 
-class Health(BaseModel):
-    """What the server is and does at this moment."""
+Status = Literal["ok", "loading", "unloading", "asleep", "failed", "closed"]
 
-    status: Literal["ok", "loading", "unloading", "asleep", "failed", "closed"]
+
+class ModelHealth(BaseModel):
+    """What one of the server's models does at this moment."""
+
+    status: Status
+    loaded: bool
+    users: int = Field(description="requests that use or wait for it")
+    loads: int = Field(description="times it was loaded again")
+    expected_bytes: int | None = Field(description="that it is expected to take, where there is a budget")
+    failure: str | None
+
+
+class Health(BaseModel):
+    """What the server is and does at this moment; what is not said by model is of its first one, but for `queue`."""
+
+    status: Status
     live: bool
     ready: bool
     model: str
+    models: dict[str, ModelHealth]
     device: str | None
     tier: Any
     quantization: dict[str, Any] | None = Field(description="as it is on the live modules")

@@ -13,9 +13,9 @@ from starlette.requests import HTTPConnection, Request
 
 from chatterbox_vllm.server.asgi import note
 from chatterbox_vllm.server.errors import CLIENT_GONE, ApiError
-from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.server.pool import ModelPool
 from chatterbox_vllm.server.speaking import Order, Speaker
 from chatterbox_vllm.server.voices import VoiceBook
 from chatterbox_vllm.voices.records import Consents
@@ -25,19 +25,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Service:
-    """One of each.
-
-    Attributes:
-        model: the name of the model's files.
-    """
+    """One of each."""
 
     options: ServerOptions
-    keeper: Keeper
+    pool: ModelPool
     voices: VoiceBook
     consents: Consents
     speaker: Speaker
     metrics: Metrics
-    model: str
+
+    @property
+    def model(self) -> str:
+        """The name of the model that speaks where a request names none of ours."""
+        return self.pool.default
 
 
 def service_of(connection: HTTPConnection) -> Service:
@@ -55,7 +55,7 @@ def number_of(connection: HTTPConnection) -> str:
 
 def note_order(connection: HTTPConnection, order: Order) -> None:
     """Tell the log what was ordered, but for the text."""
-    facts = {"characters": len(order.text), "format": order.format, "seed": order.parameters.seed}
+    facts = {"characters": len(order.text), "format": order.format, "seed": order.parameters.seed, "model": order.model}
     note(connection.scope).update(facts)
 
 

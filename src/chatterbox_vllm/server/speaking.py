@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,15 @@ import numpy as np
 from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_encoder
 from chatterbox_vllm.audio.tempo import Tempo
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
+from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, GenerationError
 from chatterbox_vllm.server.errors import ApiError, api_error
-from chatterbox_vllm.server.keeper import Keeper
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.names import MODEL, OPENAI_MODELS, REALTIME_MODELS
 from chatterbox_vllm.server.options import ServerOptions
-from chatterbox_vllm.server.schemas import Speaking, VoiceId
+from chatterbox_vllm.server.pool import ModelPool
+from chatterbox_vllm.server.schemas import Converting, Speaking, VoiceId
 from chatterbox_vllm.server.voices import VoiceBook, VoiceWish
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ class Order:
     """A request that was found to be in order.
 
     Attributes:
+        model: the name of the one that speaks.
         format: a key of `STREAM_FORMATS`.
         language: its code, or as it was given while there is no model to ask; None where it was not.
+        recording: an audio file to convert, in place of a text.
         ignored: fields that change nothing, for the answer to tell.
     """
 
+    model: str
     text: str
     wish: VoiceWish
     parameters: SpeechParameters
@@ -53,6 +57,7 @@ class Order:
     language: str | None
     prepared_text: bool
     ignored: tuple[str, ...]
+    recording: bytes | None = None
 
     @property
     def media_type(self) -> str:
@@ -69,15 +74,22 @@ class Order:
 
 
 class Speaker:
-    """Speaks orders with the keeper's engine.
+    """Speaks orders with the pool's engines."""
 
-    Args:
-        model: the name of the model's files, which requests may use beside `names.MODEL`.
-    """
+    def __init__(self, pool: ModelPool, voices: VoiceBook, metrics: Metrics, options: ServerOptions):
+        self.pool, self.voices, self.metrics, self.options = pool, voices, metrics, options
+        self.names = tuple(dict.fromkeys((*pool.models, MODEL, *OPENAI_MODELS, *REALTIME_MODELS)))
 
-    def __init__(self, keeper: Keeper, voices: VoiceBook, metrics: Metrics, options: ServerOptions, model: str):
-        self.keeper, self.voices, self.metrics, self.options = keeper, voices, metrics, options
-        self.models = tuple(dict.fromkeys((MODEL, model, *OPENAI_MODELS, *REALTIME_MODELS)))
+    def model_named(self, name: str | None) -> str:
+        """The model that a request's `model` means: one of ours by its name, the first by any other that clients send.
+
+        Raises:
+            ApiError: there is no such name.
+        """
+        if name is not None and name not in self.names:
+            known = ", ".join((*self.pool.models, MODEL))
+            raise ApiError(404, f"there is no model {name[:80]!r}; use {known}", "model", "model_not_found")
+        return name if name in self.pool.models else self.pool.default
 
     async def order(self, body: Speaking, text: str, default_format: str = _DEFAULT_FORMAT) -> Order:
         """Check what a request asks for. It costs nothing but where a clip has to be fetched.
@@ -92,18 +104,17 @@ class Speaker:
                 "input",
                 "string_above_max_length",
             )
-        if body.model is not None and body.model not in self.models:
-            known = ", ".join(self.models[:2])
-            raise ApiError(404, f"there is no model {body.model!r}; use {known}", "model", "model_not_found")
+        model = self.model_named(body.model)
         language = None if (body.language or _TOLD_FROM_TEXT).lower() == _TOLD_FROM_TEXT else body.language
-        if self.keeper.engine is not None:  # else it is checked when there is one
-            language = _checked_language(self.keeper.engine, language)
+        if (engine := self.pool.keepers[model].engine) is not None:  # else it is checked when there is one
+            language = _checked_language(engine, language)
         given = {name: getattr(body, name) for name in _PARAMETERS}
         if given["seed"] is None:
             given["seed"] = draw_seed()
         name = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
         clip = None if body.ref_audio is None else await self.voices.clip(body.ref_audio)
         return Order(
+            model=model,
             text=text,
             wish=VoiceWish(name or None, clip),
             parameters=SpeechParameters(**given),
@@ -115,6 +126,32 @@ class Speaker:
             ignored=_ignored(body),
         )
 
+    def conversion(self, body: Converting, recording: bytes, clip: bytes | None, unknown: Iterable[str] = ()) -> Order:
+        """An order for a recording to be said in another voice.
+
+        Args:
+            clip: of the voice, in place of its name.
+            unknown: names of fields that mean nothing here.
+
+        Raises:
+            ApiError, ConfigError: it cannot be had.
+        """
+        return Order(
+            model=self.model_named(body.model),
+            text="",
+            wish=VoiceWish(body.voice or None if clip is None else None, clip),
+            parameters=SpeechParameters(
+                seed=draw_seed() if body.seed is None else body.seed, diffusion_steps=body.diffusion_steps
+            ),
+            format=body.response_format,
+            speed=body.speed,
+            clean_text=False,
+            language=None,
+            prepared_text=False,
+            ignored=_plain([*unknown, *(["voice"] if clip is not None and body.voice else [])]),
+            recording=recording,
+        )
+
     async def whole(self, order: Order, number: str) -> Spoken:
         """All of an order's audio.
 
@@ -122,9 +159,9 @@ class Speaker:
             ApiError, ChatterboxError
         """
         started = time.monotonic()
-        async with self._engine() as engine:
+        async with self._engine(order) as engine:
             request = await self._request(engine, order)
-            tokens = engine.tts.count_text_tokens(order.text, order.language, order.prepared_text)
+            tokens = _text_tokens(engine, order)
             result = await engine.speak(request, number)
             if result.error is not None:
                 raise result.error
@@ -138,10 +175,10 @@ class Speaker:
         return Spoken(data, samples / rate, tokens, result)
 
     @contextlib.asynccontextmanager
-    async def _engine(self) -> AsyncIterator[AsyncChatterbox]:
-        """An engine to speak with; what fails within becomes the answer that it makes."""
+    async def _engine(self, order: Order) -> AsyncIterator[AsyncChatterbox]:
+        """The engine of an order's model; what fails within becomes the answer that it makes."""
         try:
-            async with self.keeper.use() as engine:
+            async with self.pool.use(order.model) as engine:
                 try:
                     yield engine
                 except GenerationError as error:
@@ -151,20 +188,29 @@ class Speaker:
                         503, f"{error}; the model is being loaded", code="engine_failed", retry_after=5.0
                     ) from error
         except Exception as error:
+            param = "file" if order.recording is not None and isinstance(error, AudioError) else None
             if isinstance(error, CheckpointError):  # of the model's own files; a voice's has become an `ApiError`
                 found = ApiError(500, str(error), code="model_incomplete")
             else:
-                found = api_error(error, retry_after=self.keeper.retry_after)
+                found = api_error(error, param, self.pool.keepers[order.model].retry_after)
             if found.code == "internal_error":
                 raise  # for the log to tell
             self.metrics.failed(found.code)
             raise found from error
 
-    async def _request(self, engine: AsyncChatterbox, order: Order) -> SpeechRequest:
+    async def _request(self, engine: AsyncChatterbox, order: Order) -> Request:
         try:
-            voice = await self.voices.voice(engine.tts, order.wish)
+            voice = await self.voices.voice(order.model, engine.tts, order.wish)
         except (AudioError, CheckpointError) as error:
             raise api_error(error, "voice" if order.wish.clip is None else "ref_audio") from error
+        if order.recording is not None:
+            return ConversionRequest(
+                order.recording,
+                voice,
+                order.parameters,
+                deadline=self.options.max_seconds,
+                longest=self.options.max_recording_seconds,
+            )
         return SpeechRequest(
             order.text,
             voice,
@@ -184,10 +230,10 @@ class Speaker:
         Raises:
             ApiError, ChatterboxError
         """
-        async with self._engine() as engine:
+        async with self._engine(order) as engine:
             pace = _Pace(engine.tts.sr)
             request = await self._request(engine, order)
-            told.input_tokens = engine.tts.count_text_tokens(order.text, order.language, order.prepared_text)
+            told.input_tokens = _text_tokens(engine, order)
             tempo = Tempo(order.speed, engine.tts.sr)
             async with contextlib.aclosing(engine.generate(request, number, stream=True)) as events:
                 async for event in events:
@@ -301,6 +347,12 @@ async def _in_thread(form: str, call: Callable[..., bytes], *arguments: np.ndarr
     return call(*arguments) if form in ("pcm", "wav") else await asyncio.to_thread(call, *arguments)
 
 
+def _text_tokens(engine: AsyncChatterbox, order: Order) -> int:
+    if order.recording is not None:
+        return 0
+    return engine.tts.count_text_tokens(order.text, order.language, order.prepared_text)
+
+
 def _checked_language(engine: AsyncChatterbox, language: str | None) -> str | None:
     """The code of a language that was given.
 
@@ -314,9 +366,14 @@ def _checked_language(engine: AsyncChatterbox, language: str | None) -> str | No
 
 
 def _ignored(body: Speaking) -> tuple[str, ...]:
-    """Fields that were given and change nothing, fit for a header."""
+    """Fields that were given and change nothing."""
     names = [*(body.model_extra or {}), *(["instructions"] if body.instructions else [])]
     if body.ref_audio is not None and body.voice is not None:
         names.append("voice")
+    return _plain(names)
+
+
+def _plain(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of fields, fit for a header."""
     plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] or "?" for name in names)
     return tuple(plain)[:16]

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -53,15 +54,17 @@ class VoiceBook:
         self.library = VoiceLibrary(options.voices_directory)
         self._options = options
         self._enrolling = asyncio.Semaphore(_ENROLLING)
-        self._own: tuple[str, ...] = ()
-        self._kind: str | None = None
+        self._own: dict[str, tuple[str, ...]] = {}  # by the model's name
+        self._kinds: tuple[str | None, ...] = (None,)  # the first model's first
 
-    def learn(self, tts: ChatterboxTTS) -> None:
-        """Take down which voices the model has and can use; they are listed also while it is unloaded."""
-        self._own, self._kind = tuple(tts.voices), tts.voice_kind
+    def learn(self, model: str, own: Sequence[str], kind: str | None) -> None:
+        """Take down which voices a model has and can use; they are listed also while it is unloaded."""
+        first = not self._own
+        self._own[model] = tuple(own)
+        self._kinds = (kind,) if first else tuple(dict.fromkeys((*self._kinds, kind)))
 
-    def check_options(self, tts: ChatterboxTTS) -> None:
-        """Refuse options that name voices which there are not, before a request meets them.
+    def check_options(self, model: str, tts: ChatterboxTTS) -> None:
+        """Refuse options that name voices which a model has not, before a request meets them.
 
         Raises:
             ConfigError: naming the option and the voice.
@@ -71,13 +74,13 @@ class VoiceBook:
             named["default_voice"] = self._options.default_voice
         for option, name in named.items():
             try:
-                self._named(tts, name)
+                self._named(model, tts, name)
             except (ApiError, ChatterboxError) as error:
                 reason = error.message if isinstance(error, ApiError) else str(error)
                 raise ConfigError(f"{option} cannot be {name!r}: {reason}") from error
 
-    async def voice(self, tts: ChatterboxTTS, wish: VoiceWish) -> Voice:
-        """The voice that a request wishes.
+    async def voice(self, model: str, tts: ChatterboxTTS, wish: VoiceWish) -> Voice:
+        """The voice that a request wishes of a model.
 
         Raises:
             ApiError: there is no such voice.
@@ -86,7 +89,7 @@ class VoiceBook:
         if wish.clip is not None:
             return await self.enrol(tts, wish.clip)
         name = wish.name if wish.name is not None else self._options.default_voice
-        return await asyncio.to_thread(self._named, tts, name)
+        return await asyncio.to_thread(self._named, model, tts, name)
 
     async def enrol(self, tts: ChatterboxTTS, clip: bytes) -> Voice:
         """The voice of a clip.
@@ -115,11 +118,11 @@ class VoiceBook:
         except (binascii.Error, ValueError):
             raise ApiError(400, "ref_audio: is neither base64 nor an address", "ref_audio", "invalid_audio") from None
 
-    def _named(self, tts: ChatterboxTTS, name: str | None) -> Voice:
+    def _named(self, model: str, tts: ChatterboxTTS, name: str | None) -> Voice:
         saved = None if name is None else self.library.look_for(name, tts.voice_kind)
-        target = name
-        if name is not None and saved is None and name not in self._own:
-            target = self._stands_for(name)
+        target, own = name, self._own[model]
+        if name is not None and saved is None and name not in own:
+            target = self._stands_for(name, own)
             saved = None if target is None else self.library.look_for(target, tts.voice_kind)
         if target is None or target == DEFAULT:
             if tts.conds is None:
@@ -127,12 +130,17 @@ class VoiceBook:
             return tts.conds
         if saved is not None:
             return self.library.read(saved.source(tts.voice_kind), tts.enrol)
-        if target in self._own:
+        if target in own:
             return tts.builtin_voice(target)
-        raise self.unknown(str(name))
+        raise self._unknown(str(name), own)
 
-    def _stands_for(self, name: str) -> str | None:
-        """What an alias means; None is the default voice.
+    @property
+    def _default_own(self) -> tuple[str, ...]:
+        """The first model's own voices."""
+        return next(iter(self._own.values()), ())
+
+    def _stands_for(self, name: str, own: Sequence[str]) -> str | None:
+        """What an alias means to a model with voices of its own; None is the default voice.
 
         Raises:
             ApiError: the name is no alias.
@@ -143,30 +151,36 @@ class VoiceBook:
             return None
         if name in OPENAI_VOICES:
             # A model's voices may be called after them, such as af_alloy; else each stands for another of its voices.
-            alike = [own for own in self._own if own.endswith(f"_{name}")]
-            others = [own for own in self._own if own != "builtin"]
+            alike = [voice for voice in own if voice.endswith(f"_{name}")]
+            others = [voice for voice in own if voice != "builtin"]
             return alike[0] if alike else others[OPENAI_VOICES.index(name) % len(others)] if others else None
-        raise self.unknown(name)
+        raise self._unknown(name, own)
 
-    def unknown(self, name: str) -> ApiError:
-        """The answer for a name that means nothing."""
-        names = [voice.name for voice in self.listed()]
+    def _unknown(self, name: str, own: Sequence[str]) -> ApiError:
+        """The answer for a name that means nothing to a model with voices of its own."""
+        names = [voice.name for voice in self.listed() if voice.kind != "model" or voice.id in (DEFAULT, *own)]
         near = difflib.get_close_matches(name, names, 3) or names[:5]
         return ApiError(
             400, f"there is no voice {name[:80]!r}; use one such as {', '.join(near)}", "voice", "voice_not_found"
         )
 
     def listed(self) -> list[ListedVoice]:
-        """All voices that the model can use: those of the library, the model's own, and aliases."""
-        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind == self._kind]
+        """All voices that some model can use: those of the library, the models' own, and aliases."""
+        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind in self._kinds]
         entries = [_listed(voice) for voice in saved]
         entries.append(ListedVoice(id=DEFAULT, name=DEFAULT, kind="model"))
-        entries += [ListedVoice(id=name, name=name, kind="model") for name in self._own]
+        every = tuple(dict.fromkeys(name for own in self._own.values() for name in own))
+        entries += [
+            ListedVoice(
+                id=name, name=name, kind="model", models=[model for model, own in self._own.items() if name in own]
+            )
+            for name in every
+        ]
         taken = {entry.id for entry in entries}
         for alias in (*(self.library.aliases() | self._options.voice_aliases), *OPENAI_VOICES):
             if alias not in taken:
                 taken.add(alias)
-                stands = self._stands_for(alias) or DEFAULT
+                stands = self._stands_for(alias, self._default_own) or DEFAULT
                 entries.append(ListedVoice(id=alias, name=alias, kind="alias", speaks_as=stands))
         return entries
 
@@ -201,13 +215,13 @@ class VoiceBook:
         Raises:
             CheckpointError: it is damaged.
         """
-        saved = self.library.look_for(voice, self._kind)
-        if saved is None and voice not in self._own:
+        saved = self.library.look_for(voice, self._kinds[0])
+        if saved is None and all(voice not in own for own in self._own.values()):
             try:
-                target = self._stands_for(voice)
+                target = self._stands_for(voice, self._default_own)
             except ApiError:
                 return None
-            saved = None if target is None else self.library.look_for(target, self._kind)
+            saved = None if target is None else self.library.look_for(target, self._kinds[0])
         return None if saved is None or saved.preview is None else self.library.contents.read(saved.preview)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, overload
 from typing_extensions import Self
 
 from chatterbox_vllm.engine.budgets import Limits, Meter
+from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.tts import ChatterboxTTS
@@ -118,20 +119,22 @@ class AsyncChatterbox:
 
     @overload
     def generate(
-        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[False] = False
+        self, request: Request, request_id: str | None = None, *, stream: Literal[False] = False
     ) -> AsyncGenerator[AudioChunk, None]: ...
     @overload
     def generate(
-        self, request: SpeechRequest, request_id: str | None = None, *, stream: Literal[True]
+        self, request: Request, request_id: str | None = None, *, stream: Literal[True]
     ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
     @overload
     def generate(
-        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool
+        self, request: Request, request_id: str | None = None, *, stream: bool
     ) -> AsyncGenerator[AudioChunk | SpeechResult, None]: ...
     async def generate(
-        self, request: SpeechRequest, request_id: str | None = None, *, stream: bool = False
+        self, request: Request, request_id: str | None = None, *, stream: bool = False
     ) -> AsyncGenerator[Any, None]:
         """Audio of a request in parts, each as soon as it is ready; together they are the whole.
+
+        The request is a text to speak, or a recording to convert (`ConversionRequest`).
 
         Without `stream` a part is a whole segment of the text, as `speak` would give it. With `stream` audio comes
         while T3 still speaks: a few tenths of a second at first, then longer parts; after the last of them comes the
@@ -156,7 +159,7 @@ class AsyncChatterbox:
                 if stream or isinstance(event, AudioChunk):
                     yield event
 
-    async def speak(self, request: SpeechRequest, request_id: str | None = None) -> SpeechResult:
+    async def speak(self, request: Request, request_id: str | None = None) -> SpeechResult:
         """The whole result of a request; failures are in its `error`. Cancelling the task aborts the request.
 
         Raises:
@@ -221,11 +224,11 @@ class AsyncChatterbox:
         await asyncio.to_thread(self.close)
 
     async def _events(
-        self, request: SpeechRequest, request_id: str | None, delivery: Delivery
+        self, request: Request, request_id: str | None, delivery: Delivery
     ) -> AsyncGenerator[Event, None]:
         """A request's events; the result is the last."""
-        if not isinstance(request, SpeechRequest):
-            raise ConfigError(f"a request must be a SpeechRequest, not {type(request).__name__}")
+        if not isinstance(request, (SpeechRequest, ConversionRequest)):
+            raise ConfigError(f"a request must be a SpeechRequest or a ConversionRequest, not {type(request).__name__}")
         self._require_open()
         seed = request.parameters.seed
         if seed is None:
@@ -266,7 +269,7 @@ class AsyncChatterbox:
 
     # What follows runs in the engine's thread.
 
-    def _submit(self, request: SpeechRequest, caller: _Caller, delivery: Delivery) -> None:
+    def _submit(self, request: Request, caller: _Caller, delivery: Delivery) -> None:
         if self._failure is not None:
             caller.sink(self._closed_error())
         elif caller.label in self._labels:

@@ -15,8 +15,11 @@ LEAST_DRIVER = {"12": 525, "13": 580}
 LEAST_CAPABILITY = (7, 5)
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str, for_vllm: bool = True) -> torch.device:
     """The device for `device`: "auto", "cpu", "cuda" or "cuda:N".
+
+    Args:
+        for_vllm: whether vLLM is to run there; without, it is not imported, and PyTorch alone decides.
 
     Raises:
         ConfigError: not such a name.
@@ -25,10 +28,10 @@ def resolve_device(device: str) -> torch.device:
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
         raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:N", not {device!r}')
-    built_for = vllm_device_type()
+    built_for = vllm_device_type() if for_vllm else "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "auto":
         kind = built_for
-    if kind != built_for:
+    if for_vllm and kind != built_for:
         raise DeviceError(
             f"device {device!r} was asked for, but the installed vLLM is built for {built_for}; {INSTALL}"
         )

@@ -16,11 +16,13 @@ from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
 from chatterbox_vllm.engine.chunks import QUICK, STEADY
 from chatterbox_vllm.engine.engine import Engine
+from chatterbox_vllm.engine.listening import SourceReader
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.synthesis import make_synthesis
+from chatterbox_vllm.engine.talker import TalkerStage
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
 from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.registry import config_of, family_of
@@ -48,7 +50,7 @@ class Parts:
     """A model in memory, and the plan that it was laid out by."""
 
     plan: Plan
-    engine: Engine
+    engine: Engine[TalkerStage]
     enroller: VoiceEnroller
     voice: Voice | None
 
@@ -154,7 +156,11 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
             raise DeviceError(f"S3Gen cannot start: {error}") from error
     scheduler = Scheduler(
         config.t3,
-        Preparation(PromptMaker(config, tokenizer, builder, plan.max_model_len), _PREPARING_THREADS),
+        Preparation(
+            PromptMaker(config, tokenizer, builder, plan.max_model_len),
+            _PREPARING_THREADS,
+            SourceReader(config, enroller.hearing),
+        ),
         talker,
         voicing,
         # No more than T3 speaks at once: what waits inside vLLM cannot be overtaken. A place that one piece leaves is

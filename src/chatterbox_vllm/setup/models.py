@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # The model that this package brings, its earlier name, and the model of tests, which babbles.
 SMALL, DEMO, BABBLE = "small", "demo", "babble"
 MADE_HERE = (SMALL, DEMO, BABBLE)
+_DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -43,14 +44,33 @@ def resolve_model(model: str | os.PathLike[str] | None = None, revision: str | N
         ModelUnavailableError: not in the cache and the hub cannot be reached, or no room for it.
     """
     where = _locate(model, revision)
-    if isinstance(where, Path):
-        return where
+    return where if isinstance(where, Path) else _downloaded(where, _OnHub.download)
+
+
+def resolve_converter(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
+    """`resolve_model` for what works without T3: of a repository only S3Gen's file and the built-in voice are fetched.
+
+    Raises:
+        ConfigError, ModelUnavailableError: as `resolve_model`.
+    """
+    where = _locate(model, revision)
+    return where if isinstance(where, Path) else _downloaded(where, _OnHub.download_s3gen)
+
+
+def _downloaded(where: _OnHub, download: Callable[[_OnHub], Path]) -> Path:
     try:
-        return where.download()
+        return download(where)
     except ModelUnavailableError:
         if (named := where.as_configured(ask=True)) is None:
             raise
-        return named.download()
+        return download(named)
+
+
+def model_and_device(model: str | os.PathLike[str] | None, device: str) -> tuple[str | os.PathLike[str] | None, str]:
+    """Model and device, where the device may stand in the model's place, as in the published classes."""
+    if isinstance(model, str) and model.partition(":")[0] in _DEVICE_NAMES:
+        return None, model
+    return model, device
 
 
 def download_model(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
@@ -169,6 +189,12 @@ class _OnHub:
     def download(self) -> Path:
         """Its directory, downloaded where it is not in the cache."""
         return self._alone([repository.download() for repository in self.repositories])
+
+    def download_s3gen(self) -> Path:
+        """A directory of S3Gen's file and the built-in voice, likewise."""
+        names = {self.family.s3gen, self.family.builtin_voice, CONFIG_FILE}
+        some = (replace(each, files=tuple(f for f in each.files if f in names)) for each in self.repositories)
+        return replace(self, repositories=tuple(each for each in some if self.family.s3gen in each.files)).download()
 
     def is_cached(self) -> bool:
         """Whether `download` needs no hub."""

@@ -67,15 +67,19 @@ def make_settings(
     directory: Path,
     device: str,
     *,
-    dtype: DType,
-    s3gen_dtype: DType,
-    cuda_graphs: bool | None,
-    deterministic: bool,
-    watermark: bool,
+    dtype: DType = "auto",
+    s3gen_dtype: DType = "auto",
+    cuda_graphs: bool | None = None,
+    deterministic: bool = False,
+    watermark: bool = True,
     guard: bool = True,
     teacher_forcing: bool = False,
+    with_t3: bool = True,
 ) -> Settings:
     """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
+
+    Args:
+        with_t3: whether vLLM has to run there, too.
 
     Raises:
         ConfigError: a value that cannot be used, or not here.
@@ -84,7 +88,7 @@ def make_settings(
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory of model files")
-    where = resolve_device(device)
+    where = resolve_device(device, with_t3)
     on_cuda = where.type == "cuda"
     if cuda_graphs and not on_cuda:
         raise ConfigError("cuda_graphs=True needs a CUDA device; leave it out on the CPU")
@@ -242,6 +246,55 @@ def _with_share(plan: Plan, settings: Settings, used: float, kv_cache_bytes: int
             f"cache; max_model_len={plan.max_model_len} needs {least / GIB:.2f} GiB: raise the one or lower the other"
         )
     return replace(plan, kv_cache_bytes=left)
+
+
+def lay_out(
+    directory: Path, device: str, tier: str | int | None, quantization: QuantizationConfig | None, **options: Any
+) -> tuple[Settings, Plan, str | int | None]:
+    """What the keywords of `ChatterboxTTS.from_local` make together, and the tier that "auto" is.
+
+    Raises:
+        ConfigError, CheckpointError, DeviceError: see `make_settings`, `wanted_quantization`, `make_plan`.
+    """
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names if name in options}
+
+    settings = make_settings(
+        directory,
+        device,
+        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "watermark", "guard", "teacher_forcing"),
+    )
+    if tier == AUTO:  # asked once: what is free on a card changes
+        tier = automatic_tier(settings.device).gb
+    methods = some("use_quantization", "quantization_method", "quantize_s3gen", "quantize_voice_encoder")
+    plan = make_plan(
+        settings,
+        tier=tier,
+        quantization=wanted_quantization(settings, tier, quantization, methods | some("use_bnb_quantization")),
+        **some("max_model_len", "max_batch_size", "kv_cache_bytes", "gpu_memory_utilization"),
+    )
+    return settings, plan, tier
+
+
+def expected_bytes(
+    directory: Path,
+    device: str = "auto",
+    tier: str | int | None = None,
+    quantization_strategy: str | None = None,
+    **options: Any,
+) -> int:
+    """What a model is expected to take, loaded with keywords of `ChatterboxTTS`: on the card, or else on the host.
+
+    Raises:
+        ConfigError, CheckpointError, DeviceError: see `lay_out`.
+    """
+    config = None
+    if quantization_strategy is not None:
+        config = strategy_for(quantization_strategy, resolve_device(device)).beside(config_of(directory).quantized)
+    settings, plan, _ = lay_out(directory, device, tier, config, **options)
+    estimated = estimator_for(settings, plan).estimate(plan)
+    return estimated.device_total + (0 if settings.device.type == "cuda" else sum(estimated.host.values()))
 
 
 def estimator_for(settings: Settings, plan: Plan) -> QuantizationMemoryEstimator:

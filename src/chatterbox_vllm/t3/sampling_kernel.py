@@ -13,13 +13,14 @@ _WARPS = 16
 
 @triton.jit
 def _beyond_top(x, top_k):
-    # Of finite logits and -inf, those below the k-th largest. Bit patterns have the floats' order once those of
-    # negative ones are turned around, so the k-th is found by halving: the largest value that k of them reach.
+    # Of logits up to zero, those below the k-th largest. Bit patterns of negative floats have the floats' order once
+    # all but the sign is turned around, and span less than an int32. So the k-th is found by halving: the largest that
+    # k of them reach.
     bits = x.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     low = tl.min(bits, 0)
     high = tl.max(bits, 0)
-    for _ in range(32):
+    for _ in range(31):
         middle = low + (high - low + 1) // 2
         reached = tl.sum((bits >= middle).to(tl.int32), 0) >= top_k
         low = tl.where(reached, middle, low)

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from chatterbox_vllm.audio.features import RATE_16K, RATE_24K, prompt_mel
+from chatterbox_vllm.audio.features import RATE_16K, RATE_24K
 from chatterbox_vllm.audio.loudness import at_loudness
-from chatterbox_vllm.audio.resample import resample, sinc_resample
+from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
-from chatterbox_vllm.cuda.graphs import recording
 from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import Scheme
-from chatterbox_vllm.s3gen.prompt import PROMPT_SECONDS, FlowPrompt
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
-from chatterbox_vllm.voices.nets.speech_tokenizer import SpeechTokenizer
+from chatterbox_vllm.voices.hearing import Hearing, HearingNets
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
-from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 from chatterbox_vllm.voices.reference import check_reference
 from chatterbox_vllm.voices.voice import Voice
 
 
 @dataclass(frozen=True)
-class _EnrolmentNets:
+class _EnrolmentNets(HearingNets):
     voice_encoder: VoiceEncoder
-    speech_tokenizer: SpeechTokenizer
-    xvector: CAMPPlus
 
 
 class VoiceEnroller:
@@ -46,6 +42,9 @@ class VoiceEnroller:
         device: where the nets run; the CPU by default, so that they take no accelerator memory.
         quantization: of the voice encoder's weights.
         keep: whether the nets stay loaded after an enrolment.
+
+    Attributes:
+        hearing: the nets of the `s3gen` file, which a conversion works with alone.
     """
 
     def __init__(
@@ -61,9 +60,9 @@ class VoiceEnroller:
         self.quantization = quantization
         self.keep = keep
         self.device = torch.device(device)
-        self._weights_s3gen = weights_s3gen
+        self.hearing = Hearing(config, weights_s3gen, device, keep)
         self._weights_ve = weights_ve
-        self._nets: _EnrolmentNets | None = None
+        self._voice_encoder: VoiceEncoder | None = None
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -93,24 +92,26 @@ class VoiceEnroller:
             if not self.keep:
                 self.release()
 
+    def read(self, path: Path) -> Voice:
+        """A saved voice.
+
+        Raises:
+            CheckpointError: it is damaged, or made for another model.
+        """
+        return Voice.load(path, self.config)
+
     def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int, norm_loudness: bool) -> Voice:
         recipe = self.config.enrolment
         wave_24k = resample(wave, rate, RATE_24K)
         if norm_loudness and recipe.loudness is not None:
             wave_24k = at_loudness(wave_24k, RATE_24K, recipe.loudness)
-        wave_16k = self._tensor(resample(wave_24k, RATE_24K, RATE_16K))
-        flow_24k = self._tensor(wave_24k[: PROMPT_SECONDS * RATE_24K])
-        flow_16k = sinc_resample(flow_24k, RATE_24K, RATE_16K)
-
-        mel = prompt_mel(flow_24k, self.config.s3gen.flow.num_mels)
-        # The tokenizer rounds a last part of a token up; the flow's prompt has two mel frames for every token.
-        prompt_tokens = nets.speech_tokenizer.tokens(flow_16k)[: mel.shape[0] // 2]
+        wave_16k = torch.from_numpy(resample(wave_24k, RATE_24K, RATE_16K)).to(self.device)
         speech_prompt = nets.speech_tokenizer.tokens(
             wave_16k[: recipe.speech_prompt_seconds * RATE_16K], max_tokens=self.config.t3.speech_prompt_tokens
         )
         return Voice(
             SpeakerConditioning(nets.voice_encoder.embed(wave_16k).cpu(), speech_prompt.cpu()),
-            FlowPrompt(prompt_tokens.cpu(), mel.cpu().contiguous(), nets.xvector.embed(flow_16k)[0].cpu()),
+            self.hearing.prompt(nets, wave_24k),
             self.config.codebook,
             recipe.recipe,
         )
@@ -118,38 +119,27 @@ class VoiceEnroller:
     @property
     def loaded_voice_encoder(self) -> VoiceEncoder | None:
         """The voice encoder as it runs, where the nets are in memory."""
-        return None if self._nets is None else self._nets.voice_encoder
+        return self._voice_encoder
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the nets are in memory."""
-        return self._nets is not None
+        """Whether any of the nets is in memory."""
+        return self._voice_encoder is not None or self.hearing.is_loaded
 
     def release(self) -> None:
         """Free the nets; the next use loads them again."""
         with self._lock:
-            self._nets = None
-        if self.device.type == "cuda":
-            with recording:  # no memory may be given back while another thread records a graph
-                torch.cuda.empty_cache()
+            self._voice_encoder = None
+        self.hearing.release()
 
     def _load(self) -> _EnrolmentNets:
         with self._lock:
-            if self._nets is None:
+            if self._voice_encoder is None:
                 with torch.device("meta"):
-                    nets = _EnrolmentNets(
-                        VoiceEncoder(self.config.voice_encoder),
-                        SpeechTokenizer(self.config.s3gen.tokenizer),
-                        CAMPPlus(self.config.s3gen.xvector),
-                    )
+                    encoder = VoiceEncoder(self.config.voice_encoder)
                 if self.quantization is not None:
-                    encoder = nets.voice_encoder
                     quantize_layers(encoder, encoder.quantizable_layers(), self.quantization)
-                load_module(nets.voice_encoder, self._weights_ve, "", self.device)
-                load_module(nets.speech_tokenizer, self._weights_s3gen, "tokenizer.", self.device)
-                load_module(nets.xvector, self._weights_s3gen, "speaker_encoder.", self.device)
-                self._nets = nets
-            return self._nets
-
-    def _tensor(self, wave: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(wave).to(self.device)
+                load_module(encoder, self._weights_ve, "", self.device)
+                self._voice_encoder = encoder
+            heard = self.hearing.load_nets()
+            return _EnrolmentNets(heard.speech_tokenizer, heard.xvector, self._voice_encoder)

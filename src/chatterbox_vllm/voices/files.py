@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.errors import AudioError
-from chatterbox_vllm.voices.enrolment import VoiceEnroller
 from chatterbox_vllm.voices.preview import preview_of
 from chatterbox_vllm.voices.reference import MAX_REFERENCE_SECONDS, check_reference
 from chatterbox_vllm.voices.saved import is_saved_voice
@@ -20,14 +20,32 @@ Key = tuple[str, int, int, int, bool]  # a file's path, inode, size and time of 
 _MOST_BYTES = 32 << 20  # one of 10 s takes 0.17 MB
 
 
-class FileVoices:
+class Sized(Protocol):
+    """A voice, or what of one is needed."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+V = TypeVar("V", bound=Sized)
+V_co = TypeVar("V_co", covariant=True)
+
+
+class Enroller(Protocol[V_co]):
+    """`VoiceEnroller` for whole voices, `Hearing` for what a conversion needs of one."""
+
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> V_co: ...
+    def read(self, path: Path) -> V_co: ...
+
+
+class FileVoices(Generic[V]):
     """Enrols clips and loads saved voices; `kept` are the voices used last. Threads may share it."""
 
-    def __init__(self, enroller: VoiceEnroller):
+    def __init__(self, enroller: Enroller[V]):
         self.enroller = enroller
-        self.kept: MemoryCache[Key, Voice] = MemoryCache(lambda voice: voice.nbytes, _MOST_BYTES)
+        self.kept: MemoryCache[Key, V] = MemoryCache(lambda voice: voice.nbytes, _MOST_BYTES)
 
-    def voice(self, path: Path, norm_loudness: bool = True) -> Voice:
+    def voice(self, path: Path, norm_loudness: bool = True) -> V:
         """The voice of the file. Its content tells whether it is a clip or a saved voice, not its name.
 
         Requests for one file at the same time wait for one enrolment.
@@ -41,7 +59,7 @@ class FileVoices:
         """
         return self.kept.get((*_key(path), norm_loudness), lambda: self._read(path, norm_loudness))
 
-    def voice_of_clip(self, clip: bytes) -> Voice:
+    def voice_of_clip(self, clip: bytes) -> V:
         """The voice of a clip that is in memory, a file of any audio format.
 
         Raises:
@@ -50,9 +68,9 @@ class FileVoices:
         key = (hashlib.sha256(clip).hexdigest(), 0, len(clip), 0, True)  # no path looks like it
         return self.kept.get(key, lambda: self.enroller.enrol(*_decoded(clip)))
 
-    def _read(self, path: Path, norm_loudness: bool) -> Voice:
+    def _read(self, path: Path, norm_loudness: bool) -> V:
         if _is_saved(path):
-            return Voice.load(path, self.enroller.config)
+            return self.enroller.read(path)
         return self.enroller.enrol(*_decoded(path), norm_loudness)
 
 

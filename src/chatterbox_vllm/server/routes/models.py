@@ -1,4 +1,4 @@
-"""Which models there are: one, under several names."""
+"""Which models there are, and the names that stand for the first of them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import time
 
 from fastapi import APIRouter
 
-from chatterbox_vllm.server.errors import ApiError, documented
+from chatterbox_vllm.server.errors import documented
 from chatterbox_vllm.server.schemas import Model, ModelList
-from chatterbox_vllm.server.service import Here
+from chatterbox_vllm.server.service import Here, Service
 
 router = APIRouter(tags=["models"])
 _STARTED = int(time.time())
 
 
-@router.get("/models", summary="List the model's names", responses=documented())
-@router.get("/audio/models", summary="List the model's names", responses=documented(), name="list_audio_models")
+@router.get("/models", summary="List the models", responses=documented())
+@router.get("/audio/models", summary="List the models", responses=documented(), name="list_audio_models")
 async def list_models(service: Here) -> ModelList:
-    """All names that requests may give as `model`; they mean the same model."""
-    models = [Model(id=name, created=_STARTED) for name in service.speaker.models]
+    """All names that requests may give as `model`: the models', and those that stand for the first of them."""
+    models = [_model(service, name) for name in service.speaker.names]
     return ModelList(data=models, models=models)
 
 
 @router.get("/models/{model:path}", summary="Show a model", responses=documented(404))
 async def get_model(model: str, service: Here) -> Model:
     """One of the names."""
-    if model not in service.speaker.models:
-        raise ApiError(404, f"there is no model {model[:80]!r}", "model", "model_not_found")
-    return Model(id=model, created=_STARTED)
+    return _model(service, model)
+
+
+def _model(service: Service, name: str) -> Model:
+    speaks = service.speaker.model_named(name)
+    return Model(id=name, created=_STARTED, root=speaks, loaded=service.pool.keepers[speaks].engine is not None)

@@ -38,7 +38,7 @@ async def greet(request: Request, service: Here) -> Response:
 @router.get("/page/facts.json", include_in_schema=False)
 async def facts(service: Here) -> PageFacts:
     """What the page has to know of this server: its limits, and the ranges and values of its controls."""
-    engine = service.keeper.engine
+    engine = service.pool.keepers[service.model].engine
     defaults = engine.tts.defaults if engine is not None else {}
     properties = Speaking.model_json_schema()["properties"]
     fields = {name: PageField(default=value, **_range(properties[name])) for name, value in defaults.items()}

@@ -44,17 +44,22 @@ async def create_voice(
     preview: Annotated[
         bool, Form(description="keep the clip's first 15 s, for people and for models of other kinds")
     ] = True,
+    model: Annotated[str | None, Form(max_length=200, description="that enrols it; the first without")] = None,
 ) -> Voice:
-    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 15 s; no more of it."""
+    """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 15 s; no more of it.
+
+    It serves all models of the kind of the one that enrols it, and by the kept clip those of other kinds.
+    """
+    speaker = service.speaker.model_named(model)
     about = About(languages=_languages(languages), consent=consent)
     if await asyncio.to_thread(service.consents.records.get, consent) is None:
         raise ApiError(404, f"there is no consent {consent[:80]!r}", "consent", "not_found")
-    clip = await _clip(audio_sample, "audio_sample")
-    return await while_connected(request, _make(service, name, clip, about, preview))
+    clip = await upload_of(audio_sample, "audio_sample")
+    return await while_connected(request, _make(service, speaker, name, clip, about, preview))
 
 
-async def _make(service: Service, name: str, clip: bytes, about: About, preview: bool) -> Voice:
-    async with service.keeper.use() as engine:
+async def _make(service: Service, model: str, name: str, clip: bytes, about: About, preview: bool) -> Voice:
+    async with service.pool.use(model) as engine:
         try:
             voice = await service.voices.enrol(engine.tts, clip)
         except Exception as error:
@@ -103,7 +108,7 @@ async def create_consent(
     language: Annotated[str, Form(max_length=35, description="BCP 47 tag, such as en-US")],
 ) -> ConsentBody:
     """Keep the recording of a speaker who agrees to a voice being made."""
-    data = await _clip(recording, "recording")
+    data = await upload_of(recording, "recording")
     try:
         await asyncio.to_thread(decode_audio, data, MAX_REFERENCE_SECONDS)
     except Exception as error:
@@ -165,7 +170,12 @@ def _consent(consent: Any) -> ConsentBody:
     return ConsentBody(id=consent.id, created_at=consent.created_at, language=consent.language, name=consent.name)
 
 
-async def _clip(upload: UploadFile, field: str) -> bytes:
+async def upload_of(upload: UploadFile, field: str) -> bytes:
+    """The bytes of a clip.
+
+    Raises:
+        ApiError: it is larger than any that is taken.
+    """
     data = await upload.read(MOST_CLIP_BYTES + 1)
     if len(data) > MOST_CLIP_BYTES:
         raise ApiError(413, f"{field} has more than {MOST_CLIP_BYTES >> 20} MiB", field, "too_large")

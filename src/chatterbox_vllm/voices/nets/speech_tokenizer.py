@@ -6,13 +6,21 @@ A transformer with rotary positions and an FSMN memory beside each attention, th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatterbox_vllm.audio.features import HOP_16K, RATE_16K, mel_filterbank, speech_tokenizer_mel
+from chatterbox_vllm.audio.features import (
+    HOP_16K,
+    RATE_16K,
+    mel_filterbank,
+    scaled_as_whisper,
+    speech_tokenizer_log,
+    speech_tokenizer_mel,
+)
 from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
 
 FRAMES_PER_TOKEN = 4
@@ -45,28 +53,44 @@ class SpeechTokenizer(nn.Module):
 
     @torch.no_grad()
     def tokens(self, wave: torch.Tensor, max_tokens: int | None = None) -> torch.Tensor:
-        """Speech tokens of a clip.
-
-        Above 30 s the clip is cut into 30 s windows with 4 s of overlap, exactly as the published tokenizer does; its
-        merging leaves up to 2 s out where the last window is shorter than the overlap.
+        """Speech tokens of a clip; one above 30 s is cut into `windows`.
 
         Args:
             wave: float32 [samples] at 16 kHz, longer than 200 samples, on this module's device.
             max_tokens: only so much audio is tokenized; the mel's floor is still that of the whole `wave`.
 
         Returns:
-            int64 [ceil(frames / 4)] up to 30 s, where frames = samples // 160.
+            int64 [ceil(frames / 4)], where frames = samples // 160.
         """
-        mel = self.mel(wave)
+        frames = len(wave) // HOP_16K
         if max_tokens is not None:
-            mel = mel[:, : max_tokens * FRAMES_PER_TOKEN]
-        if mel.shape[1] <= WINDOW_FRAMES:
-            return self.tokenize_mels([mel])[0]
-        starts = range(0, mel.shape[1], WINDOW_FRAMES - OVERLAP_FRAMES)
-        windows = self.tokenize_mels([mel[:, start : start + WINDOW_FRAMES] for start in starts])
-        shared = OVERLAP_FRAMES // FRAMES_PER_TOKEN // 2
-        last = len(windows) - 1
-        return torch.cat([w[shared if i else 0 : -shared if i < last else None] for i, w in enumerate(windows)])
+            frames = min(frames, max_tokens * FRAMES_PER_TOKEN)
+        if frames <= WINDOW_FRAMES:
+            return self.tokenize_mels([self.mel(wave)[:, :frames]])[0]
+        return torch.cat(list(self.windows(wave, frames)))
+
+    @torch.no_grad()
+    def windows(self, wave: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
+        """Speech tokens of the first `frames` of a clip of any length, in parts, with the memory of one of them.
+
+        As published, the clip is cut into windows of 30 s that overlap by 4 s, of which each gives up half. No window
+        begins within the last 4 s, which the one before it has heard: the published merging loses up to 2 s there.
+        """
+        step, shared = WINDOW_FRAMES - OVERLAP_FRAMES, OVERLAP_FRAMES // FRAMES_PER_TOKEN // 2
+        everything = len(wave) // HOP_16K
+        blocks = range(0, everything, WINDOW_FRAMES)
+        loudest = torch.stack(
+            [
+                speech_tokenizer_log(wave, self._mel_filters, start, min(start + WINDOW_FRAMES, everything)).max()
+                for start in blocks
+            ]
+        ).max()
+        starts = range(0, max(1, frames - OVERLAP_FRAMES), step)
+        for start in starts:
+            end = min(start + WINDOW_FRAMES, frames)
+            log = speech_tokenizer_log(wave, self._mel_filters, start, end)
+            (tokens,) = self.tokenize_mels([scaled_as_whisper(log, loudest)])
+            yield tokens[shared if start else 0 : -shared if start != starts[-1] else None]
 
     def mel(self, wave: torch.Tensor) -> torch.Tensor:
         """The log mel [num_mels, samples // 160] that this net hears (see `features.speech_tokenizer_mel`)."""
