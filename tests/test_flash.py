@@ -1,4 +1,4 @@
-"""Flash through every door but the server's, with a small synthetic checkpoint: Python, command line, quantized."""
+"""Flash through every door, with a small synthetic checkpoint: Python, command line, server, quantized."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import soundfile
 import torch
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, SpeechParameters, SpeechRequest
+from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.families.babble_flash import BABBLE_FLASH_CONFIG
 from chatterbox_vllm.families.flash import FLASH
@@ -19,6 +21,8 @@ from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.blocks.stage import BlockStage
 from chatterbox_vllm.text.normalize import normalize_hyphens
+
+from .test_serve_command import served
 
 TEXT = "Hello there. This is a test; it goes on, and ends."
 
@@ -156,3 +160,12 @@ def test_the_command_line_speaks_it(
     assert "the flash model has no --min-p" in capsys.readouterr().err
     assert main(["evaluate", "--baseline", str(flash_babbler), "--candidate", str(flash_babbler)]) == 2
     assert "forces tokens on T3" in capsys.readouterr().err
+
+
+def test_a_server_speaks_it(flash_babbler: Path, tmp_path: Path) -> None:
+    body = {"input": TEXT, "response_format": "wav", "cfg_weight": 0.8, "seed": 1}
+    with served(tmp_path, flash_babbler) as (_, url):
+        answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=120)
+        assert answer.status_code == 200 and decode_audio(answer.content)[0].size > 24_000
+        refused = httpx.post(f"{url}/v1/audio/speech", json=body | {"min_p": 0.1})
+        assert refused.status_code == 400 and "has no min_p" in refused.text
