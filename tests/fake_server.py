@@ -18,6 +18,7 @@ import torch
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import encode_audio
+from chatterbox_vllm.engine.budgets import Limits
 from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.request import SpeechResult
 from chatterbox_vllm.errors import CheckpointError, ConfigError, GenerationError
@@ -95,6 +96,7 @@ class FakeEngine:
         self.running = self.done = self.dropped = 0
         self.closed = False
         self.pause = 0.0
+        self.limits = Limits()
 
     def wave(self, request: Request) -> torch.Tensor:
         seconds = len(request.text) * SECONDS_PER_CHARACTER

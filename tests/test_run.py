@@ -42,5 +42,5 @@ def test_a_request_is_read_when_there_is_room_for_it() -> None:
 
 
 def test_what_is_no_request_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must be a SpeechRequest, not str"):
+    with pytest.raises(ConfigError, match="must be a SpeechRequest or a ConversionRequest, not str"):
         list(Engine(letters).run(["Hello."]))

@@ -61,6 +61,26 @@ def test_speed(client: openai.OpenAI, speed: float) -> None:
         assert seconds_of(answer.content, form) == pytest.approx(SECONDS / speed, rel=0.1)
 
 
+@pytest.mark.parametrize(("form", "rate"), [("pcm", 8000), ("wav", 16_000), ("flac", 44_100), ("mp3", 22_050)])
+@pytest.mark.parametrize("stream", [True, False])
+def test_sampling_rates(client: openai.OpenAI, form: str, rate: int, stream: bool) -> None:
+    more = {"sample_rate": rate, "stream": stream}
+    answer = client.audio.speech.create(model="tts-1", voice="ash", input=TEXT, response_format=form, extra_body=more)
+    if form == "pcm":
+        assert len(answer.content) == 2 * round(SECONDS * rate)
+        return
+    wave, found = decode_audio(answer.content)
+    assert found == rate and len(wave) / rate == pytest.approx(SECONDS, abs=0.15)
+
+
+def test_a_rate_that_opus_has_not(client: openai.OpenAI) -> None:
+    for rate, known in ((44_100, "48000"), (11_025, "22050")):  # of the format, and of the server
+        with pytest.raises(openai.BadRequestError, match=known) as refused:
+            more = {"sample_rate": rate}
+            client.audio.speech.create(model="tts-1", voice="ash", input="Hi.", response_format="opus", extra_body=more)
+        assert refused.value.param == "sample_rate"
+
+
 def test_audio_arrives_before_all_of_it_is_made(client: openai.OpenAI, server: Running) -> None:
     server.engine.gate.clear()
     try:

@@ -61,6 +61,14 @@ def test_keys(locked: Running) -> None:
             assert client.get(path).status_code == 200
 
 
+def test_requests_at_once_go_by_the_engine() -> None:
+    options = ServerOptions()
+    assert [options.most_requests(places) for places in (1, 4, 16, 128)] == [8, 32, 128, 256]
+    assert ServerOptions(max_requests=7).most_requests(4) == 7 and options.most_requests() == 256
+    with pytest.raises(ConfigError, match="max_requests"):
+        ServerOptions(max_requests=0)
+
+
 def test_no_key_no_network() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.5", "speech.example.org"):
         with pytest.raises(ConfigError, match="takes a key.*CHATTERBOX_API_KEYS"):

@@ -411,7 +411,7 @@ SERVER = (
     Setting(
         "max_requests",
         "requests on their way at once; more are answered with status 429",
-        default=256,
+        unset="8 for each of max_batch_size, 256 at most",
         option="--max-requests",
         variable="CHATTERBOX_MAX_REQUESTS",
     ),

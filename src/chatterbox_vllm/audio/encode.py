@@ -24,9 +24,10 @@ _SNDFILE = {
 _FFMPEG = {".m4a": ("ipod", "aac"), ".aac": ("adts", "aac")}
 FORMATS = {**_SNDFILE, **_FFMPEG}
 # Sampling rates, in Hz, of codings that have not all of them.
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _RATES = {
-    ".opus": (8000, 12000, 16000, 24000, 48000),
+    ".opus": OPUS_RATES,
     ".mp3": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
     ".m4a": _AAC_RATES,
     ".aac": _AAC_RATES,

@@ -101,7 +101,9 @@ def _served_model(name: str | None, model: str | None, options: ServerOptions, k
     loading = {key: value for key, value in keywords.items() if key != "revision"}
 
     def start() -> AsyncChatterbox:
-        return AsyncChatterbox(load(loading | {"model": directory}), limits=Limits(requests=options.max_requests))
+        tts = load(loading | {"model": directory})
+        most = options.most_requests(tts.t3_stage.options.max_batch_size)
+        return AsyncChatterbox(tts, limits=Limits(requests=most))
 
     return ServedModel(
         name=name or _named(model or directory.name),

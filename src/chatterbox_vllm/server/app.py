@@ -69,7 +69,8 @@ def make_app(
         book.learn(model.name, model.voices, model.voice_kind)
     if engine is not None:
         book.check_options(served[0].name, engine.tts)
-    pool = ModelPool(served, options.max_requests, options.idle_seconds, options.models_memory, on_failure, engine)
+    most = options.max_requests or (options.most_requests() if engine is None else engine.limits.requests)
+    pool = ModelPool(served, most, options.idle_seconds, options.models_memory, on_failure, engine)
     metrics = Metrics(lambda: _gauges(pool))
     service = Service(
         options=options,

@@ -10,6 +10,7 @@ from chatterbox_vllm.audio.tempo import FASTEST, SLOWEST
 from chatterbox_vllm.families.parameters import MOST_TOP_K
 
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+SampleRate = Literal[8000, 16000, 22050, 24000, 44100, 48000]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
@@ -31,6 +32,9 @@ class Speaking(BaseModel):
     voice: str | VoiceId | None = Field(default=None, description="a voice's name or id; the default voice without")
     instructions: str | None = Field(default=None, max_length=4096, description="is not followed: the model takes none")
     response_format: Format | None = Field(default=None, description="mp3 where it is not given")
+    sample_rate: SampleRate | None = Field(
+        default=None, description="of the audio, in Hz; 24000 where it is not given. opus has no 22050 and 44100"
+    )
     speed: float | None = Field(default=None, ge=SLOWEST, le=FASTEST, description="1 where it is not given")
     language: str | None = Field(
         default=None, max_length=35, description="of the text: a code or an English name; told from it where not given"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chatterbox_vllm.audio.encode import OPUS_RATES
+from chatterbox_vllm.audio.resample import StreamResampler, resample
 from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_encoder
 from chatterbox_vllm.audio.tempo import Tempo
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
@@ -44,6 +46,7 @@ class Order:
         format: a key of `STREAM_FORMATS`.
         language: its code, or as it was given while there is no model to ask; None where it was not.
         recording: an audio file to convert, in place of a text.
+        sample_rate: of what is sent, in Hz.
         ignored: fields that change nothing, for the answer to tell.
     """
 
@@ -58,6 +61,7 @@ class Order:
     prepared_text: bool
     ignored: tuple[str, ...]
     recording: bytes | None = None
+    sample_rate: int = SAMPLE_RATE
 
     @property
     def media_type(self) -> str:
@@ -111,6 +115,10 @@ class Speaker:
         given = {name: getattr(body, name) for name in _PARAMETERS}
         if given["seed"] is None:
             given["seed"] = draw_seed()
+        form, rate = body.response_format or default_format, body.sample_rate or SAMPLE_RATE
+        if form == "opus" and rate not in OPUS_RATES:
+            known = ", ".join(map(str, OPUS_RATES))
+            raise ApiError(400, f"opus has no rate of {rate} Hz; it has {known}", "sample_rate", "invalid_value")
         name = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
         clip = None if body.ref_audio is None else await self.voices.clip(body.ref_audio)
         return Order(
@@ -118,12 +126,13 @@ class Speaker:
             text=text,
             wish=VoiceWish(name or None, clip),
             parameters=SpeechParameters(**given),
-            format=body.response_format or default_format,
+            format=form,
             speed=1.0 if body.speed is None else body.speed,
             clean_text=bool(body.clean_text),
             language=language,
             prepared_text=bool(body.prepared_text),
             ignored=_ignored(body),
+            sample_rate=rate,
         )
 
     def conversion(self, body: Converting, recording: bytes, clip: bytes | None, unknown: Iterable[str] = ()) -> Order:
@@ -255,17 +264,17 @@ class Speaker:
 
     async def stream(self, order: Order, number: str, told: Told) -> AsyncGenerator[bytes, None]:
         """`waves` in the order's format; each part can be played when it has arrived."""
-        encoder = None
+        sending = None
         async with contextlib.aclosing(self.waves(order, number, told)) as waves:
             async for wave in waves:
-                if encoder is None:
-                    encoder = stream_encoder(order.format, SAMPLE_RATE)
-                data = await _in_thread(order.format, encoder.feed, wave)
+                if sending is None:
+                    sending = _Outgoing(order)
+                data = await _in_thread(order, sending.feed, wave)
                 if data:
                     yield data
-        if encoder is None:
+        if sending is None:
             raise GenerationError("the engine gave no audio")
-        data = await _in_thread(order.format, encoder.finish)
+        data = await _in_thread(order, sending.finish)
         if data:
             yield data
 
@@ -336,15 +345,31 @@ class _Pace:
         self.samples += samples
 
 
+class _Outgoing:
+    """From the engine's samples to the bytes of an order's format, part by part."""
+
+    def __init__(self, order: Order):
+        self._resampler = StreamResampler(SAMPLE_RATE, order.sample_rate)
+        self._encoder = stream_encoder(order.format, order.sample_rate)
+
+    def feed(self, wave: np.ndarray) -> bytes:
+        return self._encoder.feed(self._resampler.feed(wave))
+
+    def finish(self) -> bytes:
+        return self._encoder.feed(self._resampler.finish()) + self._encoder.finish()
+
+
 def _encoded(order: Order, wave: np.ndarray, rate: int) -> tuple[bytes, int]:
     tempo = Tempo(order.speed, rate)
     changed = np.concatenate([tempo.feed(wave), tempo.finish()])
-    return encode_whole(order.format, changed, rate), len(changed)
+    return encode_whole(order.format, resample(changed, rate, order.sample_rate), order.sample_rate), len(changed)
 
 
-async def _in_thread(form: str, call: Callable[..., bytes], *arguments: np.ndarray) -> bytes:
+async def _in_thread(order: Order, call: Callable[..., bytes], *arguments: np.ndarray) -> bytes:
     """Encode where it does not keep others waiting; plain samples take no time."""
-    return call(*arguments) if form in ("pcm", "wav") else await asyncio.to_thread(call, *arguments)
+    if order.format in ("pcm", "wav") and order.sample_rate == SAMPLE_RATE:
+        return call(*arguments)
+    return await asyncio.to_thread(call, *arguments)
 
 
 def _text_tokens(engine: AsyncChatterbox, order: Order) -> int:

@@ -17,7 +17,6 @@ from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
@@ -134,7 +133,8 @@ class _Session:
         try:
             order = await self.service.speaker.order(self.wishes, text)
             note_order(self.socket, order)
-            start = {"sentence_index": index, "sentence_text": text, "format": order.format, "sample_rate": SAMPLE_RATE}
+            start = {"sentence_index": index, "sentence_text": text, "format": order.format}
+            start["sample_rate"] = order.sample_rate
             await self.socket.send_json({"type": "audio.start", **start})
             parts = self.service.speaker.stream(order, f"{number_of(self.socket)}-{index}", Told())
             async with contextlib.aclosing(parts):
