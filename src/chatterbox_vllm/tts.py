@@ -170,8 +170,8 @@ class ChatterboxTTS:
 
         Args:
             dtype: T3's; "auto" is bfloat16 on CUDA (float16 where a card has none) and for AWQ, else float32.
-            s3gen_dtype: the flow's; "auto" is float16 on CUDA, float32 on the CPU. In half precision the vocoder's
-                convolutions are in float16.
+            s3gen_dtype: the flow's; "auto" is float16 on CUDA, float32 on the CPU. In half precision on CUDA the
+                vocoder's convolutions are in float16.
             max_model_len: longest prompt and speech together, in positions; 2048.
             max_batch_size: most texts generated at once; 16, on a CPU 4.
             kv_cache_bytes: T3's key-value cache; None computes it from the two above.

@@ -59,8 +59,12 @@ class Settings:
 
     @property
     def vocoder_dtype(self) -> torch.dtype:
-        """The vocoder's convolutions lose nothing audible in float16; its pitch, source and spectra stay in float32."""
-        return torch.float32 if self.flow_dtype == torch.float32 else torch.float16
+        """The vocoder's convolutions lose nothing audible in float16; its pitch, source and spectra stay in float32.
+
+        CPUs have no fast convolutions in float16: there they took many times as long.
+        """
+        half = self.flow_dtype != torch.float32 and self.device.type != "cpu"
+        return torch.float16 if half else torch.float32
 
 
 def make_settings(
