@@ -129,7 +129,7 @@ def bench(
         check_text(text)
     if json is not None:
         check_writable(json)
-    steps = given.pop("diffusion_steps", None) or _published_steps(given)
+    steps = given.pop("diffusion_steps") if "diffusion_steps" in given else _published_steps(given)
     language = given.pop("language", None)
     measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, language, synthetic)
     clip = check_voice(voice, given)

@@ -68,16 +68,7 @@ class TalkerStage(Talker, Protocol):
 class NoTalker:
     """Stands where only S3Gen is loaded: it is never given anything."""
 
-    def add(
-        self,
-        request_id: str,
-        prompt: torch.Tensor,
-        sampling: Sampling,
-        seed: int,
-        uniforms: Sequence[float] | None = None,
-        *,
-        told_every: int | None = None,
-    ) -> None:
+    def add(self, *_: object, **__: object) -> None:
         raise ConfigError("only S3Gen is loaded here, and nobody to speak")
 
     def step(self) -> list[T3Output]:
