@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# oneDNN's own variable and default of 1024. Chunks and batches come in ever new shapes. With 128 (and with 16) 600 shapes
-# of one convolution take 34 MB in place of 289, and 30 streamed texts the same processor time within 5 %.
+# oneDNN's own variable and default of 1024. Chunks and batches come in ever new shapes. With 128 (and with 16) 600
+# shapes of one convolution take 34 MB in place of 289, and 30 streamed texts the same processor time within 5 %.
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 MOST = 128
 
