@@ -148,7 +148,9 @@ def test_tokens_are_the_published_ones_alone_and_in_a_batch(
             guided = (conditional + values.cfg_weight * (conditional - other)).log_softmax(-1)
             first = torch.from_numpy(golden[f"logits_{number}"])
             # Behind the end of a short block nothing is seen.
-            parity.absolute("first log probabilities of a piece, guided", guided[: len(first)].cpu(), first, LOGITS_BOUND)
+            parity.absolute(
+                "first log probabilities of a piece, guided", guided[: len(first)].cpu(), first, LOGITS_BOUND
+            )
     assert {reason for _, reason in together.values()} == {"stop", "length"} or time_shift == 3.0
 
 
