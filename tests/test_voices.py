@@ -29,6 +29,7 @@ from chatterbox_vllm.checkpoint.config import (
 )
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import AudioError, CheckpointError, ConfigError, OutputError
+from chatterbox_vllm.families.turbo import TURBO
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
@@ -286,6 +287,27 @@ def test_a_failed_save_leaves_the_old_file(voice: Voice, tmp_path: Path, monkeyp
         voice.save(tmp_path / "absent" / "voice.pt")
 
 
+@pytest.mark.parametrize(
+    ("spoken", "flow", "fits"),
+    [(140, 140, True), (150, 149, True), (126, 126, True), (120, 120, False), (150, 200, False), (140, 250, False)],
+)
+def test_a_file_that_says_nothing_serves_both_kinds_where_both_recipes_make_it(
+    spoken: int, flow: int, fits: bool, tmp_path: Path
+) -> None:
+    tokens = torch.arange(flow)
+    prompt = FlowPrompt(tokens, torch.zeros(2 * flow, 80), torch.ones(192))
+    voice = Voice(SpeakerConditioning(torch.full((1, 256), 1 / 16), torch.arange(spoken)), prompt)
+    voice.save(tmp_path / "published.pt")
+    assert Voice.load(tmp_path / "published.pt").recipe is None  # the first Chatterbox takes it
+    if fits:
+        assert check_voice(Voice.load(tmp_path / "published.pt", TURBO.config), TURBO.config)
+        with pytest.raises(ConfigError, match="enrolled for models of the kind 'x'"):
+            check_voice(replace(voice, recipe="x"), TURBO.config)
+    else:
+        with pytest.raises(CheckpointError, match="enrolled for models of the first Chatterbox's kind"):
+            Voice.load(tmp_path / "published.pt", TURBO.config)
+
+
 def test_a_voice_of_another_codebook_is_refused(voice: Voice, tmp_path: Path) -> None:
     own = replace(voice, codebook="small-1")
     own.save(tmp_path / "own.pt")
@@ -382,6 +404,19 @@ def test_whatever_is_no_fitting_voice_is_a_config_error(voice: Voice) -> None:
 
 
 # --- enrolment
+
+
+def test_both_recipes_make_the_same_of_a_clip_of_five_to_six_seconds(enroller: VoiceEnroller) -> None:
+    config = replace(TINY, enrolment=TURBO.config.enrolment, t3=replace(TINY.t3, speech_prompt_tokens=375))
+    turbo = VoiceEnroller(config, enroller.hearing._weights, enroller._weights_ve)
+    for seconds, alike in ((5.1, True), (5.99, True), (7, False)):
+        first, other = (e.enrol(babble(seconds), 24_000, norm) for e, norm in ((enroller, None), (turbo, False)))
+        assert (first.key == other.key) is alike and (other.recipe, first.recipe) == ("turbo", None)
+        if alike:
+            assert check_voice(first, config) is first
+        else:
+            with pytest.raises(ConfigError, match="of the first Chatterbox's kind"):
+                check_voice(first, config)
 
 
 def test_enrolment_takes_the_published_lengths(enroller: VoiceEnroller) -> None:
