@@ -14,8 +14,13 @@ import httpx
 import numpy as np
 import pytest
 
+from chatterbox_vllm.audio.decode import decode_audio
+from chatterbox_vllm.voices.entries import About
+from chatterbox_vllm.voices.library import VoiceLibrary
+from chatterbox_vllm.voices.preview import preview_of
 from tests.browser import Browser, PageError, chromium
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, FakeEngine, Running, eventually, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, FakeEngine, Running, a_clip, eventually, running
+from tests.fakes import a_voice
 from tests.pages import TEXT, as_new, opened, page_of, parts, spoken, words, write
 
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
@@ -326,15 +331,20 @@ def test_what_the_engine_does(browser: Browser, tmp_path: Path) -> None:
         found.engine.gate.set()
 
 
-def test_languages(browser: Browser, tmp_path: Path) -> None:
-    def start() -> FakeEngine:
-        engine = FakeEngine()
-        engine.tts.languages = {"en": "English", "de": "German", "ar": "Arabic"}
-        engine.tts.check_language = lambda language: language
-        return engine
+LANGUAGES = {"en": "English", "de": "German", "ar": "Arabic"}
 
-    with running(tmp_path, start) as found:
+
+def polyglot() -> FakeEngine:
+    """An engine that speaks any language."""
+    engine = FakeEngine()
+    engine.tts.check_language = lambda language: language  # type: ignore[method-assign]
+    return engine
+
+
+def test_languages(browser: Browser, tmp_path: Path) -> None:
+    with running(tmp_path, polyglot, facts={"fake": {"languages": LANGUAGES}}) as found:
         opened(browser, found.url)
+        assert browser.run("$('model-field').hidden")
         browser.until("!$('language-field').hidden")
         labels = browser.run("[...$('language').options].map((option) => option.label)")
         assert labels == ["told from the text", "Arabic", "English", "German"]
@@ -343,6 +353,50 @@ def test_languages(browser: Browser, tmp_path: Path) -> None:
         browser.run("$('language').value = 'de'")
         spoken(browser)
         assert found.engine.requests[-1].language == "de"
+
+
+def test_models(browser: Browser, tmp_path: Path) -> None:
+    """Parameters, languages and voices follow the model that is chosen, and the request names it."""
+    second = {
+        "languages": LANGUAGES,
+        "parameters": {"temperature": 0.6},
+        "voices": ("builtin", "clara"),
+        "voice_kind": "+x",
+    }
+    library = VoiceLibrary(tmp_path)
+    library.save("ada", a_voice(), about=About(preview=preview_of(*decode_audio(a_clip()))))
+    library.save("bare", a_voice())
+    with running(tmp_path, others={"second": polyglot}, facts={"second": second}) as found:
+        opened(browser, found.url)
+        assert not browser.run("$('model-field').hidden") and browser.run("$('language-field').hidden")
+        assert browser.run("[...$('model').options].map((option) => option.label)") == ["fake", "second"]
+        write(browser, "1.5", "exaggeration")
+        spoken(browser)
+        assert len(found.engines) == 1 and found.engine.requests[-1].parameters.exaggeration == 1.5
+        assert words(browser, "spoken").count("fake · The model’s default") == 1
+
+        browser.run("($('model').value = 'second', $('model').dispatchEvent(new Event('change')))")
+        names = "[...$('voice').options].map((option) => option.value)"
+        browser.until(f"{names}.includes('clara')")
+        listed = browser.run("[...$('voice').options].map((option) => option.label)")
+        assert "ada" in listed and not {"anna", "bare"} & set(listed)
+        assert "alloy: clara" in listed, "other names stand for the voices of this model"
+        assert browser.run("$('exaggeration').closest('.field').hidden && $('reset').hidden")
+        assert browser.run("[$('temperature').value, $('language').options.length]") == ["0.6", 4]
+        assert not browser.run("$('language-field').hidden")
+        browser.until("$('engine-where').textContent === 'second · cpu'")
+        assert words(browser, "engine-words") == "asleep until you speak"
+        browser.run("($('language').value = 'de', $('voice').value = 'default')")
+        spoken(browser)
+        assert len(found.engines) == 2, "it is loaded when somebody speaks with it"
+        request = found.engine.requests[-1]
+        assert (request.parameters.exaggeration, request.language) == (None, "de")
+
+        browser.click("#spoken li:last-child .use")
+        browser.until("$('model').value === 'fake' && $('exaggeration').value === '1.5'")
+        browser.until(f"{names}.includes('anna')")
+        spoken(browser)
+        assert len(found.engines[0].requests) == 2 and browser.complaints == []
 
 
 def test_a_server_that_is_gone(browser: Browser, tmp_path: Path) -> None:
