@@ -40,11 +40,13 @@ class FakeSpeaker:
         self.settings: dict[str, Any] = {}
         self.lives = lives
         self.enrolled: list[Path] = []
+        self.loudness: list[bool | None] = []
         self.spoken: list[str] = []
         self.most_ahead = 0
 
-    def enrol(self, path: Any) -> Any:
+    def enrol(self, path: Any, norm_loudness: bool | None = None) -> Any:
         self.enrolled.append(Path(path))
+        self.loudness.append(norm_loudness)
         if "bad" in str(path):
             raise AudioError(f"{path}: not audio")
         return a_voice()
@@ -89,12 +91,14 @@ def speak(
     engine: dict[str, Any] | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    norm_loudness: bool | None = None,
     **parameters: Any,
 ) -> Summary:
     with Input(str(source)) as rows, Folder(out) as folder:
         folder.begin(folder.open(run, rows.check(), overwrite, retry_failed), engine)
         settings = SpeechParameters(seed=5, **parameters)
-        return Batch(rows, folder, speaker or FakeSpeaker(), settings, None, ".wav").run()
+        speaker = speaker or FakeSpeaker()
+        return Batch(rows, folder, speaker, settings, None, ".wav", norm_loudness=norm_loudness).run()
 
 
 def manifest(out: Path) -> list[dict[str, Any]]:
@@ -131,6 +135,19 @@ def test_a_run(tmp_path: Path) -> None:
     wave, rate = soundfile.read(out / "a.wav")
     assert rate == 24_000 and len(wave) == 2400
     assert {path.name for path in out.iterdir()} == {"a.wav", "0000001.wav", "manifest.jsonl", "run.json", ".lock"}
+
+
+def test_a_clips_loudness_is_the_rows_or_else_the_batchs(tmp_path: Path) -> None:
+    rows = [{"voice": "v.wav"}, {"voice": "v.wav", "norm_loudness": True}, {"voice": "v.wav", "norm_loudness": False}]
+    source = write(tmp_path / "in.jsonl", {"text": "own"}, *({"text": "x"} | row for row in rows))
+    (tmp_path / "v.wav").touch()
+    for name, norm_loudness, wanted in (
+        ("of the model", None, [None, True, False]),
+        ("off", False, [False, True, False]),
+    ):
+        speaker = FakeSpeaker()
+        assert speak(source, tmp_path / name, speaker, norm_loudness=norm_loudness).spoken == 4
+        assert speaker.loudness == wanted
 
 
 def test_bad_rows_do_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

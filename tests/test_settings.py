@@ -23,6 +23,7 @@ from chatterbox_vllm.settings import (
     SPEECH,
     TEXT,
     VARIABLES,
+    VOICE,
     Setting,
     positive,
 )
@@ -89,11 +90,11 @@ def test_every_keyword_is_in_the_table_with_its_default() -> None:
     taken = {name: default for call in calls for name, default in keywords_of(call).items()}
     # What is None in `SpeechParameters` takes the family's value, but the steps those of the model.
     taken |= {"seed": SpeechParameters().seed} | dataclasses.asdict(ENGLISH.defaults) | {"diffusion_steps": None}
-    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in (*TEXT, *SERVER)}
+    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in (*VOICE, *TEXT, *SERVER)}
     assert {name: default for name, default in taken.items() if default != BY_KEYWORD[name].default} == {}
 
     reading = keywords_of(ChatterboxTTS.generate)
-    assert {s.keyword for s in (*TEXT, *SPEECH)} <= set(reading)
+    assert {s.keyword for s in (*VOICE, *TEXT, *SPEECH)} <= set(reading)
     pauses = dataclasses.asdict(reading["pauses"])
     assert BY_KEYWORD["pauses"].unset == ", ".join(f"{kind} {seconds:g}" for kind, seconds in pauses.items())
     assert reading["clean_text"] is BY_KEYWORD["clean_text"].default

@@ -298,6 +298,14 @@ LANGUAGE = Setting(
     unset="the model's only one, else told from the text",
     option="--language",
 )
+# Keyword of `ChatterboxTTS.generate`, beside the clip.
+NORM_LOUDNESS = Setting(
+    "norm_loudness",
+    "bring a clip to the loudness that the model's voices have, or leave it as loud as it is; Turbo and Nano have it",
+    unset="on for Turbo and Nano",
+    option="--norm-loudness/--no-norm-loudness",
+)
+VOICE = (NORM_LOUDNESS,)
 # Fields of `SpeechRequest`, keywords of `ChatterboxTTS.generate`.
 TEXT = (
     Setting(
@@ -516,6 +524,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "How it runs": ENGINE,
     "Quantization": QUANTIZATION,
     "How it speaks": SPEECH,
+    "How it hears a voice": VOICE,
     "How it reads a text": TEXT,
     "How it serves": SERVER,
     "Places and installation": ENVIRONMENT,

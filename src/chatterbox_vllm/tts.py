@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -247,7 +247,7 @@ class ChatterboxTTS:
         }
 
     def prepare_conditionals(
-        self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None, norm_loudness: bool = True
+        self, wav_fpath: str | os.PathLike[str], exaggeration: float | None = None, norm_loudness: bool | None = None
     ) -> None:
         """Make the speaker of a clip, or a saved voice, the voice in use, for this and later calls.
 
@@ -255,18 +255,19 @@ class ChatterboxTTS:
             wav_fpath: audio of any common format, rate and channel count, 0.5 s to 10 minutes; or a file that
                 `Voice.save` wrote.
             exaggeration: accepted as the published method does and checked; emotion is a parameter of `generate`.
-            norm_loudness: bring a clip to the loudness that Turbo's and Nano's voices have; other models take clips as
-                they are.
+            norm_loudness: whether a clip is brought to the loudness that the model's voices have; None does so for
+                Turbo and Nano. Other models hear clips as loud as they are, and refuse True.
 
         Raises:
             AudioError: the file cannot be decoded or used.
+            ConfigError: `norm_loudness` is given for a saved voice, or asks for what the model does not do.
             CheckpointError: it is a saved voice that is damaged or made for another model.
         """
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
         self.conds = self.enrol(wav_fpath, norm_loudness)
 
-    def enrol(self, path: str | os.PathLike[str], norm_loudness: bool = True) -> Voice:
+    def enrol(self, path: str | os.PathLike[str], norm_loudness: bool | None = None) -> Voice:
         """The voice of a clip or of a saved voice; read once for as long as the file does not change.
 
         Args:
@@ -274,13 +275,17 @@ class ChatterboxTTS:
         """
         return self._files.voice(Path(path), norm_loudness)
 
-    def enrol_clip(self, clip: bytes) -> Voice:
+    def enrol_clip(self, clip: bytes, norm_loudness: bool | None = None) -> Voice:
         """The voice of a clip in memory: the bytes of an audio file. Equal bytes are enrolled once.
+
+        Args:
+            norm_loudness: as for `prepare_conditionals`.
 
         Raises:
             AudioError: it cannot be decoded or used.
+            ConfigError: `norm_loudness` asks for what the model does not do.
         """
-        return self._files.voice_of_clip(clip)
+        return self._files.voice_of_clip(clip, norm_loudness)
 
     def count_text_tokens(self, text: str, language: str | None = None, prepared_text: bool = False) -> int:
         """How many text tokens a text has as it stands, for accounts; see `SpeechRequest` for the arguments.
@@ -312,9 +317,7 @@ class ChatterboxTTS:
     @property
     def defaults(self) -> dict[str, float]:
         """What is spoken with where a request names nothing else, by parameter; those that the model has."""
-        prompts = self._engine.scheduler.preparation.prompts
-        values = asdict(prompts.values(SpeechParameters()))
-        return {name: value for name, value in values.items() if name not in prompts.family.absent}
+        return self.family.parameters_of(self._engine.scheduler.preparation.prompts.config)
 
     @property
     def family(self) -> Family:
@@ -355,7 +358,7 @@ class ChatterboxTTS:
         cfg_weight: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
-        norm_loudness: bool = True,
+        norm_loudness: bool | None = None,
         *,
         max_tokens: int | None = None,
         diffusion_steps: int | None = None,
@@ -396,6 +399,8 @@ class ChatterboxTTS:
         if language is not None and language_id is not None:
             raise ConfigError("language and language_id are one: give either")
         language = language_id if language is None else language
+        if norm_loudness is not None and audio_prompt_path is None:
+            raise ConfigError("norm_loudness is of a clip: give audio_prompt_path, too, or leave it out")
         # Checked first: a bad parameter must not change the voice in use.
         parameters = SpeechParameters(
             exaggeration=exaggeration,

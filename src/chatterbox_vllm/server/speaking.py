@@ -124,7 +124,7 @@ class Speaker:
         return Order(
             model=model,
             text=text,
-            wish=VoiceWish(name or None, clip),
+            wish=VoiceWish(name or None, clip, body.norm_loudness),
             parameters=SpeechParameters(**given),
             format=form,
             speed=1.0 if body.speed is None else body.speed,
@@ -395,6 +395,8 @@ def _ignored(body: Speaking) -> tuple[str, ...]:
     names = [*(body.model_extra or {}), *(["instructions"] if body.instructions else [])]
     if body.ref_audio is not None and body.voice is not None:
         names.append("voice")
+    if body.ref_audio is None and body.norm_loudness is not None:
+        names.append("norm_loudness")
     return _plain(names)
 
 
