@@ -131,7 +131,7 @@ def test_the_published_class(tts: ChatterboxMultilingualTTS, monkeypatch: pytest
     asked: list[Any] = []
     for door in (ChatterboxMultilingualTTS, ChatterboxTTS):
         monkeypatch.setattr(door, "from_local", lambda directory, device, **options: asked.append(directory))
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", lambda model, revision: model)
+    monkeypatch.setattr("chatterbox_vllm.loaded.tts.resolve_model", lambda model, revision: model)
     ChatterboxMultilingualTTS.from_pretrained("cpu")
     ChatterboxMultilingualTTS.from_pretrained("cpu", t3_model="v3")
     ChatterboxTTS.from_pretrained_multilingual("cpu", t3_model="multilingual-hi")

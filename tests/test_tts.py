@@ -242,7 +242,9 @@ def test_damaged_checkpoints(babbler: Path, tmp_path: Path) -> None:
 
 def test_published_calling_order(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", lambda model, revision: calls.append(model) or babbler)
+    monkeypatch.setattr(
+        "chatterbox_vllm.loaded.tts.resolve_model", lambda model, revision: calls.append(model) or babbler
+    )
     monkeypatch.setattr(ChatterboxTTS, "from_local", classmethod(lambda cls, path, device, **o: calls.append(device)))
     ChatterboxTTS.from_pretrained("cpu")
     ChatterboxTTS.from_pretrained(device="cpu")

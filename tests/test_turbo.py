@@ -169,7 +169,7 @@ def test_the_published_class_finds_its_models_by_their_names(
         return turbo_babbler
 
     monkeypatch.setattr("chatterbox_vllm.tts_turbo.resolve_model", resolve)
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", resolve)
+    monkeypatch.setattr("chatterbox_vllm.loaded.tts.resolve_model", resolve)
     pytest.importorskip("bitsandbytes")
     ChatterboxTurboTTS.from_pretrained("cpu").shutdown()
     with ChatterboxTurboTTS.from_pretrained_quantized("cpu", quantization_strategy="int8") as tts:
