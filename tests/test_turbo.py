@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import re
@@ -189,6 +190,9 @@ def test_clips_are_brought_to_a_loudness_unless_told_otherwise(turbo: Chatterbox
     as_it_is = turbo.enrol(paths[0], norm_loudness=False)
     assert turbo.enrol_clip(paths[0].read_bytes(), False).key == as_it_is.key
     assert turbo.enrol(paths[0], norm_loudness=True).key == loud.key == turbo.enrol_clip(paths[0].read_bytes()).key
+    with contextlib.closing(turbo.generate_stream("Hi.", audio_prompt_path=paths[0], norm_loudness=False)):
+        assert turbo.conds.key == as_it_is.key
+    turbo.conds = turbo.builtin_voice("builtin")
     gain = (-27 - integrated_loudness(decode_audio(paths[0])[0], 24_000)) / 20 * np.log(10)
     # The mel is of amplitudes, in natural logarithms.
     assert float((loud.prompt.mel - as_it_is.prompt.mel).median()) == pytest.approx(gain, abs=0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -44,6 +43,13 @@ class ChatterboxTTS(LoadedTTS):
         if exaggeration is not None:
             SpeechParameters(exaggeration=exaggeration)
         self.conds = self.enrol(wav_fpath, norm_loudness)
+
+    def _hear(self, clip: str | os.PathLike[str] | None, norm_loudness: bool | None) -> None:
+        """`prepare_conditionals`, where there is a clip."""
+        if clip is not None:
+            self.prepare_conditionals(clip, norm_loudness=norm_loudness)
+        elif norm_loudness is not None:
+            raise ConfigError("norm_loudness is of a clip: give audio_prompt_path, too, or leave it out")
 
     def enrol(self, path: str | os.PathLike[str], norm_loudness: bool | None = None) -> Voice:
         """The voice of a clip or of a saved voice; read once for as long as the file does not change.
@@ -121,8 +127,6 @@ class ChatterboxTTS(LoadedTTS):
         if language is not None and language_id is not None:
             raise ConfigError("language and language_id are one: give either")
         language = language_id if language is None else language
-        if norm_loudness is not None and audio_prompt_path is None:
-            raise ConfigError("norm_loudness is of a clip: give audio_prompt_path, too, or leave it out")
         # Checked first: a bad parameter must not change the voice in use.
         parameters = SpeechParameters(
             exaggeration=exaggeration,
@@ -136,8 +140,7 @@ class ChatterboxTTS(LoadedTTS):
             diffusion_steps=diffusion_steps,
             seed=seed,
         )
-        if audio_prompt_path is not None:
-            self.prepare_conditionals(audio_prompt_path, norm_loudness=norm_loudness)
+        self._hear(audio_prompt_path, norm_loudness)
         if not isinstance(text, (str, list, tuple)):
             raise ConfigError(f"text must be a string or a list of strings, not {type(text).__name__}")
         texts = [text] if isinstance(text, str) else list(text)
@@ -154,8 +157,7 @@ class ChatterboxTTS(LoadedTTS):
                 prepared_text=prepared_text,
             )
 
-        requests = [partial(request, i) for i in range(len(texts))]
-        return self._generate(requests, not isinstance(text, str), return_exceptions, progress, "text")
+        return self._generate(request, len(texts), not isinstance(text, str), return_exceptions, progress, "text")
 
     def generate_iter(
         self, texts: Iterable[str], *, language: str | None = None, prepared_text: bool = False, **parameters: Any
@@ -179,6 +181,7 @@ class ChatterboxTTS(LoadedTTS):
         text: str,
         *,
         audio_prompt_path: str | os.PathLike[str] | None = None,
+        norm_loudness: bool | None = None,
         pauses: Pauses = DEFAULT_PAUSES,
         clean_text: bool | Cleaning = False,
         language: str | None = None,
@@ -199,8 +202,7 @@ class ChatterboxTTS(LoadedTTS):
             ConfigError, AudioError, GenerationError: as `generate`, and ConfigError where the model is in use.
         """
         settings = SpeechParameters(**parameters)
-        if audio_prompt_path is not None:
-            self.prepare_conditionals(audio_prompt_path)
+        self._hear(audio_prompt_path, norm_loudness)
         request = SpeechRequest(
             text,
             self.voice,

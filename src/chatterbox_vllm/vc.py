@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -161,8 +160,7 @@ class ChatterboxVC(LoadedModel[Target, NoTalker]):
         def request(i: int) -> ConversionRequest:
             return ConversionRequest(recordings[i], speaker, parameters.of_item(i))
 
-        requests = [partial(request, i) for i in range(len(recordings))]
-        return self._generate(requests, several, return_exceptions, progress, "recording")
+        return self._generate(request, len(recordings), several, return_exceptions, progress, "recording")
 
     def generate_stream(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -78,7 +78,8 @@ class LoadedModel(Generic[Speaker, Talking]):
 
     def _generate(
         self,
-        requests: Sequence[Callable[[], Request]],
+        request: Callable[[int], Request],
+        count: int,
         several: bool,
         return_exceptions: bool,
         progress: bool | None,
@@ -87,7 +88,8 @@ class LoadedModel(Generic[Speaker, Talking]):
         """The audio of requests, as the published `generate` gives it.
 
         Args:
-            requests: makes each; a ConfigError is that one's alone.
+            request: gives each by its place; a ConfigError is that one's alone.
+            count: how many there are.
             several: whether a list was given, and is to be returned.
             return_exceptions, progress: as for `ChatterboxTTS.generate`.
             unit: what each is, for the bar.
@@ -96,11 +98,11 @@ class LoadedModel(Generic[Speaker, Talking]):
             ChatterboxError: the only one failed.
             BatchError: some of several did.
         """
-        results: list[Any] = [None] * len(requests)
+        results: list[Any] = [None] * count
         made: dict[int, Request] = {}
-        for i, make in enumerate(requests):
+        for i in range(count):
             try:
-                made[i] = make()
+                made[i] = request(i)
             except ConfigError as error:
                 results[i] = error
         places = list(made)
