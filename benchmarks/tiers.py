@@ -121,7 +121,8 @@ def speak(tts: ChatterboxTTS, requests: int) -> float:
     """Seconds of audio a second."""
     parameters = SpeechParameters(max_tokens=SECONDS * TOKENS_PER_SECOND)
     start, audio = time.perf_counter(), 0.0
-    for result in tts.run([SpeechRequest(SENTENCE, tts.voice, parameters) for _ in range(requests)]):
+    request = SpeechRequest(SENTENCE, tts.voice, parameters, language=tts.language_of_english)
+    for result in tts.run([request] * requests):
         if result.audio is None:
             raise result.error or ChatterboxError("nothing was spoken")
         audio += len(result.audio) / tts.sr
