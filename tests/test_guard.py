@@ -91,7 +91,7 @@ def speak(
 ) -> tuple[SpeechResult, list[int]]:
     script, limits = scripted(*attempts)
     engine = Engine(script, max_model_len=900)
-    engine.scheduler.guarded = guarded
+    engine.scheduler.at_t3.guarded = guarded
     request = SpeechRequest(TEXT, voice, SpeechParameters(max_tokens=400, seed=3), **options)
     engine.scheduler.submit(request, delivery=delivery)
     events = list(iterate(engine))
