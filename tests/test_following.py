@@ -1,8 +1,8 @@
-"""Attention to the text inside the engine: what is computed from the KV cache, and what becomes of the end of speech."""
+"""Attention to the text inside the engine: what is computed from the KV cache, and what becomes of speech's end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,21 @@ import torch.nn.functional as F
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
 
-from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.multilingual import MULTILINGUAL
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.setup.device import resolve_device
+from chatterbox_vllm.t3.alignment import completed_at
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.kv_cache import kv_bytes_per_position
 from chatterbox_vllm.t3.llama import QKV, rotate, rotation
 from chatterbox_vllm.t3.options import T3Options
 from chatterbox_vllm.t3.plain import PlainT3
 from chatterbox_vllm.t3.sampling import Sampling
-from chatterbox_vllm.t3.vllm.following import FollowedText, FollowText
+from chatterbox_vllm.t3.vllm.following import FollowText
 from chatterbox_vllm.t3.vllm.stage import T3Stage
 from chatterbox_vllm.voices.voice import Voice
 
@@ -49,9 +50,7 @@ class Talk:
         speaker = Voice.load(directory / "conds.pt", config).conditioning
         self.conditioning = self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, 0.5)
         settings = {"max_model_len": 256, "max_batch_size": 4, "follow_text": True, "cuda_graphs": device == "cuda"}
-        self.stage = T3Stage(
-            self.config, self.weights, T3Options(dtype, **settings | options), resolve_device(device)
-        )
+        self.stage = T3Stage(self.config, self.weights, T3Options(dtype, **settings | options), resolve_device(device))
 
     def prompt(self, letters: int) -> torch.Tensor:
         return self.builder.prompt(self.conditioning, list(range(10, 10 + letters)))
@@ -77,10 +76,9 @@ class Talk:
             x = plain.run_layer(layer, x, lambda names, value, inputs=inputs: inputs.setdefault(names, value))
             for at, head in HEADS:
                 if at == index:
-                    q, k = (
-                        rotate(F.linear(inputs[QKV], layer[name])[0].unflatten(-1, (config.num_heads, -1))[:, head], cosine, sine)
-                        for name in QKV[:2]
-                    )
+                    projected = (F.linear(inputs[QKV], layer[name])[0] for name in QKV[:2])
+                    each = (x.unflatten(-1, (config.num_heads, -1))[:, head] for x in projected)
+                    q, k = (rotate(x, cosine, sine) for x in each)
                     later = torch.ones(len(q), len(q)).triu(1).bool()
                     maps.append((q @ k.T * config.head_dim**-0.5).masked_fill(later, float("-inf")).softmax(-1))
         start, size = config.conditioning_length, letters + 2
@@ -149,35 +147,133 @@ def test_attention_of_prompts_that_come_in_parts(multilingual_babbler: Path, see
         parts.stage.close()
 
 
-def test_attention_and_state_after_preemption(multilingual_babbler: Path, seen: dict) -> None:
-    """Four sequences that outgrow a block each, in a cache of four blocks and vLLM's own."""
-    config = config_of(multilingual_babbler).t3
-    states: dict[str, dict[int, torch.Tensor]] = {}
-    tight = {"kv_cache_bytes": 5 * BLOCK * kv_bytes_per_position(config, 4)}
-    talkers = {"roomy": Talk(multilingual_babbler), "tight": Talk(multilingual_babbler, **tight)}
-    said = {}
-    preempted = 0
-    for name, talk in talkers.items():
-        scheduler = talk.stage._engine.engine_core.engine_core.scheduler
-        begin = FollowText.update_state
-        texts = {}
-        for letters in (40, 45, 50, 55):
-            talk.add(str(letters), letters, max_tokens=110)
-        (runner,) = talk.stage._engine.collective_rpc(lambda worker: worker.model_runner)
-        (follower,) = (p for p in runner.input_batch.logitsprocs.all if isinstance(p, FollowText))
-        said[name] = {}
-        while talk.stage.unfinished:
-            for output in talk.stage.step():
-                said[name][output.request_id] = list(output.token_ids)
-            for request in follower.requests.values():
-                texts[request.text.size] = request.text
-        preempted += name == "tight" and scheduler is not None
-        states[name] = {size: text.state for size, text in texts.items()}
-        del begin
-    assert said["tight"] == said["roomy"]
-    for size, state in states["roomy"].items():
-        torch.testing.assert_close(states["tight"][size], state, atol=1e-4, rtol=1e-4)
-    for letters, tokens in said["tight"].items():
-        check(talkers["tight"], seen, int(letters), tokens, 1e-5)
-    for talk in talkers.values():
-        talk.stage.close()
+@pytest.fixture
+def preempted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What vLLM takes out of its batch for want of room."""
+    found: list[object] = []
+    preempt = Scheduler._preempt_request
+
+    def noting(self: Scheduler, request: object, *rest: object, **more: object) -> None:
+        found.append(request)
+        preempt(self, request, *rest, **more)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", noting)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tight(multilingual_babbler: Path, talk: Talk) -> Iterator[Talk]:
+    """With a cache of four blocks and vLLM's own, for sequences of more than a block each."""
+    opened = Talk(multilingual_babbler, kv_cache_bytes=5 * BLOCK * kv_bytes_per_position(talk.config, 4))
+    yield opened
+    opened.stage.close()
+
+
+def test_attention_after_preemption(tight: Talk, seen: dict, preempted: list) -> None:
+    for letters in (72, 75, 78, 81):
+        tight.add(str(letters), letters, max_tokens=110)
+    said = tight.drain()
+    assert len(preempted) > 1
+    for letters, tokens in said.items():
+        assert int(letters) + 38 + len(tokens) > BLOCK
+        check(tight, seen, int(letters), tokens, 1e-5)
+
+
+def test_attention_in_half_precision(multilingual_babbler: Path, seen: dict) -> None:
+    half = Talk(multilingual_babbler, dtype=torch.bfloat16)
+    try:
+        half.add("half", 40)
+        check(half, seen, 40, half.drain()["half"], 5e-3)
+    finally:
+        half.stage.close()
+
+
+@pytest.fixture
+def going(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Made-up attention in place of the heads': it goes through the text at so many text tokens a step, and stays."""
+
+    def at(speed: float) -> None:
+        def attention(self: FollowText, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros(len(rows), self.longest_text)
+            for own, row, length in zip(out, rows.tolist(), lengths.tolist(), strict=True):
+                request = self.requests[row]
+                own[min(int((length - request.prompt_rows) * speed), request.text.size - 1)] = 0.9
+            return out
+
+        monkeypatch.setattr(FollowText, "attention", attention)
+
+    return at
+
+
+SAMPLED = {"temperature": 0.8, "min_p": 0.05, "max_tokens": 150}
+
+
+@pytest.mark.parametrize("sampling", [{"max_tokens": 150}, {**SAMPLED, "cfg_weight": 0.0}, SAMPLED])
+def test_the_end_is_held_back_while_the_text_is_not_said(talk: Talk, going: Callable, sampling: dict) -> None:
+    """Up to the bound; who is not followed, and whose text is too short, ends where it would."""
+    going(0.0)
+    talk.add("alone", 30, None, **sampling)
+    natural = talk.drain()["alone"]
+    assert natural[-1] == talk.config.stop_speech_token and len(natural) < 40
+    for name, letters, held_for in (("held", 30, 60), ("short", 3, 60), ("free", 30, None), ("not", 30, 0)):
+        talk.add(name, letters, held_for, **sampling)
+    said = talk.drain()
+    assert said["free"] == said["not"] == natural
+    assert said["held"][: len(natural) - 1] == natural[:-1] and len(said["held"]) == 61
+    assert {said["held"][-1], said["short"][-1]} == {talk.config.stop_speech_token} and len(said["short"]) < 40
+
+
+@pytest.mark.parametrize("sampling", [{"max_tokens": 150}, {**SAMPLED, "cfg_weight": 0.0}, SAMPLED])
+def test_the_end_is_brought_about_when_the_text_has_been_said(talk: Talk, going: Callable, sampling: dict) -> None:
+    """Of 14 text tokens the last is reached at step 13; at step 18 it has had 6 times 0.9."""
+    going(1.0)
+    for name, held_for in (("followed", 60), ("free", None)):
+        talk.add(name, 12, held_for, **sampling)
+    said = talk.drain()
+    assert len(said["free"]) > 20 and said["followed"] == [*said["free"][:18], talk.config.stop_speech_token]
+
+
+def test_where_speech_is_outlasts_preemption(
+    talk: Talk, tight: Talk, going: Callable, preempted: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: dict[int, torch.Tensor] = {}  # the last, by the text's size
+    apply = FollowText.apply
+
+    def keeping(self: FollowText, logits: torch.Tensor) -> torch.Tensor:
+        logits = apply(self, logits)
+        states.update({own.text.size: self.states[own.slot].clone() for own in self.requests.values()})
+        return logits
+
+    monkeypatch.setattr(FollowText, "apply", keeping)
+    going(1.0)
+    outcomes = []
+    for talker in (talk, tight):
+        assert not preempted
+        for letters in (60, 62, 64, 66):
+            talker.add(str(letters), letters, 110, max_tokens=100)
+        outcomes.append((talker.drain(), dict(states)))
+    (said, kept), (said_again, kept_again) = outcomes
+    assert len(preempted) > 1 and said_again == said
+    for size, state in kept.items():
+        assert torch.equal(kept_again[size], state)
+        assert int(completed_at(state[None])) == size - 3 + 2
+
+
+def test_what_is_not_to_be_had_is_refused(babbler: Path, multilingual_babbler: Path, talk: Talk) -> None:
+    config = config_of(babbler).t3
+    weights, device = Weights(babbler / "t3_cfg.safetensors"), resolve_device("cpu")
+    options = T3Options(torch.float32, max_model_len=128, follow_text=True, cuda_graphs=False)
+    for heads in ((), ((4, 0),), ((0, 4),)):
+        with pytest.raises(ConfigError, match="leave follow_text out"):
+            T3Stage(replace(config, alignment_heads=heads), weights, options, device)
+    with pytest.raises(ValueError, match="FollowedText"):
+        FollowText.validate_params(SamplingParams(extra_args={"followed": 7}))
+    plain = Talk(multilingual_babbler, follow_text=False)
+    try:
+        assert plain.stage.model.queries.numel() == 0  # nothing is kept
+        processors = plain.stage._engine.vllm_config.model_config.logits_processors
+        assert [str(name) for name in processors] == ["chatterbox_vllm.t3.vllm.sampler:SpeechSampler"]
+        with pytest.raises(ConfigError, match="follow_text=True"):
+            plain.add("followed", 10)
+    finally:
+        plain.stage.close()

@@ -4,7 +4,8 @@
 
 Needs the published package chatterbox-tts 0.1.7, which this project does not. A row is what becomes of the end ("none",
 "held", "forced"), which of its three reasons the analyzer had for forcing it (long tail, repetition of text, repetition
-of a token), and text position, whether speech has started, and how many attention rows there were when the text was said.
+of a token), then text position, whether speech has started, and how many attention rows there were when the text was
+said.
 """
 
 from __future__ import annotations
