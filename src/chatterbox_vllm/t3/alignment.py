@@ -20,11 +20,13 @@ import torch
 STATE_WIDTH = 7
 _STEP, _POSITION, _COMPLETED_AT, _TAIL, _REPEATED = 0, 1, 2, slice(3, 6), 6
 # The position may go back by less than 4 text tokens in a step, and ahead by less than 7.
-_BACK, _AHEAD = -4, 7
-_LAST = 3  # so many text tokens from its end on, a text counts as said
-_LONG_TAIL = _REPETITION = 5.0
+BACK, AHEAD = -4, 7
+LAST = 3  # so many text tokens from its end on, a text counts as said
+LONG_TAIL = REPETITION = 5.0
 # Of a text of so many tokens or fewer the end is never held back, and no token counts as one that came before.
-_SHORT_TEXT = 5
+SHORT_TEXT = 5
+# Logits of an end that is held back and of one that is brought about; all others lie far between.
+HELD, FORCED = -(2.0**15), 2.0**15
 _STRONG, _ASTRAY = 0.5, 0.1
 
 
@@ -67,19 +69,19 @@ def follow(
     looked_at = attention.argmax(dim=1, keepdim=True)
     position, completed_at = state[:, _POSITION, None], state[:, _COMPLETED_AT, None]
     way = looked_at - position
-    position = torch.where((way > _BACK) & (way < _AHEAD), looked_at, position)
-    last = sizes - _LAST
+    position = torch.where((way > BACK) & (way < AHEAD), looked_at, position)
+    last = sizes - LAST
     complete = completed_at > 0
     # The first step sees two rows, as start-of-speech stands twice.
     completed_at = torch.where(~complete & (position >= last), steps + 2, completed_at)
-    ending = attention.gather(1, last + torch.arange(_LAST, device=attention.device))
+    ending = attention.gather(1, last + torch.arange(LAST, device=attention.device))
     tail = state[:, _TAIL] + ending * complete
-    before = attention.masked_fill(columns >= sizes - _SHORT_TEXT, 0.0).amax(dim=1, keepdim=True)
+    before = attention.masked_fill(columns >= sizes - SHORT_TEXT, 0.0).amax(dim=1, keepdim=True)
     repeated = state[:, _REPEATED, None] + before * complete
     said = Alignment(
-        unfinished=((looked_at < last) & (sizes > _SHORT_TEXT)).squeeze(1),
-        long_tail=tail.amax(dim=1) >= _LONG_TAIL,
-        repetition=repeated.squeeze(1) > _REPETITION,
+        unfinished=((looked_at < last) & (sizes > SHORT_TEXT)).squeeze(1),
+        long_tail=tail.amax(dim=1) >= LONG_TAIL,
+        repetition=repeated.squeeze(1) > REPETITION,
     )
     after = torch.cat([steps + 1, position, completed_at, tail, repeated], dim=1)
     return torch.where(steps >= state[:, _STEP, None], after, state), said

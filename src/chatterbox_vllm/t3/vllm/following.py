@@ -19,13 +19,11 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from chatterbox_vllm.t3.alignment import STATE_WIDTH, follow
+from chatterbox_vllm.t3.alignment import FORCED, HELD, STATE_WIDTH, follow
 from chatterbox_vllm.t3.vllm.config import AlignmentFields
-from chatterbox_vllm.t3.vllm.keys import CachedKeys
+from chatterbox_vllm.t3.vllm.keys import PackedKeys, head_keys
 
 ARGUMENT = "followed"
-# The published logits of an end that is not to come and of one that is; all others stay what they are, far below it.
-_HELD, _FORCED = -(2.0**15), 2.0**15
 
 
 class FollowedText:
@@ -62,26 +60,33 @@ class FollowText(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
         fields = AlignmentFields.from_hf(vllm_config.model_config.hf_config)
-        self.device, self.text_start = device, fields.text_start
-        ends = [fields.end_token + stream * fields.vocab_size for stream in range(fields.streams)]
-        self.ends = torch.tensor(ends, device=device)
+        self.fields, self.device = fields, device
+        self.ends = fields.end_token + torch.arange(fields.streams, device=device) * fields.vocab_size
         self.states = torch.zeros(vllm_config.scheduler_config.max_num_seqs, STATE_WIDTH, device=device)
-        self.places = torch.arange(vllm_config.model_config.max_model_len, device=device)
         self.requests: dict[int, _Request] = {}  # by row
         # What follows from the requests, rebuilt when the batch changes, not at every step.
         self.rows: list[int] = []
-        self.columns = torch.zeros(5, 0, dtype=torch.int64, device=device)
+        self.table = torch.zeros(0, 5, dtype=torch.int64, device=device)
         self.longest_text = 0
 
     def attach(self, runner: Any) -> None:
         """Show it the model, the cache and the batch of vLLM's runner, once the engine has started."""
         model = runner.get_model()
-        layers = model.model.layers
-        self.keys = [CachedKeys(layers[at].self_attn.attn, head) for at, head in model.kept_queries]
-        self.queries, self.scale = model.queries, self.keys[0].head_dim ** -0.5
+        self.queries = model.queries
+        heads = [(model.model.layers[layer].self_attn.attn, head) for layer, head in model.kept_queries]
         # They are filled anew at every step, and never others.
-        self.tables, self.lengths = runner.input_batch.block_table, runner.seq_lens
-        self.begins, self.lengths_on_host = runner.query_start_loc, runner.optimistic_seq_lens_cpu.numpy()
+        self.blocks, self.lengths, self.begins = (
+            runner.input_batch.block_table[0],
+            runner.seq_lens,
+            runner.query_start_loc,
+        )
+        if self.device.type == "cuda":
+            from chatterbox_vllm.t3.following_kernel import addresses  # imports triton
+
+            self.keys = [head_keys(*own) for own in heads]
+            self.pointers = addresses(self.keys)
+        else:
+            self.packed_keys = [PackedKeys(*own) for own in heads]
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -98,7 +103,7 @@ class FollowText(LogitsProcessor):
         self.rows = sorted(self.requests)
         self.longest_text = max((request.text.size for request in self.requests.values()), default=0)
         table = [(row, r.slot, r.prompt_rows, r.text.size, r.text.held_for) for row, r in sorted(self.requests.items())]
-        self.columns = async_tensor_h2d(np.array(table, np.int64).reshape(-1, 5), self.device).T
+        self.table = async_tensor_h2d(np.array(table, np.int64).reshape(-1, 5), self.device)
 
     def _begin(self, params: SamplingParams, prompt: list[int] | None, _output: list[int]) -> _Request | None:
         text: FollowedText | None = (params.extra_args or {}).get(ARGUMENT)
@@ -115,7 +120,25 @@ class FollowText(LogitsProcessor):
         """[N, S * V] float32, changed in place."""
         if not self.rows:
             return logits
-        rows, slots, prompt_rows, sizes, held_for = self.columns
+        if logits.is_cuda:
+            from chatterbox_vllm.t3.following_kernel import follow_requests  # imports triton
+
+            follow_requests(
+                logits,
+                self.queries,
+                self.keys,
+                self.pointers,
+                self.table,
+                self.begins.gpu,
+                self.lengths,
+                self.blocks.block_table.gpu,
+                self.states,
+                self.fields.text_start,
+                self.fields.end_token,
+                self.fields.streams,
+            )
+            return logits
+        rows, slots, prompt_rows, sizes, held_for = self.table.T
         lengths = self.lengths[rows]
         steps = lengths - prompt_rows
         state, said = follow(self.states[slots], self.attention(rows, lengths), sizes, steps)
@@ -123,17 +146,17 @@ class FollowText(LogitsProcessor):
         held = (said.unfinished & (steps < held_for)).unsqueeze(1)
         forced = (said.long_tail | said.repetition).unsqueeze(1)
         places = rows.unsqueeze(1), self.ends
-        logits[places] = logits[places].masked_fill(held, _HELD).masked_fill(forced, _FORCED)
+        logits[places] = logits[places].masked_fill(held, HELD).masked_fill(forced, FORCED)
         return logits
 
     def attention(self, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """From the newest position of each row to its text, the mean of the heads, float32 [N, longest text]."""
-        newest = self.begins.gpu[rows + 1] - 1
-        queries = self.queries[newest].float() * self.scale
-        end = self.text_start + self.longest_text
-        most = max(int(self.lengths_on_host[self.rows].max()), end)
-        blocks = self.tables[0].block_table.gpu[:, : -(-most // self.keys[0].block_size)][rows]
-        scores = [keys.of(blocks) @ queries[:, k, :, None] for k, keys in enumerate(self.keys)]
-        at = torch.cat(scores, dim=2)
-        at = at.masked_fill((self.places[: at.shape[1]] >= lengths.unsqueeze(1)).unsqueeze(2), float("-inf"))
-        return at.softmax(dim=1)[:, self.text_start : end].mean(dim=2)
+        """On a CPU: from the newest position of each row to its text, the mean of the heads, [N, longest text]."""
+        newest = self.begins.cpu[rows + 1] - 1
+        queries = self.queries[newest].float() * self.queries.shape[2] ** -0.5
+        end = self.fields.text_start + self.longest_text
+        most = -(-max(int(lengths.max()), end) // self.packed_keys[0].block_size)
+        blocks = self.blocks.block_table.cpu[rows, :most]
+        scores = torch.cat([keys.of(blocks) @ queries[:, k, :, None] for k, keys in enumerate(self.packed_keys)], 2)
+        beyond = torch.arange(scores.shape[1]) >= lengths.unsqueeze(1)
+        weights = scores.masked_fill(beyond.unsqueeze(2), float("-inf")).softmax(dim=1)
+        return weights[:, self.fields.text_start : end].mean(dim=2)

@@ -1,4 +1,4 @@
-"""The keys of single attention heads, read from vLLM's paged KV cache."""
+"""The keys of single attention heads, as they lie in vLLM's paged KV cache: [blocks, heads, block size, 2 * D]."""
 
 from __future__ import annotations
 
@@ -6,30 +6,25 @@ import torch
 from vllm.model_executor.layers.attention import Attention
 
 
-class CachedKeys:
-    """The keys of one head of a layer, as the cache holds them now; made when the engine has its cache.
+def head_keys(layer: Attention, head: int) -> torch.Tensor:
+    """On CUDA: a view of the cache, [blocks, block size, D]. A place's key stands before its value."""
+    return layer.kv_cache[:, head, :, : layer.head_size]
 
-    The cache is [blocks, heads, block size, 2 * D]. On CUDA a place's key stands before its value. On a CPU the first
-    half of a block's numbers are its keys, packed as the kernel for that CPU wants them.
-    """
+
+class PackedKeys:
+    """On a CPU: the first half of a block's numbers are its keys, packed as the kernel for that CPU wants them."""
 
     def __init__(self, layer: Attention, head: int):
         cache = layer.kv_cache
         blocks, _, self.block_size, both = cache.shape
-        self.head_dim = both // 2
-        self._packing: torch.Tensor | None = None
-        if cache.device.type == "cpu":
-            self._blocks = cache.view(blocks, -1, self.block_size * both)[:, head, : self.block_size * self.head_dim]
-            self._packing = _packing(self.block_size, self.head_dim, cache.dtype, layer.isa)
-        else:
-            self._blocks = cache[:, head, :, : self.head_dim]
+        self._head_dim = layer.head_size
+        flat = cache.view(blocks, -1, self.block_size * both)
+        self._blocks = flat[:, head, : self.block_size * self._head_dim]
+        self._packing = _packing(self.block_size, self._head_dim, cache.dtype, layer.isa)
 
     def of(self, blocks: torch.Tensor) -> torch.Tensor:
         """The keys of blocks [N, b], float32 [N, b * block size, D]."""
-        keys = self._blocks[blocks]
-        if self._packing is not None:
-            keys = keys[..., self._packing]
-        return keys.reshape(len(blocks), -1, self.head_dim).float()
+        return self._blocks[blocks][..., self._packing].view(len(blocks), -1, self._head_dim).float()
 
 
 def _packing(block_size: int, head_dim: int, dtype: torch.dtype, isa: str) -> torch.Tensor:
