@@ -16,8 +16,11 @@ pytest.importorskip("vllm")
 from vllm import SamplingParams
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
 from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.engine.guard import Bounds
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families.babble import MULTILINGUAL_BABBLE_CONFIG, build_babble
 from chatterbox_vllm.families.multilingual import MULTILINGUAL
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.setup.device import resolve_device
@@ -40,11 +43,11 @@ SAMPLING = Sampling(
 
 
 class Talk:
-    """A T3 stage on the multilingual babbling checkpoint, whose made-up weights get heads to follow."""
+    """A T3 stage on a checkpoint of made-up weights, some heads of which are followed."""
 
     def __init__(self, directory: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **options: Any):
         config = config_of(directory)
-        self.config = replace(config.t3, alignment_heads=HEADS)
+        self.config = config.t3
         self.weights = Weights(directory / MULTILINGUAL.t3)
         self.builder = PromptBuilder.from_weights(self.config, self.weights)
         speaker = Voice.load(directory / "conds.pt", config).conditioning
@@ -86,8 +89,16 @@ class Talk:
 
 
 @pytest.fixture(scope="module")
-def talk(multilingual_babbler: Path) -> Iterator[Talk]:
-    opened = Talk(multilingual_babbler)
+def babbler_with_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    t3 = replace(MULTILINGUAL_BABBLE_CONFIG.t3, alignment_heads=HEADS)
+    directory = tmp_path_factory.mktemp("babbler-with-heads")
+    build_babble(directory, replace(MULTILINGUAL_BABBLE_CONFIG, t3=t3))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def talk(babbler_with_heads: Path) -> Iterator[Talk]:
+    opened = Talk(babbler_with_heads)
     yield opened
     opened.stage.close()
 
@@ -136,8 +147,8 @@ def test_attention_in_a_batch(talk: Talk, seen: dict) -> None:
 
 
 @pytest.mark.parametrize("most_rows", [7, 1])
-def test_attention_of_prompts_that_come_in_parts(multilingual_babbler: Path, seen: dict, most_rows: int) -> None:
-    parts = Talk(multilingual_babbler, max_batched_tokens=most_rows, max_batch_size=1 if most_rows == 1 else 4)
+def test_attention_of_prompts_that_come_in_parts(babbler_with_heads: Path, seen: dict, most_rows: int) -> None:
+    parts = Talk(babbler_with_heads, max_batched_tokens=most_rows, max_batch_size=1 if most_rows == 1 else 4)
     try:
         for letters in (20, 33):
             parts.add(str(letters), letters, max_tokens=8)
@@ -162,9 +173,9 @@ def preempted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def tight(multilingual_babbler: Path, talk: Talk) -> Iterator[Talk]:
+def tight(babbler_with_heads: Path, talk: Talk) -> Iterator[Talk]:
     """With a cache of four blocks and vLLM's own, for sequences of more than a block each."""
-    opened = Talk(multilingual_babbler, kv_cache_bytes=5 * BLOCK * kv_bytes_per_position(talk.config, 4))
+    opened = Talk(babbler_with_heads, kv_cache_bytes=5 * BLOCK * kv_bytes_per_position(talk.config, 4))
     yield opened
     opened.stage.close()
 
@@ -179,8 +190,8 @@ def test_attention_after_preemption(tight: Talk, seen: dict, preempted: list) ->
         check(tight, seen, int(letters), tokens, 1e-5)
 
 
-def test_attention_in_half_precision(multilingual_babbler: Path, seen: dict) -> None:
-    half = Talk(multilingual_babbler, dtype=torch.bfloat16)
+def test_attention_in_half_precision(babbler_with_heads: Path, seen: dict) -> None:
+    half = Talk(babbler_with_heads, dtype=torch.bfloat16)
     try:
         half.add("half", 40)
         check(half, seen, 40, half.drain()["half"], 5e-3)
@@ -259,7 +270,22 @@ def test_where_speech_is_outlasts_preemption(
         assert int(completed_at(state[None])) == size - 3 + 2
 
 
-def test_what_is_not_to_be_had_is_refused(babbler: Path, multilingual_babbler: Path, talk: Talk) -> None:
+def test_guard_is_the_switch(babbler_with_heads: Path, going: Callable) -> None:
+    """Through all that lies between a text and the engine: the end is held back as long as it may be early."""
+    going(0.0)
+    text, spoken = "Guten Morgen, wie geht es Ihnen heute?", []
+    for guard in (True, False):
+        with ChatterboxTTS.from_local(babbler_with_heads, "cpu", max_batch_size=2, guard=guard, watermark=False) as tts:
+            assert tts.t3_stage.options.follow_text == guard
+            request = SpeechRequest(text, tts.voice, SpeechParameters(seed=1), language="de")
+            spoken += tts.run([request])
+    held, free = spoken
+    assert held.finish_reason == free.finish_reason == "stop" and held.retries == 0
+    assert len(held.speech_tokens) == Bounds.of(text).early > len(free.speech_tokens)
+    assert held.speech_tokens[: len(free.speech_tokens)] == free.speech_tokens
+
+
+def test_what_is_not_to_be_had_is_refused(babbler: Path, babbler_with_heads: Path, talk: Talk) -> None:
     config = config_of(babbler).t3
     weights, device = Weights(babbler / "t3_cfg.safetensors"), resolve_device("cpu")
     options = T3Options(torch.float32, max_model_len=128, follow_text=True, cuda_graphs=False)
@@ -268,7 +294,7 @@ def test_what_is_not_to_be_had_is_refused(babbler: Path, multilingual_babbler: P
             T3Stage(replace(config, alignment_heads=heads), weights, options, device)
     with pytest.raises(ValueError, match="FollowedText"):
         FollowText.validate_params(SamplingParams(extra_args={"followed": 7}))
-    plain = Talk(multilingual_babbler, follow_text=False)
+    plain = Talk(babbler_with_heads, follow_text=False)
     try:
         assert plain.stage.model.queries.numel() == 0  # nothing is kept
         processors = plain.stage._engine.vllm_config.model_config.logits_processors

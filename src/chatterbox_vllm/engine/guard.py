@@ -1,8 +1,9 @@
 """Whether speech stays on its text, judged by the speech tokens alone.
 
 A talker that has lost its way says the same over and over, goes on long after the text is said, or ends before most of
-it is said. All three show in how many tokens there are for how much text, and in tokens that repeat; no attention is
-looked at. Bounds are wide: what they catch is far from any speech that a listener would take for the text.
+it is said. All three show in how many tokens there are for how much text, and in tokens that repeat. Bounds are wide:
+what they catch is far from any speech that a listener would take for the text. Attention is looked at elsewhere, where
+a model's heads for it are known (`t3/alignment.py`).
 """
 
 from __future__ import annotations

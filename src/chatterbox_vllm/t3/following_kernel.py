@@ -1,4 +1,4 @@
-"""Attention to the text, the rules of `alignment.follow` and the end's logit, as one Triton kernel: a program a request.
+"""Attention to the text, the rules of `alignment.follow` and the end's logit in one Triton kernel: a program a request.
 
 In plain torch it is some seventy launches a step, for a few thousand multiplications.
 """
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from chatterbox_vllm.t3 import alignment
 
-_TILE = 64
+_TILE, _WARPS = 128, 8
 _BACK, _AHEAD = tl.constexpr(alignment.BACK), tl.constexpr(alignment.AHEAD)
 _LAST, _SHORT_TEXT = tl.constexpr(alignment.LAST), tl.constexpr(alignment.SHORT_TEXT)
 _LONG_TAIL, _REPETITION = tl.constexpr(alignment.LONG_TAIL), tl.constexpr(alignment.REPETITION)
@@ -21,13 +21,22 @@ _HELD, _FORCED = tl.constexpr(alignment.HELD), tl.constexpr(alignment.FORCED)
 
 
 @triton.jit
-def _scores(query, cache, table, at, there, block_stride, place_stride, BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    # Of a head's query with the keys at these positions, in base 2; -inf where there are none.
-    channels = tl.arange(0, WIDTH)
+def _scores(
+    queries, caches, head, table, at, there, scale, block_stride, place_stride,
+    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    # Of a head's query with its keys at these positions, in base 2; -inf where there are none.
+    query = tl.load(queries + head * WIDTH).to(tl.float32) * scale
+    cache = tl.multiple_of(tl.load(caches + head).to(tl.pointer_type(queries.dtype.element_ty)), 16)
     block = tl.load(table + at // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
-    keys = cache + (block * block_stride + (at % BLOCK_SIZE) * place_stride)[:, None] + channels[None, :]
+    keys = cache + (block * block_stride + (at % BLOCK_SIZE) * place_stride)[:, None] + tl.arange(0, WIDTH)[None, :]
     k = tl.load(keys, mask=there[:, None], other=0.0).to(tl.float32)
     return tl.where(there, tl.sum(k * query[None, :], 1), float("-inf"))
+
+
+@triton.jit
+def _of(head, heads, values):
+    return tl.sum(tl.where(heads == head, values, 0.0), 0)
 
 
 # What differs from batch to batch is no constant, so that the kernel is compiled once.
@@ -49,33 +58,29 @@ def _follow(
     columns = tl.arange(0, TILE)
     # Each head's sum over all positions first, and then the share of the text in it.
     heads = tl.arange(0, ROOM)
-    bests, totals = tl.zeros((ROOM,), tl.float32), tl.full((ROOM,), 1.0, tl.float32)
-    for head in tl.static_range(HEADS):
-        query = tl.load(queries + head * WIDTH).to(tl.float32) * scale
-        cache = tl.load(caches + head).to(tl.pointer_type(queries.dtype.element_ty))
-        best, total = tl.full((1,), float("-inf"), tl.float32), tl.zeros((1,), tl.float32)
-        for start in range(0, length, TILE):
-            at = start + columns
-            scores = _scores(query, cache, table, at, at < length, block_stride, place_stride, BLOCK_SIZE, WIDTH)
+    bests, totals = tl.full((ROOM,), float("-inf"), tl.float32), tl.zeros((ROOM,), tl.float32)
+    for start in range(0, length, TILE):
+        at = start + columns
+        for head in tl.static_range(HEADS):
+            scores = _scores(
+                queries, caches, head, table, at, at < length, scale, block_stride, place_stride, BLOCK_SIZE, WIDTH
+            )
+            best, total = _of(head, heads, bests), _of(head, heads, totals)
             higher = tl.maximum(best, tl.max(scores, 0))
             total = total * tl.exp2(best - higher) + tl.sum(tl.exp2(scores - higher), 0)
-            best = higher
-        bests, totals = tl.where(heads == head, best, bests), tl.where(heads == head, total, totals)
-    strongest, before = tl.full((), -1.0, tl.float32), tl.full((), 0.0, tl.float32)
-    looked_at = tl.full((), 0, tl.int64)
-    first, second, third = before, before, before
+            bests, totals = tl.where(heads == head, higher, bests), tl.where(heads == head, total, totals)
+    strongest, before, first, second, third = -1.0, 0.0, 0.0, 0.0, 0.0
+    looked_at = step * 0  # of its type
     for start in range(0, size, TILE):
         column = start + columns
         at = text_start + column
         attention = tl.zeros((TILE,), tl.float32)
         for head in tl.static_range(HEADS):
-            query = tl.load(queries + head * WIDTH).to(tl.float32) * scale
-            cache = tl.load(caches + head).to(tl.pointer_type(queries.dtype.element_ty))
             there = (column < size) & (at < length)
-            scores = _scores(query, cache, table, at, there, block_stride, place_stride, BLOCK_SIZE, WIDTH)
-            best = tl.sum(tl.where(heads == head, bests, 0.0), 0)
-            total = tl.sum(tl.where(heads == head, totals, 0.0), 0)
-            attention += tl.exp2(scores - best) / (total * HEADS)
+            scores = _scores(
+                queries, caches, head, table, at, there, scale, block_stride, place_stride, BLOCK_SIZE, WIDTH
+            )
+            attention += tl.exp2(scores - _of(head, heads, bests)) / (_of(head, heads, totals) * HEADS)
         attention = tl.where((column <= step) & (column < size), attention, 0.0)
         most = tl.max(attention, 0)
         where_most = tl.min(tl.where(attention == most, column, size), 0)
@@ -147,7 +152,7 @@ def follow_requests(
         queries, pointers, requests, begins, lengths, block_table, states, logits,
         width**-0.5 * 1.4426950408889634, text_start, end, block_table.stride(0), keys[0].stride(0), keys[0].stride(1),
         logits.shape[1] // streams, streams, heads, keys[0].shape[1], width, _TILE, alignment.STATE_WIDTH,
-        triton.next_power_of_2(heads), num_warps=4,
+        triton.next_power_of_2(heads), num_warps=_WARPS,
     )  # fmt: skip
 
 

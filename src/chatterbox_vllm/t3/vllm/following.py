@@ -64,8 +64,8 @@ class FollowText(LogitsProcessor):
         self.ends = fields.end_token + torch.arange(fields.streams, device=device) * fields.vocab_size
         self.states = torch.zeros(vllm_config.scheduler_config.max_num_seqs, STATE_WIDTH, device=device)
         self.requests: dict[int, _Request] = {}  # by row
+        self.free: list[int] = []
         # What follows from the requests, rebuilt when the batch changes, not at every step.
-        self.rows: list[int] = []
         self.table = torch.zeros(0, 5, dtype=torch.int64, device=device)
         self.longest_text = 0
 
@@ -74,12 +74,9 @@ class FollowText(LogitsProcessor):
         model = runner.get_model()
         self.queries = model.queries
         heads = [(model.model.layers[layer].self_attn.attn, head) for layer, head in model.kept_queries]
-        # They are filled anew at every step, and never others.
-        self.blocks, self.lengths, self.begins = (
-            runner.input_batch.block_table[0],
-            runner.seq_lens,
-            runner.query_start_loc,
-        )
+        # The same tensors for good, filled anew at every step.
+        self.blocks = runner.input_batch.block_table[0].block_table
+        self.lengths, self.begins = runner.seq_lens, runner.query_start_loc
         if self.device.type == "cuda":
             from chatterbox_vllm.t3.following_kernel import addresses  # imports triton
 
@@ -100,7 +97,6 @@ class FollowText(LogitsProcessor):
                 gone.text.state = self.states[gone.slot].clone()
         self.free = sorted(set(range(len(self.states))) - {request.slot for request in self.requests.values()})
         process_dict_updates(self.requests, batch_update, self._begin)
-        self.rows = sorted(self.requests)
         self.longest_text = max((request.text.size for request in self.requests.values()), default=0)
         table = [(row, r.slot, r.prompt_rows, r.text.size, r.text.held_for) for row, r in sorted(self.requests.items())]
         self.table = async_tensor_h2d(np.array(table, np.int64).reshape(-1, 5), self.device)
@@ -118,7 +114,7 @@ class FollowText(LogitsProcessor):
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """[N, S * V] float32, changed in place."""
-        if not self.rows:
+        if not self.requests:
             return logits
         if logits.is_cuda:
             from chatterbox_vllm.t3.following_kernel import follow_requests  # imports triton
@@ -131,7 +127,7 @@ class FollowText(LogitsProcessor):
                 self.table,
                 self.begins.gpu,
                 self.lengths,
-                self.blocks.block_table.gpu,
+                self.blocks.gpu,
                 self.states,
                 self.fields.text_start,
                 self.fields.end_token,
@@ -155,7 +151,7 @@ class FollowText(LogitsProcessor):
         queries = self.queries[newest].float() * self.queries.shape[2] ** -0.5
         end = self.fields.text_start + self.longest_text
         most = -(-max(int(lengths.max()), end) // self.packed_keys[0].block_size)
-        blocks = self.blocks.block_table.cpu[rows, :most]
+        blocks = self.blocks.cpu[rows, :most]
         scores = torch.cat([keys.of(blocks) @ queries[:, k, :, None] for k, keys in enumerate(self.packed_keys)], 2)
         beyond = torch.arange(scores.shape[1]) >= lengths.unsqueeze(1)
         weights = scores.masked_fill(beyond.unsqueeze(2), float("-inf")).softmax(dim=1)

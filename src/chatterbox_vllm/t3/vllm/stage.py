@@ -182,7 +182,9 @@ class T3Stage:
         sampling = Sampling(
             cfg_weight=0.5, temperature=0.8, min_p=0.05, top_p=0.95, top_k=0, repetition_penalty=1.2, max_tokens=3
         )
-        self.add("warm-up", torch.zeros(8, self.config.guidance_streams * self.config.hidden_size), sampling, seed=0)
+        follows, width = self.options.follow_text, self.config.guidance_streams * self.config.hidden_size
+        rows = 8 + self.config.conditioning_length if follows else 8
+        self.add("warm-up", torch.zeros(rows, width), sampling, seed=0, end_held_for=0 if follows else None)
         while self.unfinished:
             self.step()
 
