@@ -92,9 +92,13 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def turbo_checkpoint(tmp_path_factory: pytest.TempPathFactory, variant: str, shared: Path) -> Path:
+    return write_turbo(kept_beside(tmp_path_factory, variant), variant, find_turbo_tokenizer(), shared)
+
+
+def kept_beside(tmp_path_factory: pytest.TempPathFactory, variant: str) -> Path:
+    """Where another checkpoint than English goes; CHATTERBOX_PARITY_CHECKPOINT keeps it, too."""
     kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
-    directory = Path(f"{kept}-{variant}") if kept else tmp_path_factory.mktemp(variant)
-    return write_turbo(directory, variant, find_turbo_tokenizer(), shared)
+    return Path(f"{kept}-{variant}") if kept else tmp_path_factory.mktemp(variant)
 
 
 @pytest.fixture(scope="session")

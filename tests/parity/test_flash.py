@@ -48,6 +48,11 @@ def golden(goldens: Goldens) -> Any:
     return goldens.arrays("t3_flash")
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="module")
 def file(facts: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes = backbone_of(config_of(facts)).published_shapes(config_of(facts))
@@ -62,9 +67,9 @@ def config_of(facts: Any, time_shift: float = 0.1, noise: float = 0.0) -> T3Conf
 
 
 @contextmanager
-def opened(facts: Any, file: Path, time_shift: float, noise: float = 0.0) -> Iterator[BlockStage]:
+def opened(facts: Any, file: Path, device: torch.device, time_shift: float, noise: float = 0.0) -> Iterator[BlockStage]:
     options = T3Options(torch.float32, max_model_len=300, max_batch_size=16)
-    stage = BlockStage(config_of(facts, time_shift, noise), Weights(file), options, torch.device("cpu"))
+    stage = BlockStage(config_of(facts, time_shift, noise), Weights(file), options, device)
     yield stage
     assert stage.kv_blocks_in_use == 0
     stage.close()
@@ -106,6 +111,7 @@ def test_tokens_are_the_published_ones_alone_and_in_a_batch(
     drawn: bool,
     facts: Any,
     file: Path,
+    device: torch.device,
     golden: Any,
     parity: Parity,
     monkeypatch: pytest.MonkeyPatch,
@@ -125,7 +131,7 @@ def test_tokens_are_the_published_ones_alone_and_in_a_batch(
         for number, case in enumerate(cases)
         if case["time_shift"] == time_shift and (case["temperature"] > 0) == drawn
     }
-    with opened(facts, file, time_shift, noise=float(drawn)) as stage:
+    with opened(facts, file, device, time_shift, noise=float(drawn)) as stage:
         together = speak(stage, prompts, cases)
         for number, prompt in prompts.items():
             seen.clear()
@@ -146,8 +152,10 @@ def test_tokens_are_the_published_ones_alone_and_in_a_batch(
     assert {reason for _, reason in together.values()} == {"stop", "length"} or time_shift == 3.0
 
 
-def test_the_prior_is_the_published_one(facts: Any, file: Path, golden: Any, parity: Parity) -> None:
-    with opened(facts, file, 0.1) as stage:
+def test_the_prior_is_the_published_one(
+    facts: Any, file: Path, device: torch.device, golden: Any, parity: Parity
+) -> None:
+    with opened(facts, file, device, 0.1) as stage:
         parity.absolute("probabilities without text and voice", stage._prior, golden["prior"], PRIOR_BOUND)
 
 

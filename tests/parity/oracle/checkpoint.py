@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from chatterbox_vllm.checkpoint.config import CONFIG_FILE
 from chatterbox_vllm.families.babble_turbo import write_byte_tokenizer
+from chatterbox_vllm.families.flash import FLASH
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.text.gpt2_tokenizer import FILES
 
 from . import weights_recipe as recipe
@@ -128,6 +131,33 @@ def write_multilingual(directory: Path, english: Path, tokenizer: Path | None) -
         write_tokenizer(vocabulary, MULTILINGUAL_SIZE, ("[de]", "[zh]"))
     else:
         shutil.copyfile(tokenizer, vocabulary)
+    return directory
+
+
+def write_flash(directory: Path, turbo: Path, tokenizer: Path | None) -> Path:
+    """`write_english` for Flash; the files that it has in common with Turbo are Turbo's.
+
+    Args:
+        turbo: what `write_turbo` has built.
+        tokenizer: the published file of the English model; None for one of our own making.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in ("ve.safetensors", "s3gen_meanflow.safetensors"):
+        own = directory / (FLASH.s3gen if file.startswith("s3gen") else file)
+        own.unlink(missing_ok=True)
+        own.symlink_to((turbo / file).absolute())
+    path = directory / FLASH.t3
+    if not path.exists():
+        published = backbone_of(FLASH.config.t3).published_shapes(FLASH.config.t3)
+        partial = path.with_suffix(".partial")
+        save_file(state_dict({key: (shape, "float32") for key, shape in published.items()}, "t3_flash", None), partial)
+        partial.rename(path)
+    if tokenizer is None:
+        write_tokenizer(directory / "tokenizer.json")
+    else:
+        shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    (directory / CONFIG_FILE).write_text(FLASH.config.to_json())
+    torch.save(builtin_voice(), directory / "conds.pt")
     return directory
 
 
