@@ -112,16 +112,18 @@ def expected(directory: Path, plan: str, requests: int, voice: Voice) -> int:
     """Bytes on the card by `estimate`, for what `speak` asks for."""
     laid_out = Plan(max_batch_size=1) if plan == NONE else tier_named(plan).plan
     at_once = min(requests, laid_out.s3gen_batch)
-    frames = at_once * (len(voice.prompt.mel) + UPSAMPLING * SECONDS * TOKENS_PER_SECOND)
-    spoken = replace(laid_out, s3gen_batch=at_once, s3gen_frames=min(frames, laid_out.s3gen_frames))
-    return QuantizationMemoryEstimator(directory).estimate(spoken).device_total
+    longest = len(voice.prompt.mel) + UPSAMPLING * SECONDS * TOKENS_PER_SECOND
+    frames = min(at_once * longest, laid_out.s3gen_frames)
+    spoken = replace(laid_out, s3gen_batch=at_once, s3gen_frames=frames)
+    return QuantizationMemoryEstimator(directory).estimate(spoken, longest).device_total
 
 
 def speak(tts: ChatterboxTTS, requests: int) -> float:
     """Seconds of audio a second."""
     parameters = SpeechParameters(max_tokens=SECONDS * TOKENS_PER_SECOND)
     start, audio = time.perf_counter(), 0.0
-    for result in tts.run([SpeechRequest(SENTENCE, tts.voice, parameters) for _ in range(requests)]):
+    request = SpeechRequest(SENTENCE, tts.voice, parameters, language=tts.language_of_english)
+    for result in tts.run([request] * requests):
         if result.audio is None:
             raise result.error or ChatterboxError("nothing was spoken")
         audio += len(result.audio) / tts.sr

@@ -18,6 +18,7 @@ import torch
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import encode_audio
+from chatterbox_vllm.checkpoint.config import EnrolmentConfig
 from chatterbox_vllm.engine.budgets import Limits
 from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.request import SpeechResult
@@ -61,7 +62,8 @@ class FakeTTS:
             raise CheckpointError(f"{path}: no such voice file")
         return self.named.setdefault(path.stem, a_voice())
 
-    def enrol_clip(self, clip: bytes) -> Voice:
+    def enrol_clip(self, clip: bytes, norm_loudness: bool | None = None) -> Voice:
+        EnrolmentConfig().loudness_of(norm_loudness)
         check_reference(*decode_audio(clip, 600.0))
         return self.named.setdefault("clip", a_voice())
 
@@ -185,6 +187,7 @@ def running(
     start: Callable[[], Any] = FakeEngine,
     model: str = "fake",
     others: Mapping[str, Callable[[], Any]] | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """Run a server within. Options are those of `ServerOptions`.
@@ -192,6 +195,7 @@ def running(
     Args:
         start, model: the first model's.
         others: the other models, by their names; each takes a GiB.
+        facts: other fields of `ServedModel` than those of the double, by the model's name.
     """
     engines: list[Any] = []
 
@@ -204,8 +208,15 @@ def running(
     chosen = ServerOptions(host=host, port=0, voices_directory=voices, **options)
     servers: list[Server] = []
     starts = {model: start, **(others or {})}
+    told = {
+        "voices": tuple(FakeTTS.voices),
+        "bytes": 1 << 30,
+        "languages": FakeTTS.languages,
+        "parameters": FakeTTS.defaults,
+    }
     served = [
-        ServedModel(name, partial(recorded, own), tuple(FakeTTS.voices), bytes=1 << 30) for name, own in starts.items()
+        ServedModel(name, partial(recorded, own), **{**told, **(facts or {}).get(name, {})})
+        for name, own in starts.items()
     ]
     app = make_app(served, chosen, recorded(start), lambda: servers[0].give_up())
     servers.append(Server(app, chosen))

@@ -132,7 +132,10 @@ class Engine:
         torch.manual_seed(0)
         self.talker, self.s3gen = ScriptedTalker(script), ToneS3Gen()
         tokenizer = SimpleNamespace(
-            encode=lambda text, language, prepared: [5] * len(text), special_tokens=frozenset(), unknown_id=None
+            encode=lambda text, language, prepared: [5] * len(text),
+            special_tokens=frozenset(),
+            tags=frozenset(),
+            unknown_id=None,
         )
         builder = PromptBuilder(CONFIG).requires_grad_(False)
         self.prompts = PromptMaker(ModelConfig(t3=CONFIG), tokenizer, builder, max_model_len)

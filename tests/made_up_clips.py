@@ -1,6 +1,8 @@
-"""Reference clips that change as speech does, from no recording."""
+"""Clips from no recording: such as change as speech does, and tones."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -13,3 +15,9 @@ def babble(seconds: float, rate: int = 24_000, seed: int = 5) -> np.ndarray:
     loudness = (0.05 + 0.4 * generator.random(steps[-1] + 1))[steps]
     noise = 0.01 * generator.standard_normal(samples)
     return (loudness * np.sin(2 * np.pi * np.cumsum(pitch) / rate) + noise).astype(np.float32)
+
+
+def tone(rate: int, channels: int = 1, seconds: float = 0.5) -> np.ndarray:
+    """Another tone in every channel, float32 (samples, channels), peak 0.5."""
+    time = np.arange(round(rate * seconds)) / rate
+    return np.stack([0.5 * np.sin(2 * math.pi * 220 * (c + 1) * time) for c in range(channels)], 1).astype(np.float32)

@@ -16,6 +16,7 @@ FLOORS = (
     "serving evaluation batch",
     "multilingual tts_turbo",
     "tts vc",
+    "loaded",
     "setup",
     "engine",
     "families",

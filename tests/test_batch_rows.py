@@ -93,6 +93,17 @@ def test_csv(tmp_path: Path) -> None:
             rows_of(write(tmp_path / "bad.csv", header, "x"))
 
 
+def test_a_clips_loudness(tmp_path: Path) -> None:
+    rows = [{"norm_loudness": False, "voice": "a.wav"}, {"norm_loudness": 1, "voice": "a.wav"}, {"norm_loudness": True}]
+    read = rows_of(write(tmp_path / "in.jsonl", *({"text": "x"} | row for row in rows)))
+    assert read[0].norm_loudness is False and read[0].error is None
+    assert "norm_loudness must be true or false, not 1" in (read[1].error or "")
+    assert "norm_loudness is of a clip: name one" in (read[2].error or "")
+    path = write(tmp_path / "in.csv", "text,voice,norm_loudness", "x,a.wav,FALSE", "x,a.wav,", "x,a.wav,no")
+    assert [row.norm_loudness for row in rows_of(path)] == [False, None, None]
+    assert "true or false, not 'no'" in (rows_of(path)[2].error or "")
+
+
 def csv_of(tmp_path: Path, text: str) -> list[tuple[int, str, str | None]]:
     """Line, text and error of each row."""
     path = tmp_path / "in.csv"

@@ -20,7 +20,7 @@ from chatterbox_vllm.quantization.config import QuantizationConfig
 from chatterbox_vllm.setup.quantize import quantize_model
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.blocks.stage import BlockStage
-from chatterbox_vllm.text.normalize import normalize_hyphens
+from chatterbox_vllm.text.normalize import normalize_spelled_out
 
 from .test_serve_command import served
 
@@ -111,15 +111,15 @@ def test_without_a_voice_it_says_what_to_do(flash_babbler: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "normal"),
     [
-        ("It  is\n4 – really – well-known.", "It is 4, really, well known."),
-        ("a 3-year-old’s “ﬁne” number 5-7", 'a 3 year old\'s "fine" number 5-7'),
+        ("It  is\n4 – really – well-known.", "It is four, really, well known."),
+        ("a 3-year-old’s “ﬁne” number 5-7", 'a three year old\'s "fine" number five - seven'),
         ("Stop -", "Stop -"),
-        ("from 5 - 7, or -3 -- no", "from 5 - 7, or -3, no"),
+        ("from 5 - 7, or -3 -- no", "from five - seven, or -three, no"),
         ("wait- what -now", "wait, what, now"),
     ],
 )
-def test_text_keeps_its_case_and_loses_its_dashes(text: str, normal: str) -> None:
-    assert normalize_hyphens(text) == normal
+def test_text_keeps_its_case_and_loses_its_dashes_and_digits(text: str, normal: str) -> None:
+    assert normalize_spelled_out(text) == normal
 
 
 @pytest.mark.parametrize("method", ["bnb-4bit", "bnb-8bit"])

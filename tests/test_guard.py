@@ -92,7 +92,7 @@ def speak(
 ) -> tuple[SpeechResult, list[int]]:
     script, limits = scripted(*attempts)
     engine = Engine(script, max_model_len=900)
-    engine.scheduler.guarded = guarded
+    engine.scheduler.at_t3.guarded = guarded
     request = SpeechRequest(TEXT, voice, SpeechParameters(max_tokens=400, seed=3), **options)
     engine.scheduler.submit(request, delivery=delivery)
     events = list(iterate(engine))
@@ -160,8 +160,8 @@ def test_the_text_is_followed_where_a_model_has_heads_for_it(
 ) -> None:
     script, _ = scripted([*HEALTHY, END])
     engine = Engine(script, max_model_len=900)
-    engine.scheduler.config = replace(CONFIG, alignment_heads=heads)
-    engine.scheduler.guarded = options.pop("guarded", True)
+    engine.scheduler.at_t3.config = replace(CONFIG, alignment_heads=heads)
+    engine.scheduler.at_t3.guarded = options.pop("guarded", True)
     request = SpeechRequest(TEXT, voice, SpeechParameters(max_tokens=400), **options)
     assert next(iter(engine.run([request]))).error is None
     early = Bounds.of(TEXT).early

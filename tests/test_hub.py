@@ -211,6 +211,16 @@ def test_offline_names_three_ways_out(hub: type[Hub], offline: SimpleNamespace) 
     assert hub.asked == []
 
 
+def test_the_classes_name_the_model_that_needs_no_hub(hub: type[Hub], offline: SimpleNamespace) -> None:
+    pytest.importorskip("vllm")
+    from chatterbox_vllm import ChatterboxTTS, ChatterboxVC
+
+    offline.now()
+    for published in (ChatterboxTTS, ChatterboxVC):
+        with pytest.raises(ModelUnavailableError, match="not in the cache.*take the small model.*model='small'"):
+            published.from_pretrained(device="cpu")
+
+
 def test_a_cached_id_works_offline(
     hub: type[Hub],
     offline: SimpleNamespace,

@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import threading
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import (
-    AudioChunk,
     ChatterboxTTS,
     ConfigError,
     DeviceError,
@@ -26,89 +20,17 @@ from chatterbox_vllm import (
     QuantizationConfig,
     SpeechParameters,
     SpeechRequest,
-    SpeechResult,
 )
 from chatterbox_vllm.serving import monitored
 from chatterbox_vllm.serving.monitor import MonitorLimits, Rollback
 from chatterbox_vllm.serving.monitored import MonitoredChatterbox
-
-NF4 = QuantizationConfig("bnb-4bit", "bnb-4bit", None)
-SINGLE = QuantizationConfig("bnb-4bit", "bnb-4bit", None, double_quant=False)
-LIMITS = MonitorLimits(failure_rate=0.5, window=10, least=2)
-AT_ONCE = MonitorLimits(failure_rate=0.0, window=10, least=1)
-
-
-class Model:
-    """Stands for a loaded `ChatterboxTTS`; `events` is what happened to all of them."""
-
-    def __init__(self, config: QuantizationConfig, events: list[str]):
-        self.config, self.events = config, events
-        self.quantization = config
-        self.conds = object()
-        events.append(f"load {config}")
-
-    def get_quantization_info(self) -> dict[str, Any]:
-        size = 0.516 if self.config.double_quant else 0.5625
-        info = {name: {"method": m, "bytes_per_weight": size} for name, m in self.config.methods.items()}
-        return {**info, "voice_encoder": None}
-
-    def shutdown(self) -> None:
-        self.events.append("shutdown")
-
-
-class Engine:
-    """Stands for `AsyncChatterbox`: a request's text says what becomes of it, "wait" until `release` is set.
-
-    A request of the text "die", and every one after it, meets an engine that failed.
-    """
-
-    release: asyncio.Event
-
-    def __init__(self, tts: Model, on_result: Callable[[SpeechResult], object]):
-        self.tts, self.on_result = tts, on_result
-        self.failure: Exception | None = None
-
-    async def speak(self, request: SimpleNamespace, request_id: str | None = None) -> SpeechResult:
-        if request.text == "wait":
-            await self.release.wait()
-        if request.text == "die" or self.failure is not None:
-            self.failure = ZeroDivisionError("dead")
-            await asyncio.to_thread(
-                self.on_result, SpeechResult(0, "r", 0, 1, error=GenerationError("the engine failed"))
-            )
-            raise GenerationError("the engine failed")
-        if request.text == "refused":
-            result = SpeechResult(0, "r", 0, 1, error=ConfigError("no such voice"))
-            await asyncio.to_thread(self.on_result, result)
-            return result
-        failed = request.text == "bad"
-        if failed:
-            result = SpeechResult(0, "r", 0, 1, error=GenerationError("broken"))
-        else:
-            result = SpeechResult(0, "r", 0, 1, audio=torch.zeros(24_000), samples=24_000)
-        await asyncio.to_thread(self.on_result, result)
-        self.tts.events.append(f"{request.text} under {self.tts.config}")
-        return result
-
-    async def generate(
-        self, request: SimpleNamespace, request_id: str | None = None, *, stream: bool = False
-    ) -> AsyncGenerator[Any, None]:
-        if request.text == "chunks":
-            yield AudioChunk(0, "r", torch.zeros(10))
-        yield (await self.speak(request)).audio
-
-    def close(self) -> None:
-        self.tts.events.append("close")
+from tests.monitored import AT_ONCE, LIMITS, NF4, SINGLE, Engine, Model, request
 
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(monitored, "AsyncChatterbox", Engine)
     return []
-
-
-def request(text: str) -> Any:
-    return SimpleNamespace(text=text)
 
 
 def test_what_is_on_its_way_ends_first_and_the_rest_waits(events: list[str]) -> None:
@@ -346,127 +268,6 @@ def test_a_step_takes_an_engine_that_failed_along(events: list[str]) -> None:
 
     asyncio.run(main())
     assert events.count("shutdown") == 2
-
-
-class Gate:
-    """Stops what comes to it until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached, self.opened = threading.Event(), threading.Event()
-
-    def stop(self) -> None:
-        self.reached.set()
-        assert self.opened.wait(5)
-
-    async def until_reached(self) -> None:
-        while not self.reached.is_set():
-            await asyncio.sleep(0.005)
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_opening_that_is_cancelled_leaves_no_model(events: list[str], again: bool) -> None:
-    gate = Gate()
-
-    def load(config: QuantizationConfig) -> Any:
-        gate.stop()
-        return Model(config, events)
-
-    async def main() -> None:
-        service = MonitoredChatterbox(load, NF4)
-        opening = asyncio.create_task(service.__aenter__())
-        await gate.until_reached()
-        await cancelled(opening)
-        gate.opened.set()
-        if again:
-            async with service:  # one model at a time
-                service._free(service._opening - 1)  # the first closing's, come late
-                assert events == [f"load {NF4}", "close", "shutdown", f"load {NF4}"]
-
-    asyncio.run(main())
-    assert events == [f"load {NF4}", "close", "shutdown"] * (1 + again)
-
-
-def test_closing_that_is_cancelled_frees_the_model(events: list[str]) -> None:
-    gate = Gate()
-
-    def load(config: QuantizationConfig) -> Any:
-        if config == SINGLE:
-            gate.stop()
-        return Model(config, events)
-
-    async def main() -> None:
-        # A single thread, so that closing has to queue for it.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        service = await MonitoredChatterbox(load, NF4, AT_ONCE).__aenter__()
-        await service.speak(request("bad"))
-        await gate.until_reached()
-        closing = asyncio.create_task(service.__aexit__(None, None, None))
-        await asyncio.sleep(0.01)
-        await cancelled(closing)
-        gate.opened.set()
-
-    asyncio.run(main())
-    assert events[-3:] == [f"load {SINGLE}", "close", "shutdown"]
-
-
-def test_closing_while_a_step_frees_the_old_model_loads_nothing(events: list[str]) -> None:
-    gate = Gate()
-
-    class Slow(Model):
-        def shutdown(self) -> None:
-            gate.stop()
-            super().shutdown()
-
-    async def main() -> None:
-        async with MonitoredChatterbox(lambda config: Slow(config, events), NF4, AT_ONCE) as engine:
-            await engine.speak(request("bad"))
-            await gate.until_reached()
-            asyncio.get_running_loop().call_later(0.05, gate.opened.set)
-
-    asyncio.run(main())
-    assert events == [f"load {NF4}", f"bad under {NF4}", "close", "shutdown"]
-
-
-def test_closing_while_a_step_is_due_loads_nothing(events: list[str]) -> None:
-    async def main() -> None:
-        async with MonitoredChatterbox(lambda config: Model(config, events), NF4, AT_ONCE) as engine:
-            stream = engine.generate(request("chunks"))
-            await stream.__anext__()
-            await engine.speak(request("bad"))
-            waiting = asyncio.create_task(engine.speak(request("later")))
-            await asyncio.sleep(0.02)
-        with pytest.raises(GenerationError, match="this was closed"):
-            await waiting
-        await stream.aclose()
-        async with MonitoredChatterbox(lambda config: Model(config, events), NF4, AT_ONCE) as engine:
-            await engine.speak(request("bad"))
-
-    asyncio.run(main())
-    assert events.count(f"load {NF4}") == 2 and f"load {SINGLE}" not in events and events.count("shutdown") == 2
-
-
-@pytest.mark.parametrize("end", [SystemExit("out"), KeyboardInterrupt("out")])
-def test_a_load_that_ends_the_process_is_one_that_fails(
-    events: list[str], caplog: pytest.LogCaptureFixture, end: BaseException
-) -> None:
-    def load(config: QuantizationConfig) -> Any:
-        if not config.double_quant:
-            raise end
-        return Model(config, events)
-
-    async def main() -> None:
-        async with MonitoredChatterbox(load, NF4, AT_ONCE) as engine:
-            await engine.speak(request("bad"))
-            assert (await engine.speak(request("good"))).error is None
-
-    asyncio.run(main())
-    assert f"load ended with {end!r}" in caplog.text
 
 
 def test_the_babbling_model_steps_back(babbler: Path) -> None:

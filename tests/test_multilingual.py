@@ -131,7 +131,7 @@ def test_the_published_class(tts: ChatterboxMultilingualTTS, monkeypatch: pytest
     asked: list[Any] = []
     for door in (ChatterboxMultilingualTTS, ChatterboxTTS):
         monkeypatch.setattr(door, "from_local", lambda directory, device, **options: asked.append(directory))
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", lambda model, revision: model)
+    monkeypatch.setattr("chatterbox_vllm.loaded.tts.resolve_model", lambda model, revision: model)
     ChatterboxMultilingualTTS.from_pretrained("cpu")
     ChatterboxMultilingualTTS.from_pretrained("cpu", t3_model="v3")
     ChatterboxTTS.from_pretrained_multilingual("cpu", t3_model="multilingual-hi")
@@ -199,7 +199,8 @@ def test_server(multilingual_babbler: Path, tmp_path: Path) -> None:
     def start() -> AsyncChatterbox:
         return AsyncChatterbox(ChatterboxTTS.from_local(multilingual_babbler, "cpu", max_batch_size=2))
 
-    with running(tmp_path, start) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+    facts = {"fake": {"languages": LANGUAGES}}
+    with running(tmp_path, start, facts=facts) as server, httpx.Client(base_url=server.url, timeout=60) as http:
         body = {"input": GERMAN, "language": "de", "seed": 1, "response_format": "pcm"}
         answer = http.post("/v1/audio/speech", json=body)
         assert answer.status_code == 200 and len(np.frombuffer(answer.content, np.int16)) > 9_600
@@ -213,7 +214,7 @@ def test_server(multilingual_babbler: Path, tmp_path: Path) -> None:
         assert both["succeeded"] == 2
         refused = http.post("/v1/audio/speech", json=body | {"language": "Klingon"}).json()["error"]
         assert refused["code"] == "language_not_supported" and "does not speak 'Klingon'" in refused["message"]
-        assert http.get("/page/facts.json").json()["languages"] == LANGUAGES
+        assert http.get("/page/facts.json").json()["models"][0]["languages"] == LANGUAGES
         unsure = http.post("/v1/audio/speech", json=body | {"input": "OK", "language": None})
         assert unsure.status_code == 400 and "give language" in unsure.json()["error"]["message"]
 

@@ -17,7 +17,7 @@ from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.text.normalize import normalize_punctuation
 from chatterbox_vllm.text.split import split_text
 
-from .fakes import CONFIG, END, Engine, ScriptedTalker, ToneS3Gen, a_voice, letters
+from .fakes import CONFIG, END, UNLUCKY, Engine, ScriptedTalker, ToneS3Gen, a_voice, letters
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +282,19 @@ def test_a_name_is_a_label_and_its_next_user_is_another_request(voice: Voice) ->
 def test_parameters_out_of_range_are_named(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         SpeechParameters(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"), [([UNLUCKY, END], "unlucky"), ([END], "ended its speech before the first sound")]
+)
+def test_several_pieces_of_a_request_that_fail_at_once_are_one_failure(
+    voice: Voice, tokens: list[int], said: str
+) -> None:
+    """In one batch of S3Gen, or in one step of T3; the request beside it is spoken."""
+    text = "One two three.\n\nFour five six.\n\n" * 2
+    engine = Engine(lambda rows, sampling: tokens if sampling.temperature == 0 else [100, 101, END], max_batch_size=8)
+    parameters = (SpeechParameters(seed=1, temperature=0.0), SpeechParameters(seed=1))
+    results = sorted(engine.run(SpeechRequest(text, voice, each) for each in parameters), key=lambda r: r.index)
+    assert said in str(results[0].error) and results[0].segments > 1
+    assert results[1].error is None and results[1].samples > 0
+    assert not engine.talker.running and not engine.voicing.busy and engine.scheduler.unfinished == 0

@@ -18,6 +18,7 @@ from chatterbox_vllm.text.split import LONGEST, Segment
 
 PROSE = "The rain came down on the slate roofs of the town and nobody went out. "
 TOKENS = frozenset(("[START]", "[STOP]", "[UNK]", "[SPACE]", "[it]", "[laughter]", "[clear_throat]", "[sing]"))
+TAGS = ("[clear throat]", "[laugh]", "[sigh]")
 LATIN = frozenset(("Latin",))
 HEADING, SCENE, PARAGRAPH, SENTENCE = 0.7, 1.0, 0.7, 0.35
 
@@ -395,3 +396,22 @@ def test_time_is_linear(text: str) -> None:
     start = time.process_time()
     assert read_script(text, special_tokens=TOKENS, scripts=LATIN)
     assert time.process_time() - start < 15
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([*TAGS, "word", "extraordinarily", "a", "漢字", " ", ". ", ", ", "\n\n"]), max_size=60),
+    st.integers(max(map(len, TAGS)), 60),
+)
+@example(["[clear throat]"] * 8, 20)
+@example(["a"] * 12 + ["[clear throat]"] + ["a"] * 12, 20)
+def test_no_cut_falls_inside_a_tag(parts: list[str], longest: int) -> None:
+    text = "Once. " + "".join(parts)
+    pieces = [segment.text for segment in read_script(text, longest=longest, tags=frozenset(TAGS))]
+    for tag in TAGS:
+        assert sum(piece.count(tag) for piece in pieces) == text.count(tag), pieces
+    assert max(map(len, pieces)) <= longest
+
+
+def test_a_tag_that_is_longer_than_a_piece_is_cut() -> None:
+    assert [s.text for s in read_script("[clear throat]", longest=8, tags=frozenset(TAGS))] == ["[clear", "throat]"]

@@ -236,6 +236,23 @@ def test_a_clip_in_the_request(http: httpx.Client, server: Running) -> None:
         assert answer.status_code == 400 and answer.json()["error"]["code"] == code
 
 
+def test_a_clips_loudness(http: httpx.Client) -> None:
+    clip = base64.b64encode(a_clip()).decode()
+    body = {"input": TEXT, "ref_audio": clip, "norm_loudness": False}
+    assert "x-chatterbox-ignored" not in http.post("/v1/audio/speech", json=body).headers
+    refused = http.post("/v1/audio/speech", json=body | {"norm_loudness": True})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "norm_loudness"
+    del body["ref_audio"]
+    assert http.post("/v1/audio/speech", json=body).headers["x-chatterbox-ignored"] == "norm_loudness"
+
+    consent = http.post("/v1/audio/voice_consents", data={"name": "C", "language": "de"}, files={"recording": a_clip()})
+    form = {"name": "Clara", "consent": consent.json()["id"], "norm_loudness": "true"}
+    refused = http.post("/v1/audio/voices", data=form, files={"audio_sample": a_clip()})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "norm_loudness"
+    form["norm_loudness"] = "false"
+    assert http.post("/v1/audio/voices", data=form, files={"audio_sample": a_clip()}).status_code == 200
+
+
 def test_every_answer_has_a_number_and_every_error_the_same_form(http: httpx.Client) -> None:
     kind = {"content-type": "application/json"}
     asked = [

@@ -85,6 +85,15 @@ def test_lists_health_and_metrics_tell_of_each(tmp_path: Path) -> None:
         assert next(voice["models"] for voice in voices if voice["id"] == "anna") == ["fake", "second"]
 
 
+def test_voices_of_one_model(tmp_path: Path) -> None:
+    facts = {"second": {"voices": ("builtin", "clara")}}
+    with running(tmp_path, others={"second": FakeEngine}, facts=facts) as server, client_of(server) as client:
+        listed = client.get("/v1/audio/voices", params={"model": "second"}).json()["voices"]
+        assert [voice["id"] for voice in listed if voice["kind"] == "model"] == ["default", "builtin", "clara"]
+        assert {voice["speaks_as"] for voice in listed if voice["kind"] == "alias"} == {"clara"}
+        assert client.get("/v1/audio/voices", params={"model": "third"}).status_code == 404
+
+
 def test_by_turns_where_there_is_room_for_one(tmp_path: Path) -> None:
     house = House()
     with (

@@ -71,7 +71,8 @@ def test_no_other_file_is_given(http: httpx.Client, name: str) -> None:
 def test_what_the_page_knows_of_the_server(http: httpx.Client) -> None:
     facts = http.get("/page/facts.json").json()
     assert facts["max_text"] == 1000 and 700_000 < facts["max_clip"] < 800_000
-    assert facts["languages"] == {"en": "English"}
-    assert facts["fields"]["speed"] == {"low": 0.25, "high": 4, "default": 1}
-    assert facts["fields"]["exaggeration"] == {"low": 0, "high": 2, "default": 0.5}
-    assert "seed" not in facts["fields"]
+    (model,) = facts["models"]
+    assert (model["name"], model["languages"]) == ("fake", {"en": "English"})
+    assert model["fields"]["speed"] == {"low": 0.25, "high": 4, "default": 1}
+    assert model["fields"]["exaggeration"] == {"low": 0, "high": 2, "default": 0.5}
+    assert "seed" not in model["fields"]

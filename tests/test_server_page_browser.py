@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 from tests.browser import Browser, PageError, chromium
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, FakeEngine, Running, eventually, running
-from tests.pages import TEXT, as_new, opened, page_of, parts, spoken, words, write
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, eventually, running
+from tests.pages import TEXT, page_of, parts, spoken, words, write
 
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
-KEY = "correct-horse"
 
 # The address of what was last played as a whole.
 PLAYED = """(() => {
@@ -32,11 +31,6 @@ PLAYED = """(() => {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("voices"), max_requests=2, max_text=1000) as found:
         yield found
-
-
-@pytest.fixture
-def browser(one_browser: Browser) -> Browser:
-    return as_new(one_browser)
 
 
 @pytest.fixture
@@ -306,94 +300,6 @@ def test_a_busy_server_says_when_to_come_again(page: Browser, server: Running) -
     eventually(lambda: not server.engine.running)
     spoken(page)
     assert words(page, "problem") == ""
-
-
-def test_what_the_engine_does(browser: Browser, tmp_path: Path) -> None:
-    with running(tmp_path) as found:
-        opened(browser, found.url)
-        assert browser.run("$('language-field').hidden")  # there is nothing to choose
-        assert words(browser, "engine-words") == "ready" and words(browser, "engine-where") == "fake · cpu"
-        write(browser, "die")
-        browser.click("#speak")
-        told = browser.until("$('problem').textContent")
-        assert "being loaded" in told and "Try again in 5 seconds" in told
-        look = "document.dispatchEvent(new Event('visibilitychange'))"  # rather than wait until it looks again
-        browser.until(f"({look}, $('engine-facts').textContent.includes('Loaded againonce'))")
-        spoken(browser)
-        found.engine.gate.clear()
-        browser.click("#speak")
-        assert browser.until(f"({look}, $('engine-load').textContent)") == "1 under way"
-        found.engine.gate.set()
-
-
-def test_languages(browser: Browser, tmp_path: Path) -> None:
-    def start() -> FakeEngine:
-        engine = FakeEngine()
-        engine.tts.languages = {"en": "English", "de": "German", "ar": "Arabic"}
-        engine.tts.check_language = lambda language: language
-        return engine
-
-    with running(tmp_path, start) as found:
-        opened(browser, found.url)
-        browser.until("!$('language-field').hidden")
-        labels = browser.run("[...$('language').options].map((option) => option.label)")
-        assert labels == ["told from the text", "Arabic", "English", "German"]
-        spoken(browser)
-        assert found.engine.requests[-1].language is None
-        browser.run("$('language').value = 'de'")
-        spoken(browser)
-        assert found.engine.requests[-1].language == "de"
-
-
-def test_a_server_that_is_gone(browser: Browser, tmp_path: Path) -> None:
-    with running(tmp_path) as found:
-        opened(browser, found.url)
-    browser.click("#speak")
-    assert "does not answer" in browser.until("$('problem').textContent")
-    browser.until("$('engine').dataset.state === 'away'")
-
-
-def test_a_key_and_a_page_that_may_not_record(browser: Browser, tmp_path: Path) -> None:
-    """A name of another machine, without https."""
-    with running(tmp_path, host="0.0.0.0", api_keys=(KEY,)) as found:
-        browser.open(f"http://speech.example:{found.port}/")
-        browser.until("!$('key-form').hidden && document.activeElement.id === 'key'")
-        browser.type("wrong-horse")
-        browser.key("Enter")
-        assert "not valid" in browser.until("$('key-problem').textContent")
-        browser.type(KEY)
-        browser.key("Enter")
-        browser.until("$('key-form').hidden && $('voice').options.length > 3")
-        spoken(browser)
-        assert browser.run("[sessionStorage.length, localStorage.length]") == [1, 0]
-        browser.click("#record")
-        assert "over https" in browser.until("$('clip-problem').textContent")
-
-
-def test_a_real_model_is_heard(browser: Browser, babbler: Path, clip: Path, tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
-    from chatterbox_vllm.serving.async_engine import AsyncChatterbox
-    from chatterbox_vllm.tts import ChatterboxTTS
-
-    def start() -> AsyncChatterbox:
-        return AsyncChatterbox(ChatterboxTTS.from_pretrained(babbler, "cpu", max_batch_size=2, max_model_len=512))
-
-    with running(tmp_path, start, "babble") as found:
-        try:
-            opened(browser, found.url)
-            assert browser.run("[$('temperature').value, $('temperature').max]") == ["0.8", "5"]
-            browser.drop("#drop", clip)
-            browser.until("$('voice').selectedOptions[0].label === 'Anna.wav'")
-            write(browser, "One. Two. Three. Four.")
-            browser.click("#speak")
-            browser.until("heard.level() > 0.01", 60)
-            browser.until("$('stage').dataset.state === 'whole'", 60)
-            browser.until("!$('stage').classList.contains('playing')", 60)
-            assert parts(browser)[0]["state"] == "streaming", "it began to play before all of it had come"
-            assert browser.complaints == [] and browser.run("$('visit').hidden") is False
-        finally:
-            found.engine.close()
-            found.engine.tts.shutdown()
 
 
 def test_a_browser_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from chatterbox_vllm.settings import (
     SPEECH,
     TEXT,
     VARIABLES,
+    VOICE,
     Setting,
     positive,
 )
@@ -34,7 +35,7 @@ _HEAD = """\
 
 Every setting, and every way to give it: a keyword in Python, an option of the command line, a variable of the
 environment. The keyword or option goes before the variable, the variable before the tier, the tier before the default.
-This page is written from `src/chatterbox_vllm/settings.py`.
+This page is written from `src/chatterbox_vllm/settings/`.
 """
 
 
@@ -69,7 +70,7 @@ def test_the_page_is_the_table() -> None:
 
 def test_every_variable_of_the_code_is_in_the_table() -> None:
     sources = [*(ROOT / "src").rglob("*.py"), ROOT / "start.sh", *ROOT.glob("example*.py"), *ROOT.glob("*.md")]
-    read = [path.read_text(encoding="utf-8") for path in sources if path.name != "settings.py"]
+    read = [path.read_text(encoding="utf-8") for path in sources if "settings" not in path.parts]
     found = {name for text in read for name in re.findall(r"\bCHATTERBOX_[A-Z0-9_]+\b", text)}
     assert found and found <= set(VARIABLES)
 
@@ -89,11 +90,11 @@ def test_every_keyword_is_in_the_table_with_its_default() -> None:
     taken = {name: default for call in calls for name, default in keywords_of(call).items()}
     # What is None in `SpeechParameters` takes the family's value, but the steps those of the model.
     taken |= {"seed": SpeechParameters().seed} | dataclasses.asdict(ENGLISH.defaults) | {"diffusion_steps": None}
-    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in (*TEXT, *SERVER)}
+    assert set(taken) == {s.keyword for s in BY_KEYWORD.values() if s not in (*VOICE, *TEXT, *SERVER)}
     assert {name: default for name, default in taken.items() if default != BY_KEYWORD[name].default} == {}
 
     reading = keywords_of(ChatterboxTTS.generate)
-    assert {s.keyword for s in (*TEXT, *SPEECH)} <= set(reading)
+    assert {s.keyword for s in (*VOICE, *TEXT, *SPEECH)} <= set(reading)
     pauses = dataclasses.asdict(reading["pauses"])
     assert BY_KEYWORD["pauses"].unset == ", ".join(f"{kind} {seconds:g}" for kind, seconds in pauses.items())
     assert reading["clean_text"] is BY_KEYWORD["clean_text"].default

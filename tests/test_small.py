@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from chatterbox_vllm import ChatterboxVC
+from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.cli.players import play
 from chatterbox_vllm.errors import CheckpointError, ConfigError, OutputError
@@ -135,6 +137,15 @@ def test_what_it_says_is_speech_of_a_natural_length(speaker: Any) -> None:
         # English is read at 12 to 25 letters a second.
         assert 0.04 < figures.seconds / len(text) < 0.085
         assert -30 < figures.level < -15 and figures.clipped < 0.001 and figures.repetition < 0.7
+
+
+def test_it_says_a_recording_in_another_of_its_voices(speaker: Any, tmp_path: Path) -> None:
+    wave = speaker.generate(TEXTS[0], seed=1)
+    recording = write_audio(tmp_path / "recording.wav", wave[0].numpy(), speaker.sr)
+    with ChatterboxVC.from_pretrained("small", "cpu", watermark=False) as vc:
+        vc.target = vc.builtin_voice(next(name for name in vc.voices if name.startswith("am_")))
+        said = vc.generate(recording, seed=1)
+    assert abs(said.shape[1] - wave.shape[1]) <= vc.sr // 25 and is_speech(measure_speech(said[0].numpy()))
 
 
 def test_it_takes_as_many_steps_as_its_configuration_names(speaker: Any) -> None:

@@ -144,7 +144,7 @@ def test_an_abort_in_the_middle_frees_everything(voice: Voice) -> None:
         assert events[-1].samples == sum(len(event.audio) for event in events[:-1])
         scheduler = engine.scheduler
         assert not engine.talker.running and not engine.voicing.busy and scheduler.unfinished == 0
-        assert not scheduler._streams and not scheduler._voicing and not len(scheduler._turns)
+        assert not scheduler._streams and not scheduler.at_s3gen._pieces and not len(scheduler._turns)
 
 
 def test_what_goes_wrong_with_a_stream_is_its_own(voice: Voice) -> None:
@@ -217,7 +217,7 @@ def test_streams_beside_t3_in_a_thread(voice: Voice) -> None:
     """As on a GPU, where S3Gen has a thread of its own."""
     engine = make(counting(40))
     threaded = ThreadedSynthesis(engine.voicing.stage, None, torch.device("cpu"))
-    engine.scheduler.voicing = threaded
+    engine.scheduler.at_s3gen.synthesis = threaded
     try:
         requests = {f"r{n}": a_request(voice, LONG, seed=n) for n in range(3)}
         events = listen(engine, requests)

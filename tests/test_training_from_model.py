@@ -14,7 +14,7 @@ from training.codes import CODES, Codes
 from training.data import Corpus, CorpusError
 from training.features import to_16k
 from training.small import SMALL
-from training.tokenizer import load_trained
+from training.tokenizer_model import load_trained
 
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import small_directory

@@ -17,7 +17,7 @@ from training.t3_judge import speak
 from training.t3_model import IGNORED, Sequences, TrainedT3, alignment
 from training.text import FILE, character_features, spoken_form, train_text_tokenizer
 
-from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig, T3Config
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.llama import Llama
@@ -244,15 +244,17 @@ def test_learns_to_say_sentences_by_heart() -> None:
 
 
 def test_script_runs_from_a_corpus_to_published_tensors(tmp_path: Path) -> None:
-    from training import t3, tokenizer
+    from training import t3
+    from training.phonemes import PhonemeIds
+    from training.tokenizer_model import Trained
     from training.weights import keep_weights
 
     corpus = Corpus(write_corpus(tmp_path / "corpus"))
     texts = [spoken_form(corpus.utterances[i].text) for i in corpus.training]
     (tmp_path / "text").mkdir()
     train_text_tokenizer(texts, CONFIG).save(str(tmp_path / "text" / FILE))
-    small = tokenizer.SpeechTokenizerConfig(hidden_size=16, num_heads=1, num_layers=1)
-    heads = tokenizer.Trained(small, len(tokenizer.PhonemeIds(corpus.phoneme_symbols)), len(corpus.speakers))
+    small = SpeechTokenizerConfig(hidden_size=16, num_heads=1, num_layers=1)
+    heads = Trained(small, len(PhonemeIds(corpus.phoneme_symbols)), len(corpus.speakers))
     keep_weights(tmp_path / "tokenizer", heads.state_dict(), vars(small))
     random = np.random.default_rng(0)
     count = len(corpus.utterances)

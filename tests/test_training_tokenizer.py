@@ -13,6 +13,10 @@ from training.augment import disturbed
 from training.data import Corpus
 from training.features import to_16k, waves_24k
 from training.phonemes import PhonemeIds, edit_distance, greedy
+from training.tokenizer_data import Material, tokens_of
+from training.tokenizer_losses import levels_penalty, losses
+from training.tokenizer_model import Trained, code_ids, codes_of, load_trained, within
+from training.weights import load_weights
 
 from chatterbox_vllm.audio.features import HOP_16K, RATE_16K
 from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
@@ -28,25 +32,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def material(corpus: Corpus) -> training.Material:
-    return training.Material(corpus, CONFIG, torch.device("cpu"))
+def material(corpus: Corpus) -> Material:
+    return Material(corpus, CONFIG, torch.device("cpu"))
 
 
-def fresh(material: training.Material) -> training.Trained:
+def fresh(material: Material) -> Trained:
     torch.manual_seed(0)
-    model = training.Trained(CONFIG, len(material.ids), 3)
+    model = Trained(CONFIG, len(material.ids), 3)
     batch = material.batch(np.arange(6))
     model.spread_levels(batch.heard, batch.frames)
     return model
 
 
-def test_codes_of_a_batch_are_the_tokens_of_enrolment(corpus: Corpus, material: training.Material) -> None:
+def test_codes_of_a_batch_are_the_tokens_of_enrolment(corpus: Corpus, material: Material) -> None:
     model = fresh(material)
     indices = np.array([0, 3, 7])
     batch = material.batch(indices)
     _, codes, counts = model.quantized(batch.heard, batch.frames)
-    ids = training.code_ids(codes)
-    assert torch.equal(training.codes_of(ids), codes.detach().round())
+    ids = code_ids(codes)
+    assert torch.equal(codes_of(ids), codes.detach().round())
     waves = list(waves_24k(corpus, torch.device("cpu")))
     for row, count, index in zip(ids, counts, indices, strict=True):
         tokens = model.tokenizer.tokens(to_16k(waves[index]))
@@ -55,7 +59,7 @@ def test_codes_of_a_batch_are_the_tokens_of_enrolment(corpus: Corpus, material: 
         assert (row[:count] == tokens).float().mean() > 0.95
 
 
-def test_tokens_of_the_corpus_are_those_of_enrolment(material: training.Material) -> None:
+def test_tokens_of_the_corpus_are_those_of_enrolment(material: Material) -> None:
     model = fresh(material)
     found = training.corpus_tokens(model.tokenizer, material.heard)
     for index, row in enumerate(found):
@@ -63,47 +67,47 @@ def test_tokens_of_the_corpus_are_those_of_enrolment(material: training.Material
         assert np.array_equal(row, model.tokenizer.tokenize_mels([mel])[0].numpy())
 
 
-def test_all_levels_are_in_use_from_the_start(material: training.Material) -> None:
+def test_all_levels_are_in_use_from_the_start(material: Material) -> None:
     model = fresh(material)
     batch = material.batch(np.arange(6))
     raw, codes, counts = model.quantized(batch.heard, batch.frames)
-    inside = training.within(counts, codes.shape[1])
+    inside = within(counts, codes.shape[1])
     shares = torch.stack([(codes[inside].round() == level).float().mean() for level in (-1, 0, 1)])
     assert shares.min() > 0.2
-    assert training.levels_penalty(raw[inside]) < 0.2
-    assert training.levels_penalty(3 * raw[inside]) > 1
+    assert levels_penalty(raw[inside]) < 0.2
+    assert levels_penalty(3 * raw[inside]) > 1
 
 
-def test_frames_of_sound_fit_the_tokens(material: training.Material) -> None:
+def test_frames_of_sound_fit_the_tokens(material: Material) -> None:
     batch = material.batch(np.arange(6))
     assert batch.spoken.shape[1] == 2 * int(batch.counts.max())
-    assert torch.equal(material.spoken.lengths, 2 * training.tokens_of(material.heard.lengths))
+    assert torch.equal(material.spoken.lengths, 2 * tokens_of(material.heard.lengths))
     # The speakers' pitches are 100, 160 and 220 Hz; what is left of them is small.
     octaves = material.octaves.values
     assert octaves.isfinite().float().mean() > 0.3
     assert octaves.nanmean().abs() < 0.05 and octaves[octaves.isfinite()].abs().median() < 0.1
 
 
-def test_gradient_passes_the_rounding(material: training.Material) -> None:
+def test_gradient_passes_the_rounding(material: Material) -> None:
     model = fresh(material)
     batch = material.batch(np.arange(4))
-    parts = training.losses(model, batch, batch.heard)
+    parts = losses(model, batch, batch.heard)
     (parts["ctc"] + parts["mel"]).backward()
     assert model.tokenizer.encoder.conv1.weight.grad.abs().max() > 0
 
 
-def test_half_precision_takes_the_same_way(material: training.Material) -> None:
+def test_half_precision_takes_the_same_way(material: Material) -> None:
     model = fresh(material)
     batch = material.batch(np.arange(6))
     with torch.no_grad():
-        exact = training.losses(model, batch, batch.heard)
+        exact = losses(model, batch, batch.heard)
         with torch.autocast("cpu", torch.bfloat16):
-            half = training.losses(model, batch, batch.heard)
+            half = losses(model, batch, batch.heard)
     for name, value in exact.items():
         assert float(half[name]) == pytest.approx(float(value), rel=0.1, abs=0.05)
 
 
-def test_disturbed_mels_stay_mels(material: training.Material) -> None:
+def test_disturbed_mels_stay_mels(material: Material) -> None:
     torch.manual_seed(0)
     heard = material.batch(np.arange(6)).heard
     changed = disturbed(heard)
@@ -113,12 +117,12 @@ def test_disturbed_mels_stay_mels(material: training.Material) -> None:
     assert (changed.amax((1, 2)) - changed.amin((1, 2)) <= 2.0001).all()
 
 
-def test_tokens_are_compared_with_those_of_the_clean_clip(material: training.Material) -> None:
+def test_tokens_are_compared_with_those_of_the_clean_clip(material: Material) -> None:
     torch.manual_seed(0)
     model = fresh(material)
     batch = material.batch(np.arange(6))
-    clean = training.losses(model, batch, batch.heard)
-    worse = training.losses(model, batch, disturbed(batch.heard))
+    clean = losses(model, batch, batch.heard)
+    worse = losses(model, batch, disturbed(batch.heard))
     assert clean["same"] == 0 and clean["stable"] == 1
     assert worse["same"] > 0 and worse["stable"] < 1
 
@@ -134,13 +138,13 @@ def test_phonemes_without_marks_and_their_errors() -> None:
     assert edit_distance([1, 2, 3, 4], [2, 3, 5, 4]) == 2
 
 
-def test_learns_phonemes_and_sound(material: training.Material) -> None:
+def test_learns_phonemes_and_sound(material: Material) -> None:
     model = fresh(material)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     batch = material.batch(np.arange(6))
     history = []
     for _ in range(30):
-        parts = training.losses(model, batch, batch.heard)
+        parts = losses(model, batch, batch.heard)
         optimizer.zero_grad()
         sum(parts[name] for name in ("ctc", "mel", "pitch", "levels")).backward()
         optimizer.step()
@@ -163,8 +167,8 @@ def test_script_resumes_and_leaves_tokens(corpus: Corpus, tmp_path: Path) -> Non
     counts = np.load(tmp_path / "codes" / "counts.npy")
     frames = [u.samples * RATE_16K // 24_000 // HOP_16K for u in corpus.utterances]
     assert counts.tolist() == [-(-f // 4) for f in frames]
-    kept = training.load_trained(tmp_path / "tokenizer")
-    material = training.Material(corpus, CONFIG, torch.device("cpu"))
+    kept = load_trained(tmp_path / "tokenizer")
+    material = Material(corpus, CONFIG, torch.device("cpu"))
     tokens = np.concatenate(training.corpus_tokens(kept.tokenizer, material.heard))
     assert np.array_equal(tokens, np.load(tmp_path / "codes" / "tokens.npy"))
 
@@ -173,11 +177,11 @@ def test_heads_may_learn_first(corpus: Corpus, tmp_path: Path) -> None:
     options = ["--corpus", str(corpus.directory), "--out", str(tmp_path / "tokenizer"), "--device", "cpu"]
     options += ["--seconds", "1", "--batch-seconds", "8"]
     training.train(training.parser().parse_args(options), CONFIG)
-    before = training.load_weights(tmp_path / "tokenizer")
+    before = load_weights(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "checkpoint").rename(tmp_path / "set aside")
     training.train(
         training.parser().parse_args([*options, "--resume", "--horizon", "60", "--heads-first", "0.5"]), CONFIG
     )
-    after = training.load_weights(tmp_path / "tokenizer")
+    after = load_weights(tmp_path / "tokenizer")
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved and not {name for name in moved if not name.startswith("heads.")}

@@ -168,6 +168,10 @@ def test_a_bad_call_leaves_the_voice_alone(tts: ChatterboxTTS, clip: Path, tmp_p
         tts.generate(TEXTS[0], audio_prompt_path=clip, temperature=-1)
     with pytest.raises(AudioError, match=r"nowhere\.wav"):
         tts.generate(TEXTS[0], audio_prompt_path=tmp_path / "nowhere.wav")
+    with pytest.raises(ConfigError, match="this model has no norm_loudness"):
+        tts.generate(TEXTS[0], audio_prompt_path=clip, norm_loudness=True)
+    with pytest.raises(ConfigError, match="norm_loudness is of a clip"):
+        tts.generate(TEXTS[0], norm_loudness=False)
     for samples, fault in ((1, "0.5"), (4800, "0.20 s")):
         write_audio(tmp_path / "short.wav", np.full(samples, 0.1, np.float32), 24_000)
         with pytest.raises(AudioError, match=fault):
@@ -238,7 +242,9 @@ def test_damaged_checkpoints(babbler: Path, tmp_path: Path) -> None:
 
 def test_published_calling_order(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", lambda model, revision: calls.append(model) or babbler)
+    monkeypatch.setattr(
+        "chatterbox_vllm.loaded.tts.resolve_model", lambda model, revision: calls.append(model) or babbler
+    )
     monkeypatch.setattr(ChatterboxTTS, "from_local", classmethod(lambda cls, path, device, **o: calls.append(device)))
     ChatterboxTTS.from_pretrained("cpu")
     ChatterboxTTS.from_pretrained(device="cpu")

@@ -60,7 +60,7 @@ def test_doors_lead_to_one_plan(babbler: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append(plan.quantization)
         raise ConfigError("far enough")
 
-    monkeypatch.setattr("chatterbox_vllm.tts.load", note)
+    monkeypatch.setattr("chatterbox_vllm.loaded.tts.load", note)
     nf4 = QuantizationConfig("bnb-4bit", "bnb-4bit", "bnb-4bit")
     everything = {"quantize_s3gen": True, "quantize_voice_encoder": True}
     doors: list[Any] = [

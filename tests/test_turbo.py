@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +170,7 @@ def test_the_published_class_finds_its_models_by_their_names(
         return turbo_babbler
 
     monkeypatch.setattr("chatterbox_vllm.tts_turbo.resolve_model", resolve)
-    monkeypatch.setattr("chatterbox_vllm.tts.resolve_model", resolve)
+    monkeypatch.setattr("chatterbox_vllm.loaded.tts.resolve_model", resolve)
     pytest.importorskip("bitsandbytes")
     ChatterboxTurboTTS.from_pretrained("cpu").shutdown()
     with ChatterboxTurboTTS.from_pretrained_quantized("cpu", quantization_strategy="int8") as tts:
@@ -185,6 +188,11 @@ def test_clips_are_brought_to_a_loudness_unless_told_otherwise(turbo: Chatterbox
     loud, faint = (turbo.enrol(path) for path in paths)
     assert loud.recipe == "turbo" and (loud.prompt.mel - faint.prompt.mel).abs().max() < 0.01
     as_it_is = turbo.enrol(paths[0], norm_loudness=False)
+    assert turbo.enrol_clip(paths[0].read_bytes(), False).key == as_it_is.key
+    assert turbo.enrol(paths[0], norm_loudness=True).key == loud.key == turbo.enrol_clip(paths[0].read_bytes()).key
+    with contextlib.closing(turbo.generate_stream("Hi.", audio_prompt_path=paths[0], norm_loudness=False)):
+        assert turbo.conds.key == as_it_is.key
+    turbo.conds = turbo.builtin_voice("builtin")
     gain = (-27 - integrated_loudness(decode_audio(paths[0])[0], 24_000)) / 20 * np.log(10)
     # The mel is of amplitudes, in natural logarithms.
     assert float((loud.prompt.mel - as_it_is.prompt.mel).median()) == pytest.approx(gain, abs=0.05)
@@ -257,16 +265,37 @@ def test_the_command_line_speaks_it(
     assert float((loud - ada).median()) > 0.5  # the clip is louder than -27 LUFS
     assert main(["say", TEXT, "-o", str(out), "--voice", "ada", "--top-k", "50", "--seed", "1", *model]) == 0
     assert soundfile.info(out).duration > 1
+    spoken = {}
+    for loudness in ("--norm-loudness", "--no-norm-loudness"):
+        speak = ["-o", str(out), "--seed", "1", "--no-watermark", loudness]
+        assert main(["say", "Hi.", *speak, "--voice", str(clip), *model]) == 0
+        spoken[loudness] = soundfile.read(out)[0].tobytes()
+    assert len(set(spoken.values())) == 2
     capsys.readouterr()
+    for voice, words in (
+        (["--voice", "ada"], "is a saved voice, .* --no-norm-loudness"),
+        ([], "--norm-loudness is of a"),
+    ):
+        assert main(["say", "Hi.", "-o", str(out), "--no-norm-loudness", *voice, *model]) == 2
+        assert re.search(words, capsys.readouterr().err)
     assert main(["say", "Hi.", "-o", str(out), "--cfg-weight", "0.5", *model]) == 2
     assert "the turbo model has no --cfg-weight" in capsys.readouterr().err
 
 
-def test_a_server_speaks_it(turbo_babbler: Path, tmp_path: Path) -> None:
+def test_a_server_speaks_it(turbo_babbler: Path, tmp_path: Path, clip: Path) -> None:
     body = {"input": TEXT, "response_format": "wav", "top_k": 50, "seed": 1}
     with served(tmp_path, turbo_babbler) as (_, url):
         answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=120)
         assert answer.status_code == 200 and decode_audio(answer.content)[0].size > 24_000
+        heard = body | {"ref_audio": base64.b64encode(clip.read_bytes()).decode(), "response_format": "pcm"}
+        loudness = (None, True, False)
+        spoken = [
+            httpx.post(f"{url}/v1/audio/speech", json=heard | {"norm_loudness": norm}, timeout=120).content
+            for norm in loudness
+        ]
+        assert spoken[0] == spoken[1] != spoken[2]
+        (model,) = httpx.get(f"{url}/page/facts.json").json()["models"]
+        assert model["fields"]["top_k"]["default"] == 1000 and not TURBO.absent & set(model["fields"])
         refused = httpx.post(f"{url}/v1/audio/speech", json=body | {"exaggeration": 0.7})
         assert refused.status_code == 400 and "has no exaggeration" in refused.text
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_vllm import AudioError, CheckpointError, Voice
+from chatterbox_vllm import AudioError, CheckpointError, ConfigError, Voice
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
@@ -40,7 +40,7 @@ class CountingEnroller:
         self.count = 0
         self.seconds = seconds
 
-    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> Voice:
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool | None = None) -> Voice:
         assert rate == RATE and len(wave) == RATE
         self.count += 1
         time.sleep(self.seconds)
@@ -85,6 +85,14 @@ def test_a_saved_voice_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"\[1, 192\]"):
         check_voice_file(path, enroller.config)
     check_voice_file(path)
+
+
+def test_what_was_enrolled_has_its_loudness_already(tmp_path: Path) -> None:
+    path = tmp_path / "anna.pt"
+    made_up_voice().save(path)
+    for ask in (FileVoices(CountingEnroller()).voice, lambda p, norm: check_voice_file(p, None, norm)):
+        with pytest.raises(ConfigError, match=r"anna\.pt is a saved voice, .* leave norm_loudness=False out"):
+            ask(path, False)
 
 
 def test_files_are_checked_without_a_model(tmp_path: Path) -> None:

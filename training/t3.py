@@ -33,7 +33,8 @@ from training.t3_data import Epoch, Sentences, exaggeration
 from training.t3_judge import length_ratio, phoneme_errors, speak
 from training.t3_model import IGNORED, TrainedT3
 from training.text import FILE, SPECIAL, character_features, spoken_form
-from training.tokenizer import Trained, held_out_sentences, load_trained
+from training.tokenizer import held_out_sentences
+from training.tokenizer_model import Trained, load_trained
 from training.weights import WEIGHTS, keep_weights, load_weights, warm_start
 
 _GUIDED = 0.4  # share of the training in which the guided heads' loss falls to zero

@@ -13,7 +13,7 @@ from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.t3.sampling import RowValues, choose
 from training.phonemes import PhonemeIds, edit_distance, greedy
 from training.t3_model import IGNORED, Sequences, TrainedT3
-from training.tokenizer import CTC_STEPS, Trained, codes_of
+from training.tokenizer_model import CTC_STEPS, Trained, codes_of
 
 _SLOWEST = 1.5  # times the real length, after which a sentence is cut off
 

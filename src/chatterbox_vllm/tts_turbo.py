@@ -115,7 +115,7 @@ class ChatterboxTurboTTS(ChatterboxTTS):
             audio_prompt_path=audio_prompt_path,
             temperature=temperature,
             top_k=top_k,
-            norm_loudness=norm_loudness,
+            norm_loudness=None if norm_loudness or audio_prompt_path is None else False,
             **others,
         )
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, overload
 
 import torch
 from typing_extensions import Self
 
-from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.conversion import ConversionRequest
-from chatterbox_vllm.engine.progress import with_progress
-from chatterbox_vllm.engine.request import MAX_SEED, AudioChunk, SpeechParameters, SpeechResult
-from chatterbox_vllm.engine.s3gen_stage import S3GenStage
-from chatterbox_vllm.errors import BatchError, ConfigError
-from chatterbox_vllm.families.voices import voice_of_model, voices_of
+from chatterbox_vllm.engine.request import AudioChunk, SpeechParameters, SpeechResult
+from chatterbox_vllm.engine.talker import NoTalker
+from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.loaded.model import LoadedModel
 from chatterbox_vllm.quantization.live import component_info
 from chatterbox_vllm.setup.converting import Converter, conversion_plan, load_converter
 from chatterbox_vllm.setup.models import model_and_device, resolve_converter
@@ -30,7 +25,7 @@ from chatterbox_vllm.voices.hearing import Target
 Audio = str | os.PathLike[str] | bytes
 
 
-class ChatterboxVC:
+class ChatterboxVC(LoadedModel[Target, NoTalker]):
     """Says recordings in another voice, as they were spoken. S3Gen alone is loaded: no T3, and no vLLM.
 
     Make one with `from_pretrained` or `from_local`; close it with `shutdown` or a `with` block. A recording of up to
@@ -38,17 +33,13 @@ class ChatterboxVC:
     quietest places, each in sight of the one before it, so that S3Gen's memory does not grow with the recording.
 
     Attributes:
-        sr: sample rate of the audio, 24000 Hz.
         target: the speaker in use, or None before there is one.
+        others: see `LoadedModel`.
     """
 
-    sr = SAMPLE_RATE
-
     def __init__(self, directory: Path, device: torch.device, converter: Converter):
-        self.directory, self.device = directory, device
+        super().__init__(directory, device, converter.engine, FileVoices(converter.hearing))
         self.target = converter.target
-        self._converter, self._engine = converter, converter.engine
-        self._files = FileVoices(converter.hearing)
 
     @classmethod
     def from_pretrained(
@@ -126,20 +117,6 @@ class ChatterboxVC:
         """The speaker of a clip or of a saved voice; read once for as long as the file does not change."""
         return self._files.voice(Path(path))
 
-    @property
-    def voices(self) -> list[str]:
-        """The names of the voices that come with the model: "builtin", which `target` is at first, and others."""
-        return list(voices_of(self.directory))
-
-    def builtin_voice(self, name: str) -> Target:
-        """One of `voices`.
-
-        Raises:
-            ConfigError: the model has none of that name.
-            CheckpointError: its file is damaged.
-        """
-        return self.target_of(voice_of_model(self.directory, name))
-
     @overload
     def generate(self, audio: Audio, *args: Any, **parameters: Any) -> torch.Tensor: ...
     @overload
@@ -179,23 +156,11 @@ class ChatterboxVC:
         several = isinstance(audio, (list, tuple))
         recordings: list[Any] = list(audio) if several else [audio]  # type: ignore[arg-type]
         speaker = self.speaker
-        results: list[Any] = [None] * len(recordings)
-        requests: dict[int, ConversionRequest] = {}
-        for i, recording in enumerate(recordings):
-            try:
-                requests[i] = ConversionRequest(recording, speaker, _nth(parameters, i))
-            except ConfigError as error:  # this recording's alone
-                results[i] = error
-        places = list(requests)
-        for result in with_progress(self.run(requests.values()), len(requests), self.sr, progress, "recording"):
-            results[places[result.index]] = result.error if result.audio is None else result.audio.unsqueeze(0)
-        if not several:
-            if isinstance(results[0], Exception):
-                raise results[0]
-            return results[0]
-        if not return_exceptions and any(isinstance(r, Exception) for r in results):
-            raise BatchError(results)
-        return results
+
+        def request(i: int) -> ConversionRequest:
+            return ConversionRequest(recordings[i], speaker, parameters.of_item(i))
+
+        return self._generate(request, len(recordings), several, return_exceptions, progress, "recording")
 
     def generate_stream(
         self,
@@ -217,34 +182,6 @@ class ChatterboxVC:
         parameters = SpeechParameters(diffusion_steps=diffusion_steps, seed=seed)
         return self.stream(ConversionRequest(audio, self.speaker, parameters))
 
-    def stream(self, request: ConversionRequest) -> Iterator[AudioChunk | SpeechResult]:
-        """`generate_stream` for a request.
-
-        Raises:
-            ConfigError: the model is in use or was shut down.
-            ChatterboxError: the request failed.
-        """
-        return self._engine.stream(request)
-
-    def run(
-        self, requests: Iterable[ConversionRequest], on_step: Callable[[int], None] | None = None
-    ) -> Iterator[SpeechResult]:
-        """Convert recordings to mixed voices; yield each result when it is ready, failures included.
-
-        Args:
-            requests: any iterable, read only as far ahead as keeps S3Gen busy.
-            on_step: called now and then.
-
-        Raises:
-            ConfigError: the model was shut down, or an earlier run is neither exhausted nor closed.
-        """
-        return self._engine.run(requests, on_step)
-
-    @property
-    def s3gen_stage(self) -> S3GenStage:
-        """The stage that voices speech tokens, to look at and to measure."""
-        return self._engine.voicing.stage
-
     @property
     def speaker(self) -> Target:
         """The speaker in use.
@@ -260,24 +197,3 @@ class ChatterboxVC:
         """What `ComponentInfo.as_dict` says of S3Gen's live modules, under "s3gen"; None after `shutdown`."""
         there = not self._engine.is_shut_down
         return {"s3gen": component_info(self.s3gen_stage.model).as_dict() if there else None}
-
-    def shutdown(self) -> None:
-        """Stop the work and free the memory. Nothing happens when called again."""
-        if self._engine.shutdown():
-            self._converter.hearing.release()
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.shutdown()
-
-
-def _nth(parameters: SpeechParameters, i: int) -> SpeechParameters:
-    """The parameters of recording i of a list: its seed is i more than the first's."""
-    return parameters if parameters.seed is None else replace(parameters, seed=(parameters.seed + i) % (MAX_SEED + 1))

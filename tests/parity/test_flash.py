@@ -148,7 +148,9 @@ def test_tokens_are_the_published_ones_alone_and_in_a_batch(
             guided = (conditional + values.cfg_weight * (conditional - other)).log_softmax(-1)
             first = torch.from_numpy(golden[f"logits_{number}"])
             # Behind the end of a short block nothing is seen.
-            parity.absolute("first log probabilities of a piece, guided", guided[: len(first)], first, LOGITS_BOUND)
+            parity.absolute(
+                "first log probabilities of a piece, guided", guided[: len(first)].cpu(), first, LOGITS_BOUND
+            )
     assert {reason for _, reason in together.values()} == {"stop", "length"} or time_shift == 3.0
 
 
@@ -156,7 +158,7 @@ def test_the_prior_is_the_published_one(
     facts: Any, file: Path, device: torch.device, golden: Any, parity: Parity
 ) -> None:
     with opened(facts, file, device, 0.1) as stage:
-        parity.absolute("probabilities without text and voice", stage._prior, golden["prior"], PRIOR_BOUND)
+        parity.absolute("probabilities without text and voice", stage._prior.cpu(), golden["prior"], PRIOR_BOUND)
 
 
 def steps_of(denoises: list[bool]) -> list[int]:

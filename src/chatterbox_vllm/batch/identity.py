@@ -39,6 +39,7 @@ def what_files_depend_on(
     audio_format: str,
     device: torch.device,
     reading: Reading | None = None,
+    norm_loudness: bool | None = None,
 ) -> dict[str, Any]:
     """Everything that is known before the model loads. Files of voices that rows name are not looked at.
 
@@ -47,6 +48,7 @@ def what_files_depend_on(
         directory: the model's; only what it holds counts, not where it lies.
         voice: reference clip of rows that name none.
         reading: None is the usual way.
+        norm_loudness: of clips, where a row does not say.
 
     Raises:
         ConfigError, CheckpointError: a file cannot be read.
@@ -56,6 +58,7 @@ def what_files_depend_on(
         "input": digest,
         "model": model_identity(directory),
         "voice": None if voice is None else _digest(voice),
+        "norm_loudness": norm_loudness,
         "parameters": {key: value for key, value in asdict(parameters).items() if key != "seed"},
         "seed": parameters.seed,
         "audio_format": audio_format,

@@ -34,7 +34,7 @@ _PARAMETERS = {
     f.name: int if f.name in ("top_k", "max_tokens", "diffusion_steps", "seed") else float
     for f in fields(SpeechParameters)
 }
-_KEYS = ("text", "id", "voice", "language", *_PARAMETERS)
+_KEYS = ("text", "id", "voice", "norm_loudness", "language", *_PARAMETERS)
 
 
 # Yields each row's line and its values, or what is wrong with it.
@@ -53,6 +53,7 @@ class Row:
         parameters: fields of `SpeechParameters` that the row sets.
         error: why the row cannot be spoken, or None.
         language: of the text, or None.
+        norm_loudness: of the clip that the row names, or None.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Row:
     parameters: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     language: str | None = None
+    norm_loudness: bool | None = None
 
     def __str__(self) -> str:
         return f"row {self.index} (line {self.line}, id {self.id!r})"
@@ -203,9 +205,11 @@ def _value(key: str, cell: str) -> Any:
     """What a cell says: a text as it stands, a number where one is wanted, also with a decimal comma."""
     if key == "text":
         return cell
-    if key not in _PARAMETERS:
-        return cell.strip()
     cell = cell.strip()
+    if key == "norm_loudness":
+        return {"true": True, "false": False}.get(cell.lower(), cell)
+    if key not in _PARAMETERS:
+        return cell
     for kind in (int, float):
         try:
             return kind(cell if _PARAMETERS[key] is int else cell.replace(",", "."))
@@ -226,7 +230,10 @@ def _row(index: int, line: int, values: dict[str, Any] | str) -> Row:
     try:
         text, voice = _text(values.pop("text", "")), _voice(values.pop("voice", None))
         language = _language(values.pop("language", None))
-        return Row(index, line, str(given), text, voice, _parameters(values), language=language)
+        norm_loudness = _norm_loudness(values.pop("norm_loudness", None), voice)
+        return Row(
+            index, line, str(given), text, voice, _parameters(values), language=language, norm_loudness=norm_loudness
+        )
     except ConfigError as error:
         return Row(index, line, str(given), error=str(error))
 
@@ -251,6 +258,14 @@ def _language(language: object) -> str | None:
     if not isinstance(language, str) or not language.strip():
         raise ConfigError(f"language must be a code such as 'de' or an English name, not {language!r}")
     return _encodable("language", language)
+
+
+def _norm_loudness(wanted: object, voice: str | None) -> bool | None:
+    if wanted is not None and not isinstance(wanted, bool):
+        raise ConfigError(f"norm_loudness must be true or false, not {wanted!r}")
+    if wanted is not None and voice is None:
+        raise ConfigError("norm_loudness is of a clip: name one as the row's voice, too, or leave it out")
+    return wanted
 
 
 def _encodable(name: str, value: str) -> str:

@@ -40,7 +40,7 @@ class Speaker(Protocol):
     conds: Voice | None
     settings: dict[str, Any]
 
-    def enrol(self, path: str | os.PathLike[str]) -> Voice: ...
+    def enrol(self, path: str | os.PathLike[str], norm_loudness: bool | None = None) -> Voice: ...
     def run(self, requests: Iterable[SpeechRequest]) -> Iterator[SpeechResult]: ...
 
 
@@ -104,6 +104,7 @@ class Batch:
         suffix: of the audio files, such as ".wav".
         told: rows whose faults `tell_faults` has told.
         reading: None is the usual way.
+        norm_loudness: of clips, where a row does not say; None is the model's own way.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Batch:
         suffix: str,
         told: Collection[int] = (),
         reading: Reading | None = None,
+        norm_loudness: bool | None = None,
     ):
         self.source = source
         self.folder = folder
@@ -124,12 +126,13 @@ class Batch:
         self.voice = voice
         self.suffix = suffix
         self.reading = reading or Reading()
+        self.norm_loudness = norm_loudness
         self.told = told
         done = len(folder.done) - folder.done.count(Folder.OPEN)
         self.summary = Summary(len(folder.done), done, failed=folder.done.count(Folder.FAILED))
         # Rows that the engine has, by their place among the requests; it takes a bounded number ahead.
         self._taken: dict[int, tuple[Row, SpeechParameters]] = {}
-        self._bad_voices: OrderedDict[Path, str] = OrderedDict()
+        self._bad_voices: OrderedDict[tuple[Path, bool | None], str] = OrderedDict()
 
     def run(self) -> Summary:
         """Speak all open rows; failures go to the manifest and to standard error.
@@ -223,12 +226,13 @@ class Batch:
                     "the model has no voice of its own: name a reference clip in the row, or with --voice"
                 )
             return self.speaker.conds
-        if path in self._bad_voices:
-            raise AudioError(self._bad_voices[path])
+        asked = path, self.norm_loudness if row.norm_loudness is None else row.norm_loudness
+        if asked in self._bad_voices:
+            raise AudioError(self._bad_voices[asked])
         try:
-            return self.speaker.enrol(path)
+            return self.speaker.enrol(*asked)
         except ChatterboxError as error:
-            self._bad_voices[path] = str(error)
+            self._bad_voices[asked] = str(error)
             if len(self._bad_voices) > _BAD_VOICES:
                 self._bad_voices.popitem(last=False)
             raise

@@ -240,6 +240,19 @@ class EnrolmentConfig(_FromFile):
     least_seconds: float = 0.0
     loudness: float | None = None
 
+    def loudness_of(self, norm_loudness: bool | None) -> float | None:
+        """What a clip is brought to, in LUFS; None leaves it as it is.
+
+        Args:
+            norm_loudness: whether it is to be; None is the recipe's own way.
+
+        Raises:
+            ConfigError: it is to be, and the recipe names no loudness.
+        """
+        if norm_loudness and self.loudness is None:
+            raise ConfigError("this model has no norm_loudness, it hears clips as loud as they are; leave it out")
+        return None if norm_loudness is False else self.loudness
+
 
 @dataclass(frozen=True)
 class QuantizedPart(_FromFile):

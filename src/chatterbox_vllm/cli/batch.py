@@ -14,7 +14,7 @@ from chatterbox_vllm.cli.options import VoiceOption, check_voice, loaded, speech
 from chatterbox_vllm.cli.say import BABBLES
 from chatterbox_vllm.cli.texts import read_pauses
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import ENGINE, MODEL, MODEL_NAME, QUANTIZATION, SPEECH, TEXT
+from chatterbox_vllm.settings import ENGINE, MODEL, MODEL_NAME, QUANTIZATION, SPEECH, TEXT, VOICE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.batch.run import Summary
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 _INPUT_HELP = (
     ".txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the "
-    "audio file), voice (a clip, relative to INPUT), language, and exaggeration, cfg_weight, temperature, min_p, "
-    "top_p, top_k, repetition_penalty, max_tokens, diffusion_steps, seed. - reads standard input"
+    "audio file), voice (a clip, relative to INPUT), norm_loudness (of that clip, true or false), language, and "
+    "exaggeration, cfg_weight, temperature, min_p, top_p, top_k, repetition_penalty, max_tokens, diffusion_steps, "
+    "seed. - reads standard input"
 )
 
 
-@from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
+@from_settings(MODEL, SPEECH, VOICE, TEXT, ENGINE, QUANTIZATION)
 def batch(
     *,
     input: Annotated[str, typer.Argument(metavar="INPUT", help=_INPUT_HELP, show_default=False)],
@@ -73,12 +74,14 @@ def batch(
     reading = Reading(pauses, given.get("clean_text", False), given.get("language"), given.get("prepared_text", False))
     suffix = check_suffix(f".{audio_format}")
     given = with_model(_as_begun(given, output_dir, overwrite))
-    clip = check_voice(voice, given)
+    clip, norm_loudness = check_voice(voice, given), given.get("norm_loudness")
     with Input(input, format) as source:
         device, rows = resolve_device(given.get("device", "auto")), source.check()
         model = resolve_model(given.get("model"), given.get("revision"))
         named = _named(given, model)
-        wanted = what_files_depend_on(source.digest, model, clip, parameters, audio_format, device, reading)
+        wanted = what_files_depend_on(
+            source.digest, model, clip, parameters, audio_format, device, reading, norm_loudness
+        )
         with Folder(output_dir) as folder:
             run = folder.open(wanted, rows, overwrite, retry_failed)
             if run["seed"] is None:
@@ -88,7 +91,7 @@ def batch(
                 summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
             else:
                 told = tell_faults(source, folder)
-                work = parameters, clip, suffix, told, reading
+                work = parameters, clip, suffix, told, reading, norm_loudness
                 if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
                     folder.begin(run, None, named)
                     summary = Batch(source, folder, None, *work).run()

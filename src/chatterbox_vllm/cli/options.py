@@ -14,7 +14,7 @@ import typer
 from chatterbox_vllm.cli import process
 from chatterbox_vllm.cli.arguments import Keywords
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import SPEECH, TEXT
+from chatterbox_vllm.settings import SPEECH, TEXT, VOICE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.checkpoint.config import ModelConfig
@@ -39,7 +39,7 @@ JsonOption = Annotated[
         "--json", metavar="FILE", help="write all results there as JSON; - is standard output", show_default=False
     ),
 ]
-_OF_REQUESTS = {setting.keyword for setting in (*SPEECH, *TEXT)}
+_OF_REQUESTS = {setting.keyword for setting in (*SPEECH, *TEXT, *VOICE)}
 
 
 def speech_parameters(given: Keywords) -> SpeechParameters:
@@ -118,13 +118,17 @@ def check_voice(voice: str | None, given: Keywords, converting: bool = False) ->
     """The file of a voice that was named, found to be one that the model can use, before that is loaded.
 
     Args:
+        given: what is asked of a clip among them.
         converting: whether S3Gen alone is to use it; then no more of the model is downloaded.
 
     Raises:
-        ConfigError: there is neither such a file nor such a name.
+        ConfigError: there is neither such a file nor such a name, or no clip for what is asked of one.
         AudioError: the clip cannot serve.
         CheckpointError: the saved voice is damaged, or of another model; or there is no such model.
     """
+    norm_loudness = given.get("norm_loudness")
+    if norm_loudness is not None:
+        model_config(given).enrolment.loudness_of(norm_loudness)
     if voice is None:
         return None
     from chatterbox_vllm.families.registry import config_of
@@ -158,5 +162,5 @@ def check_voice(voice: str | None, given: Keywords, converting: bool = False) ->
     if converting:
         read_target(path, config)
     elif not is_clip or config.enrolment.least_seconds:
-        check_voice_file(path, config)
+        check_voice_file(path, config, norm_loudness)
     return path

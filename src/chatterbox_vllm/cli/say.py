@@ -15,7 +15,7 @@ from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, beside
 from chatterbox_vllm.cli.players import play as play_file
 from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT, VOICE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
@@ -29,7 +29,7 @@ _OFF_TEXT = {
 }
 
 
-@from_settings(MODEL, SPEECH, TEXT, ENGINE, QUANTIZATION)
+@from_settings(MODEL, SPEECH, VOICE, TEXT, ENGINE, QUANTIZATION)
 def say(
     *,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="what to say; - reads standard input")] = None,
@@ -79,6 +79,9 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     """Check what was given, load the model, speak one text, and say in a line what came of it."""
     parameters = speech_parameters(given)
     pauses, clean_text = read_pauses(given.get("pauses", ())), given.get("clean_text", False)
+    norm_loudness = given.get("norm_loudness")
+    if norm_loudness is not None and voice is None:
+        raise ConfigError("norm_loudness is of a clip: give one with --voice, or leave it out")
     given = with_model(given)
     clip = check_voice(voice, given)
     language = check_script(words, pauses, clean_text, given)
@@ -88,7 +91,7 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     output = destination.path
     with destination, loaded(given, max_batch_size=1) as tts:
         if clip is not None:
-            tts.prepare_conditionals(clip)
+            tts.prepare_conditionals(clip, norm_loudness=norm_loudness)
         if tts.conds is None:
             raise ConfigError(f"{tts.directory} has no built-in voice: give a reference clip with --voice")
         request = SpeechRequest(

@@ -90,7 +90,7 @@ def _served(options: ServerOptions, keywords: Keywords) -> list[ServedModel]:
 
 def _served_model(name: str | None, model: str | None, options: ServerOptions, keywords: Keywords) -> ServedModel:
     from chatterbox_vllm.engine.budgets import Limits
-    from chatterbox_vllm.families.registry import config_of
+    from chatterbox_vllm.families.registry import config_of, family_of
     from chatterbox_vllm.families.voices import voices_of
     from chatterbox_vllm.server.pool import ServedModel
     from chatterbox_vllm.serving.async_engine import AsyncChatterbox
@@ -98,6 +98,8 @@ def _served_model(name: str | None, model: str | None, options: ServerOptions, k
     from chatterbox_vllm.setup.planning import expected_bytes
 
     directory = resolve_model(model, keywords.get("revision"))
+    config = config_of(directory)
+    family = family_of(config.family, directory)
     loading = {key: value for key, value in keywords.items() if key != "revision"}
 
     def start() -> AsyncChatterbox:
@@ -109,8 +111,10 @@ def _served_model(name: str | None, model: str | None, options: ServerOptions, k
         name=name or _named(model or directory.name),
         start=start,
         voices=tuple(voices_of(directory)),
-        voice_kind=config_of(directory).voice_kind,
+        voice_kind=config.voice_kind,
         bytes=0 if options.models_memory_gb is None else expected_bytes(directory, **loading),
+        languages=family.languages,
+        parameters=family.parameters_of(config),
     )
 
 

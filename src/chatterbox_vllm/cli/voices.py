@@ -16,14 +16,14 @@ from chatterbox_vllm.cli.run import PROGRAM
 from chatterbox_vllm.cli.say import speak_to
 from chatterbox_vllm.cli.texts import check_text
 from chatterbox_vllm.errors import CheckpointError, ConfigError
-from chatterbox_vllm.settings import LANGUAGE, MODEL, SPEECH
+from chatterbox_vllm.settings import LANGUAGE, MODEL, SPEECH, VOICE
 
 _SENTENCE = "This is how I sound. Would you like to hear more?"
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="of a saved voice", show_default=False)]
 
 
-@from_settings(MODEL)
+@from_settings(MODEL, VOICE)
 def add(
     *,
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="a clip of the voice, or a saved voice's file")],
@@ -36,13 +36,6 @@ def add(
         typer.Option(
             "--preview/--no-preview",
             help="keep the clip's first 15 s, for people and for models of other kinds",
-        ),
-    ] = True,
-    norm_loudness: Annotated[
-        bool,
-        typer.Option(
-            "--norm-loudness/--no-norm-loudness",
-            help="bring the clip to the loudness that the model's voices have (Turbo, Nano), or leave it as it is",
         ),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a voice of that name")] = False,
@@ -67,8 +60,10 @@ def add(
     given, library = with_model(given), VoiceLibrary()
     if not (clip.is_file() and is_saved_voice(clip)):
         check_voice_file(clip)
-    library.check_free(name, model_config(given).voice_kind, overwrite)
-    voice = voice_of(clip, **given, norm_loudness=norm_loudness)
+    config = model_config(given)
+    config.enrolment.loudness_of(given.get("norm_loudness"))
+    library.check_free(name, config.voice_kind, overwrite)
+    voice = voice_of(clip, **given)
     about = About(preview_of_file(clip) if preview else None, tuple(language or ()))
     path = library.save(name, voice, overwrite, about)
     if not quiet:
@@ -145,7 +140,7 @@ def _model_voices(given: Keywords) -> tuple[str, dict[str, Path]]:
     return given.get("model", DEFAULT_FAMILY.name), {} if directory is None else voices_of(directory)
 
 
-@from_settings(MODEL, SPEECH, (LANGUAGE,))
+@from_settings(MODEL, SPEECH, VOICE, (LANGUAGE,))
 def play(
     *,
     voice: Annotated[str, typer.Argument(metavar="VOICE", help=VOICE_HELP, show_default=False)],

@@ -145,7 +145,7 @@ class PromptMaker:
         values = parameters.resolved(self.defaults, family.absent, f"the {family.name} model")
         if parameters.max_tokens is not None and parameters.max_tokens > most:
             raise ConfigError(f"max_tokens={parameters.max_tokens} is more than this model's {most}")
-        return replace(values, max_tokens=min(values.max_tokens, most))
+        return values
 
     def segments(self, request: SpeechRequest) -> list[Segment]:
         """The pieces that a request's text is spoken in, at least one.
@@ -164,6 +164,7 @@ class PromptMaker:
             request.clean_text,
             longest,
             special_tokens=self.tokenizer.special_tokens,
+            tags=self.tokenizer.tags,
             scripts=rules_of(language).scripts,
             language=language,
         )

@@ -2,7 +2,8 @@
 
 A request's way: submitted -> prepared (split, tokenized, conditioned) -> its pieces take turns with other requests' at
 T3 -> their tokens wait for S3Gen -> voiced -> joined -> delivered. A conversion brings its tokens and skips T3. `step`
-moves everything on by one T3 step; preparing (preparation.py) and S3Gen (synthesis.py) work beside it.
+moves everything on by one T3 step; preparing (preparation.py) and S3Gen (synthesis.py) work beside it. What each stage
+has in its hands stands in at_t3.py and at_s3gen.py.
 """
 
 from __future__ import annotations
@@ -13,24 +14,23 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.engine.at_s3gen import PiecesAtS3Gen
+from chatterbox_vllm.engine.at_t3 import Heard, PiecesAtT3
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
 from chatterbox_vllm.engine.conversion import LONGEST_WHOLE, ConversionRequest, ConversionStream, Request
-from chatterbox_vllm.engine.guard import LOOK_EVERY, Bounds
 from chatterbox_vllm.engine.job import Job
 from chatterbox_vllm.engine.preparation import Preparation
-from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed, segment_seed
+from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.engine.said import Said, best_of
 from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.talker import Talker
-from chatterbox_vllm.engine.to_speak import SpokenChunk, TokensToSpeak, ToSpeak
+from chatterbox_vllm.engine.to_speak import SpokenChunk
 from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
 from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
-from chatterbox_vllm.t3.options import T3Output
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +81,13 @@ class Scheduler:
         ending: SpeechEnding = AS_SPOKEN,
         guarded: bool = True,
     ):
-        self.config = config
         self.preparation = preparation
-        self.talker = talker
-        self.voicing = voicing
+        self.at_t3 = PiecesAtT3(config, talker, guarded)
+        self.at_s3gen = PiecesAtS3Gen(voicing)
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
-        self.chunk_plan, self.lookahead, self.ending, self.guarded = chunk_plan, lookahead, ending, guarded
+        self.chunk_plan, self.lookahead, self.ending = chunk_plan, lookahead, ending
         self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
@@ -98,9 +97,6 @@ class Scheduler:
         self._streams: dict[int, Job] = {}  # those of the jobs that are rendered in chunks
         self._stirred: dict[int, None] = {}  # streams in which something has changed, which may have a chunk ready
         self._paused: set[int] = set()  # until their callers take what is ready
-        self._talking: dict[str, tuple[Job, int, Said]] = {}  # by piece id
-        self._spoken: dict[str, ToSpeak] = {}  # by T3, until S3Gen gets them
-        self._voicing: dict[str, tuple[Job, int]] = {}  # spoken or in S3Gen's hands
         self._deadlines: list[tuple[float, int]] = []
         self._serials = itertools.count()
         self._ready: list[Event] = []
@@ -186,17 +182,17 @@ class Scheduler:
     @property
     def talking(self) -> int:
         """Pieces in T3's hands."""
-        return len(self._talking)
+        return len(self.at_t3)
 
     @property
     def waiting_for_voice(self) -> int:
         """Pieces spoken by T3 and not yet taken by S3Gen."""
-        return len(self._spoken) + self.voicing.waiting
+        return self.at_s3gen.waiting
 
     @property
     def blocked(self) -> bool:
         """Whether all that is left to do waits for callers to take audio."""
-        busy = self._talking or self._ready or self._stirred or self.voicing.busy
+        busy = len(self.at_t3) or self._ready or self._stirred or self.at_s3gen.synthesis.busy
         return not (busy or self.preparation.pending or len(self._turns))
 
     def step(self, patience: float = 1.0) -> list[Event]:
@@ -206,20 +202,20 @@ class Scheduler:
             patience: seconds to wait where T3 has nothing to do.
         """
         self._drop_late()
-        only_preparing = self.preparation.pending and not (self._talking or self.voicing.busy or len(self._turns))
-        self._take_prepared(patience if only_preparing and not self._ready else 0.0)
+        busy = len(self.at_t3) or self.at_s3gen.synthesis.busy or len(self._turns)
+        self._take_prepared(patience if self.preparation.pending and not busy and not self._ready else 0.0)
         self._admit()
-        if self._talking:
-            for output in self.talker.step():
-                self._hear(output)
+        if len(self.at_t3):
+            for heard in self.at_t3.step():
+                self._hear(heard)
         self._hand_over()
         self._cut_chunks()
-        idle = not self._talking and not self._ready
+        idle = not len(self.at_t3) and not self._ready
         if idle and self.preparation.pending:
             patience = min(patience, _GLANCE)
         if not self._holds_back():
-            for piece_id, outcome in self.voicing.poll(patience if idle else 0.0, self._between):
-                self._deliver(piece_id, outcome)
+            for job, k, outcome in self.at_s3gen.poll(patience if idle else 0.0, self._between):
+                self._deliver(job, k, outcome)
         return self.collect()
 
     def _between(self) -> None:
@@ -262,7 +258,7 @@ class Scheduler:
         job.tokens[0] = source.tokens
         heard = job.delivery is Delivery.STREAM
         if not heard and len(source.tokens) <= LONGEST_WHOLE:
-            self._voice(job, 0, source.tokens)
+            self.at_s3gen.add(job, 0, source.tokens)
             return
         job.conversion = ConversionStream(job.request, source, job.seed, self.lookahead, heard)
         self._streams[job.serial], self._stirred[job.serial] = job, None
@@ -270,10 +266,10 @@ class Scheduler:
     def _admit(self) -> None:
         """Give T3 pieces of the requests whose turn it is, as many as it has room for."""
         places = self.max_admitted - self.reserved  # for those who have some already
-        if len(self._talking) <= places - self._taken_together:
+        if len(self.at_t3) <= places - self._taken_together:
             self._filled = False
         passed_over: list[Job] = []
-        while len(self._talking) < self.max_admitted and self.waiting_for_voice < self.max_waiting:
+        while len(self.at_t3) < self.max_admitted and self.waiting_for_voice < self.max_waiting:
             job = self._turns.take() if self.reserved or not self._filled else None
             if job is None:
                 break
@@ -289,59 +285,38 @@ class Scheduler:
                 job.admitted += 1
                 if job.admitted < len(job.pieces) and job.stream is None:
                     self._turns.add(job, job.request.priority)
-            self._filled = self._filled or len(self._talking) >= places
+            self._filled = self._filled or len(self.at_t3) >= places
         for job in reversed(passed_over):
             self._turns.add_first(job, job.request.priority)
 
     def _talk(self, job: Job, k: int) -> None:
         """Give T3 piece k."""
         assert job.script is not None  # it has turns
-        piece, piece_id = job.pieces[k], job.piece_id(k)
-        prompt = self.preparation.prompts.prompt(job.script.conditioning, piece)
-        seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
-        guarded = self.guarded and job.request.uniforms is None  # what is replayed is to stay as it was
-        bounds = Bounds.of(piece.segment.text) if guarded else None
-        said = Said(self.config, bounds, piece.values.max_tokens)
-        every = None if bounds is None else LOOK_EVERY
-        held_for = None if bounds is None or not self.config.alignment_heads else bounds.early
-        if job.stream is not None:
-            every = job.stream.told_every
-        sampling = replace(piece.values.sampling, max_tokens=said.limit)
-        uniforms = job.request.uniforms
-        self.talker.add(piece_id, prompt, sampling, seed, uniforms, told_every=every, end_held_for=held_for)
-        self._talking[piece_id] = job, k, said
-        job.live.add(piece_id)
+        self.at_t3.add(job, k, self.preparation.prompts.prompt(job.script.conditioning, job.pieces[k]))
 
     def _holds_back(self) -> bool:
         """Whether T3's next step comes first: where S3Gen works in this thread, and a listener has heard nothing yet.
 
         A batch of S3Gen may take as long as hundreds of steps of T3.
         """
-        if not self.voicing.works_in_poll or self.voicing.waiting >= self.max_waiting // 2:
+        voicing = self.at_s3gen.synthesis
+        if not voicing.works_in_poll or voicing.waiting >= self.max_waiting // 2 or self.at_s3gen.streams:
             return False
-        if any(job.stream is not None for job, _ in self._voicing.values()):
-            return False
-        if any(job.stream is not None and not job.samples for job, _, _ in self._talking.values()):
-            return True
-        beginning = any(k == 0 for _, k, _ in self._talking.values())
-        return beginning and not any(k == 0 for _, k in self._voicing.values())
+        return self.at_t3.unheard_streams or (self.at_t3.first_ones and not self.at_s3gen.first_ones)
 
     def _is_full(self, job: Job) -> bool:
         return job.waiting_samples > self.max_untaken * SAMPLE_RATE
 
-    def _hear(self, output: T3Output) -> None:
+    def _hear(self, heard: Heard) -> None:
         """T3 has finished a piece, or spoken on."""
-        job, k, said = self._talking[output.request_id]
-        tokens = said.hear(output)
+        job, k, said = heard.job, heard.k, heard.said
+        if job.serial not in self._jobs:  # another of its pieces has failed in the same step
+            return
         if job.stream is not None:
-            job.stream.hear(k, tokens)
+            job.stream.hear(k, heard.tokens)
             self._stirred[job.serial] = None
         if not said.over:
             return
-        if output.finish_reason is None:
-            self.talker.abort([output.request_id])
-        del self._talking[output.request_id]
-        job.live.discard(output.request_id)
         if said.fault is not None and self._tries_again(job, k, said):
             return
         said = best_of([*job.faulty.pop(k, []), said])
@@ -358,43 +333,21 @@ class Scheduler:
             job.stream.end(k)
             self._call_next(job)
             return
-        self._voice(job, k, (*tokens, *self.ending.appended), self.ending.unheard)
-
-    def _voice(self, job: Job, k: int, tokens: tuple[int, ...], unheard: int = 0) -> None:
-        """Let S3Gen have a piece with the next batch."""
-        request, piece_id = job.request, job.piece_id(k)
-        self._voicing[piece_id] = job, k
-        job.live.add(piece_id)
-        self._spoken[piece_id] = TokensToSpeak(
-            tokens,
-            request.voice,
-            job.pieces[k].values.diffusion_steps,
-            segment_seed(job.seed, k),
-            request.noise,
-            _order(request.priority, k),
-            unheard=unheard,
-        )
+        self.at_s3gen.add(job, k, (*tokens, *self.ending.appended), self.ending.unheard)
 
     def _hand_over(self) -> None:
         """Give S3Gen what T3 has spoken; in a batch run beside T3 not before there is enough for an efficient batch."""
-        gathers = not (self.reserved or self.voicing.works_in_poll)
-        if gathers and len(self._spoken) < _SHARE_VOICED_TOGETHER * len(self._talking):
+        gathers = not (self.reserved or self.at_s3gen.synthesis.works_in_poll)
+        if gathers and self.at_s3gen.gathered < _SHARE_VOICED_TOGETHER * len(self.at_t3):
             return
-        spoken, self._spoken = self._spoken, {}
-        self.voicing.add(spoken)
+        self.at_s3gen.hand_over()
 
     def _cut_chunks(self) -> None:
         """Give S3Gen what streams have ready for it, unless their callers leave too much untaken."""
-        ready: dict[str, ToSpeak] = {}
         stirred, self._stirred = self._stirred, {}
-        for job in (self._streams[serial] for serial in stirred if serial in self._streams):
-            chunk = None if self._is_full(job) else job.next_chunk()
-            if chunk is not None:
-                chunk_id = f"{job.serial}/{job.delivered}/at {job.samples}"
-                self._voicing[chunk_id] = job, job.delivered
-                job.live.add(chunk_id)
-                ready[chunk_id] = chunk
-        self.voicing.add(ready)
+        jobs = [self._streams[serial] for serial in stirred if serial in self._streams]
+        chunks = ((job, job.next_chunk()) for job in jobs if not self._is_full(job))
+        self.at_s3gen.add_chunks([(job, chunk) for job, chunk in chunks if chunk is not None])
 
     def _call_next(self, job: Job) -> None:
         """Let a stream's next piece have a turn at T3, one ahead of the piece that is being heard."""
@@ -417,10 +370,10 @@ class Scheduler:
             self._talk(job, k)
         return True
 
-    def _deliver(self, piece_id: str, outcome: Outcome) -> None:
-        """S3Gen has finished a piece: pass on what is now ready of its request, in the text's order."""
-        job, k = self._voicing.pop(piece_id)
-        job.live.discard(piece_id)
+    def _deliver(self, job: Job, k: int, outcome: Outcome) -> None:
+        """S3Gen has finished piece k: pass on what is now ready of its request, in the text's order."""
+        if job.serial not in self._jobs:  # another of its pieces has failed at the same time
+            return
         if isinstance(outcome, ChatterboxError):
             self._fail(job, outcome)
             return
@@ -450,9 +403,8 @@ class Scheduler:
     def _fail(self, job: Job, error: ChatterboxError) -> None:
         """Deliver the error and free all that the request holds."""
         self._forget(job)
-        self.talker.abort([piece_id for piece_id in job.live if self._talking.pop(piece_id, None)])
-        not_voiced = {piece_id for piece_id in job.live if self._voicing.pop(piece_id, None)}
-        self.voicing.drop({piece_id for piece_id in not_voiced if self._spoken.pop(piece_id, None) is None})
+        self.at_t3.drop(job)
+        self.at_s3gen.drop(job)
         self._ready.append(job.failure(error))
 
     def _forget(self, job: Job) -> None:
@@ -462,8 +414,3 @@ class Scheduler:
         self._streams.pop(job.serial, None)
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)
-
-
-def _order(priority: int, k: int) -> float:
-    """Whose piece S3Gen takes first: by priority, then those whose listeners have heard least."""
-    return priority * 1e6 + min(k, 999_999)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
 from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.t3.backbone import PromptRows
+from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.text.languages.detection import detect_language
 
 # Of languages that have several (ISO 639), those that are not in `Family.languages`.
@@ -28,11 +29,14 @@ class TextTokenizer(Protocol):
     """From normalised text to T3's text tokens.
 
     Attributes:
-        special_tokens: as the tokenizer spells those that stand for something else than their characters.
+        special_tokens: as the tokenizer spells those that stand for something else than their characters, and whose
+            words are spoken where somebody writes them.
+        tags: as it spells those that are there to be written, such as "[chuckle]".
         unknown_id: stands for every character that the vocabulary lacks; None where it lacks none.
     """
 
     special_tokens: frozenset[str]
+    tags: frozenset[str]
     unknown_id: int | None
 
     def encode(self, text: str, language: str | None = None, prepared: bool = False) -> list[int]:
@@ -145,9 +149,16 @@ class Family:
 
     def defaults_of(self, config: ModelConfig) -> SpeechValues:
         """How a model of the family speaks where nobody says otherwise: `defaults`, but as its configuration says."""
-        if config.diffusion_steps is None:
-            return self.defaults
-        return replace(self.defaults, diffusion_steps=config.diffusion_steps)
+        return replace(
+            self.defaults,
+            diffusion_steps=config.diffusion_steps or self.defaults.diffusion_steps,
+            max_tokens=min(self.defaults.max_tokens, backbone_of(config.t3).most_speech_tokens(config.t3)),
+        )
+
+    def parameters_of(self, config: ModelConfig) -> dict[str, float]:
+        """`defaults_of` by name, of the parameters that the family has."""
+        values = asdict(self.defaults_of(config))
+        return {name: value for name, value in values.items() if name not in self.absent}
 
     @property
     def optional_files(self) -> tuple[str, ...]:

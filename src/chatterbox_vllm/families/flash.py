@@ -8,7 +8,7 @@ from chatterbox_vllm.checkpoint.config import BlockDecoding, FlowConfig, ModelCo
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.t3.blocks.prompt import BlockPromptBuilder
-from chatterbox_vllm.text.normalize import normalize_hyphens
+from chatterbox_vllm.text.normalize import normalize_spelled_out
 
 FLASH: Family = replace(
     ENGLISH,
@@ -33,6 +33,6 @@ FLASH: Family = replace(
         diffusion_steps=2,
     ),
     absent=frozenset({"min_p", "top_p", "top_k", "repetition_penalty"}),
-    normalize=normalize_hyphens,
+    normalize=normalize_spelled_out,
     read_prompt_builder=BlockPromptBuilder.from_weights,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+from typing_extensions import Self
 
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.t3.sampling import Sampling
@@ -83,6 +85,10 @@ class SpeechParameters:
         _check_integer("max_tokens", self.max_tokens, 1, 4096)
         _check_integer("diffusion_steps", self.diffusion_steps, 1, 100)
         _check_integer("seed", self.seed, 0, MAX_SEED)
+
+    def of_item(self, i: int) -> Self:
+        """The parameters of item i of a list: its seed is i more than the first's."""
+        return self if self.seed is None else replace(self, seed=(self.seed + i) % (MAX_SEED + 1))
 
     def resolved(self, defaults: SpeechValues, absent: Collection[str] = (), model: str = "this model") -> SpeechValues:
         """These values, and the defaults where none is given.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ class ServedModel:
         voices: the names of those that come with it.
         voice_kind: of the voices that it can use, see `ModelConfig.voice_kind`.
         bytes: that it is expected to take; looked at where there is a budget.
+        languages: that it speaks, English names by their codes.
+        parameters: what it speaks with where a request says nothing, see `Family.parameters_of`.
     """
 
     name: str
@@ -40,6 +42,8 @@ class ServedModel:
     voices: tuple[str, ...] = ()
     voice_kind: str | None = None
     bytes: int = 0
+    languages: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_models(models: Sequence[ServedModel], budget: int | None) -> None:

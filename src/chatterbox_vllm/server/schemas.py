@@ -54,6 +54,9 @@ class Speaking(BaseModel):
     diffusion_steps: int | None = Field(default=None, ge=1, le=100)
     clean_text: bool | None = Field(default=None, description="make markdown, addresses and emoji fit to be spoken")
     ref_audio: str | None = Field(default=None, description="a clip in base64, or its address where that is allowed")
+    norm_loudness: bool | None = Field(
+        default=None, description="bring ref_audio to the loudness of the model's voices; true where the model does it"
+    )
 
 
 class SpeechBody(Speaking):
@@ -238,13 +241,20 @@ class PageField(BaseModel):
     default: float
 
 
+class PageModel(BaseModel):
+    """What the page has to know of a model; `languages` are names by code."""
+
+    name: str
+    languages: dict[str, str]
+    fields: dict[str, PageField]
+
+
 class PageFacts(BaseModel):
-    """What the page at `/` has to know of the server; `max_clip` is in bytes, `languages` are names by code."""
+    """What the page at `/` has to know of the server; `max_clip` is in bytes, the first model is the default."""
 
     max_text: int
     max_clip: int
-    languages: dict[str, str]
-    fields: dict[str, PageField]
+    models: list[PageModel]
 
 
 class ShimBody(BaseModel):

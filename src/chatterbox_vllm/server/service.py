@@ -15,8 +15,9 @@ from chatterbox_vllm.server.asgi import note
 from chatterbox_vllm.server.errors import CLIENT_GONE, ApiError
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.pool import ModelPool
-from chatterbox_vllm.server.speaking import Order, Speaker
+from chatterbox_vllm.server.speaking import Speaker
 from chatterbox_vllm.server.voices import VoiceBook
 from chatterbox_vllm.voices.records import Consents
 

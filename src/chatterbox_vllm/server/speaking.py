@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from chatterbox_vllm.audio.encode import OPUS_RATES
-from chatterbox_vllm.audio.resample import StreamResampler, resample
-from chatterbox_vllm.audio.streams import STREAM_FORMATS, encode_whole, stream_encoder
 from chatterbox_vllm.audio.tempo import Tempo
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
 from chatterbox_vllm.engine.conversion import ConversionRequest, Request
@@ -24,6 +21,8 @@ from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.metrics import Metrics
 from chatterbox_vllm.server.names import MODEL, OPENAI_MODELS, REALTIME_MODELS
 from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.server.order import Order, header_words, ignored_fields
+from chatterbox_vllm.server.outgoing import Outgoing, Pace, encoded, in_thread
 from chatterbox_vllm.server.pool import ModelPool
 from chatterbox_vllm.server.schemas import Converting, Speaking, VoiceId
 from chatterbox_vllm.server.voices import VoiceBook, VoiceWish
@@ -35,46 +34,6 @@ _TOLD_FROM_TEXT = "auto"  # a language that other servers take
 _PARAMETERS = tuple(field.name for field in fields(SpeechParameters))
 _DEFAULT_FORMAT = "mp3"
 _SAMPLES_PER_TOKEN = 960  # at 24 kHz
-
-
-@dataclass(frozen=True)
-class Order:
-    """A request that was found to be in order.
-
-    Attributes:
-        model: the name of the one that speaks.
-        format: a key of `STREAM_FORMATS`.
-        language: its code, or as it was given while there is no model to ask; None where it was not.
-        recording: an audio file to convert, in place of a text.
-        sample_rate: of what is sent, in Hz.
-        ignored: fields that change nothing, for the answer to tell.
-    """
-
-    model: str
-    text: str
-    wish: VoiceWish
-    parameters: SpeechParameters
-    format: str
-    speed: float
-    clean_text: bool
-    language: str | None
-    prepared_text: bool
-    ignored: tuple[str, ...]
-    recording: bytes | None = None
-    sample_rate: int = SAMPLE_RATE
-
-    @property
-    def media_type(self) -> str:
-        """For Content-Type."""
-        return STREAM_FORMATS[self.format].media_type
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What is known before the first audio."""
-        headers = {"x-chatterbox-seed": str(self.parameters.seed)}
-        if self.ignored:
-            headers["x-chatterbox-ignored"] = ", ".join(self.ignored)
-        return headers
 
 
 class Speaker:
@@ -124,14 +83,14 @@ class Speaker:
         return Order(
             model=model,
             text=text,
-            wish=VoiceWish(name or None, clip),
+            wish=VoiceWish(name or None, clip, body.norm_loudness),
             parameters=SpeechParameters(**given),
             format=form,
             speed=1.0 if body.speed is None else body.speed,
             clean_text=bool(body.clean_text),
             language=language,
             prepared_text=bool(body.prepared_text),
-            ignored=_ignored(body),
+            ignored=ignored_fields(body),
             sample_rate=rate,
         )
 
@@ -157,7 +116,7 @@ class Speaker:
             clean_text=False,
             language=None,
             prepared_text=False,
-            ignored=_plain([*unknown, *(["voice"] if clip is not None and body.voice else [])]),
+            ignored=header_words([*unknown, *(["voice"] if clip is not None and body.voice else [])]),
             recording=recording,
         )
 
@@ -177,7 +136,7 @@ class Speaker:
             rate = engine.tts.sr
         if result.audio is None:
             raise GenerationError("the engine gave no audio")
-        data, samples = await asyncio.to_thread(_encoded, order, result.audio.numpy(), rate)
+        data, samples = await asyncio.to_thread(encoded, order, result.audio.numpy(), rate)
         seconds = time.monotonic() - started
         self.metrics.first_audio(seconds, streamed=False)
         self.metrics.spoken(result.samples / rate, seconds)
@@ -240,7 +199,7 @@ class Speaker:
             ApiError, ChatterboxError
         """
         async with self._engine(order) as engine:
-            pace = _Pace(engine.tts.sr)
+            pace = Pace(engine.tts.sr)
             request = await self._request(engine, order)
             told.input_tokens = _text_tokens(engine, order)
             tempo = Tempo(order.speed, engine.tts.sr)
@@ -268,13 +227,13 @@ class Speaker:
         async with contextlib.aclosing(self.waves(order, number, told)) as waves:
             async for wave in waves:
                 if sending is None:
-                    sending = _Outgoing(order)
-                data = await _in_thread(order, sending.feed, wave)
+                    sending = Outgoing(order)
+                data = await in_thread(order, sending.feed, wave)
                 if data:
                     yield data
         if sending is None:
             raise GenerationError("the engine gave no audio")
-        data = await _in_thread(order, sending.finish)
+        data = await in_thread(order, sending.finish)
         if data:
             yield data
 
@@ -323,55 +282,6 @@ class Told:
         }
 
 
-class _Pace:
-    """Counts how often a player at normal speed would have run dry."""
-
-    def __init__(self, rate: int):
-        self._rate, self._started = rate, time.monotonic()
-        self._dry_at: float | None = None
-        self.samples = self.underruns = 0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the order came."""
-        return time.monotonic() - self._started
-
-    def add(self, samples: int) -> None:
-        """Audio has come."""
-        now = time.monotonic()
-        if self._dry_at is not None and now > self._dry_at:
-            self.underruns += 1
-        self._dry_at = max(now, self._dry_at or now) + samples / self._rate
-        self.samples += samples
-
-
-class _Outgoing:
-    """From the engine's samples to the bytes of an order's format, part by part."""
-
-    def __init__(self, order: Order):
-        self._resampler = StreamResampler(SAMPLE_RATE, order.sample_rate)
-        self._encoder = stream_encoder(order.format, order.sample_rate)
-
-    def feed(self, wave: np.ndarray) -> bytes:
-        return self._encoder.feed(self._resampler.feed(wave))
-
-    def finish(self) -> bytes:
-        return self._encoder.feed(self._resampler.finish()) + self._encoder.finish()
-
-
-def _encoded(order: Order, wave: np.ndarray, rate: int) -> tuple[bytes, int]:
-    tempo = Tempo(order.speed, rate)
-    changed = np.concatenate([tempo.feed(wave), tempo.finish()])
-    return encode_whole(order.format, resample(changed, rate, order.sample_rate), order.sample_rate), len(changed)
-
-
-async def _in_thread(order: Order, call: Callable[..., bytes], *arguments: np.ndarray) -> bytes:
-    """Encode where it does not keep others waiting; plain samples take no time."""
-    if order.format in ("pcm", "wav") and order.sample_rate == SAMPLE_RATE:
-        return call(*arguments)
-    return await asyncio.to_thread(call, *arguments)
-
-
 def _text_tokens(engine: AsyncChatterbox, order: Order) -> int:
     if order.recording is not None:
         return 0
@@ -388,17 +298,3 @@ def _checked_language(engine: AsyncChatterbox, language: str | None) -> str | No
         return None if language is None else engine.tts.check_language(language)
     except ConfigError as error:
         raise ApiError(400, str(error), "language", "language_not_supported") from error
-
-
-def _ignored(body: Speaking) -> tuple[str, ...]:
-    """Fields that were given and change nothing."""
-    names = [*(body.model_extra or {}), *(["instructions"] if body.instructions else [])]
-    if body.ref_audio is not None and body.voice is not None:
-        names.append("voice")
-    return _plain(names)
-
-
-def _plain(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of fields, fit for a header."""
-    plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] or "?" for name in names)
-    return tuple(plain)[:16]

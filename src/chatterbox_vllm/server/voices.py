@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.errors import ChatterboxError, ConfigError, OutputError
-from chatterbox_vllm.server.errors import ApiError
+from chatterbox_vllm.server.errors import ApiError, api_error
 from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.remote import fetch_public
@@ -41,10 +41,12 @@ class VoiceWish:
     Attributes:
         name: of a voice, or its id.
         clip: a reference clip, decoded from base64 or fetched.
+        norm_loudness: of the clip, see `VoiceEnroller.enrol`.
     """
 
     name: str | None = None
     clip: bytes | None = None
+    norm_loudness: bool | None = None
 
 
 class VoiceBook:
@@ -55,13 +57,11 @@ class VoiceBook:
         self._options = options
         self._enrolling = asyncio.Semaphore(_ENROLLING)
         self._own: dict[str, tuple[str, ...]] = {}  # by the model's name
-        self._kinds: tuple[str | None, ...] = (None,)  # the first model's first
+        self._kinds: dict[str, str | None] = {}  # likewise, of the voices that it can use
 
     def learn(self, model: str, own: Sequence[str], kind: str | None) -> None:
         """Take down which voices a model has and can use; they are listed also while it is unloaded."""
-        first = not self._own
-        self._own[model] = tuple(own)
-        self._kinds = (kind,) if first else tuple(dict.fromkeys((*self._kinds, kind)))
+        self._own[model], self._kinds[model] = tuple(own), kind
 
     def check_options(self, model: str, tts: ChatterboxTTS) -> None:
         """Refuse options that name voices which a model has not, before a request meets them.
@@ -87,18 +87,22 @@ class VoiceBook:
             AudioError, CheckpointError: it cannot be used.
         """
         if wish.clip is not None:
-            return await self.enrol(tts, wish.clip)
+            return await self.enrol(tts, wish.clip, wish.norm_loudness)
         name = wish.name if wish.name is not None else self._options.default_voice
         return await asyncio.to_thread(self._named, model, tts, name)
 
-    async def enrol(self, tts: ChatterboxTTS, clip: bytes) -> Voice:
+    async def enrol(self, tts: ChatterboxTTS, clip: bytes, norm_loudness: bool | None = None) -> Voice:
         """The voice of a clip.
 
         Raises:
             AudioError: the clip cannot serve.
+            ApiError: the model does not do with its loudness what is asked for.
         """
         async with self._enrolling:
-            return await asyncio.to_thread(tts.enrol_clip, clip)
+            try:
+                return await asyncio.to_thread(tts.enrol_clip, clip, norm_loudness)
+            except ConfigError as error:
+                raise api_error(error, "norm_loudness") from error
 
     async def clip(self, given: str) -> bytes:
         """The bytes of `ref_audio`.
@@ -139,6 +143,11 @@ class VoiceBook:
         """The first model's own voices."""
         return next(iter(self._own.values()), ())
 
+    @property
+    def _default_kind(self) -> str | None:
+        """The kind of the first model's voices."""
+        return next(iter(self._kinds.values()), None)
+
     def _stands_for(self, name: str, own: Sequence[str]) -> str | None:
         """What an alias means to a model with voices of its own; None is the default voice.
 
@@ -164,12 +173,11 @@ class VoiceBook:
             400, f"there is no voice {name[:80]!r}; use one such as {', '.join(near)}", "voice", "voice_not_found"
         )
 
-    def listed(self) -> list[ListedVoice]:
-        """All voices that some model can use: those of the library, the models' own, and aliases."""
-        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind in self._kinds]
-        entries = [_listed(voice) for voice in saved]
+    def listed(self, model: str | None = None) -> list[ListedVoice]:
+        """All voices that a model can use: those of the library, its own, and aliases; None is any of the models."""
+        entries = [_listed(voice) for voice in self._saved(model)]
         entries.append(ListedVoice(id=DEFAULT, name=DEFAULT, kind="model"))
-        every = tuple(dict.fromkeys(name for own in self._own.values() for name in own))
+        every = self._own[model] if model else dict.fromkeys(name for own in self._own.values() for name in own)
         entries += [
             ListedVoice(
                 id=name, name=name, kind="model", models=[model for model, own in self._own.items() if name in own]
@@ -180,9 +188,18 @@ class VoiceBook:
         for alias in (*(self.library.aliases() | self._options.voice_aliases), *OPENAI_VOICES):
             if alias not in taken:
                 taken.add(alias)
-                stands = self._stands_for(alias, self._default_own) or DEFAULT
+                stands = self._stands_for(alias, self._own[model] if model else self._default_own) or DEFAULT
                 entries.append(ListedVoice(id=alias, name=alias, kind="alias", speaks_as=stands))
         return entries
+
+    def _saved(self, model: str | None) -> list[NamedVoice]:
+        """The voices of the library that a model can use, by their kept clips, too; None is any, without the clips."""
+        saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind in self._kinds.values()]
+        if model is None:
+            return saved
+        fitting = [voice for voice in saved if voice.is_plain or voice.kind == self._kinds[model]]
+        names = {voice.name for voice in fitting}
+        return fitting + [voice for voice in saved if voice.name not in names and voice.preview is not None]
 
     def add(self, name: str, voice: Voice, about: About) -> NamedVoice:
         """Keep a voice of an owner's.
@@ -215,13 +232,13 @@ class VoiceBook:
         Raises:
             CheckpointError: it is damaged.
         """
-        saved = self.library.look_for(voice, self._kinds[0])
+        saved = self.library.look_for(voice, self._default_kind)
         if saved is None and all(voice not in own for own in self._own.values()):
             try:
                 target = self._stands_for(voice, self._default_own)
             except ApiError:
                 return None
-            saved = None if target is None else self.library.look_for(target, self._kinds[0])
+            saved = None if target is None else self.library.look_for(target, self._default_kind)
         return None if saved is None or saved.preview is None else self.library.contents.read(saved.preview)
 
 

@@ -20,7 +20,7 @@ def voice_of(
     model: str | None = None,
     device: str = "auto",
     revision: str | None = None,
-    norm_loudness: bool = True,
+    norm_loudness: bool | None = None,
 ) -> Voice:
     """The voice of a clip, enrolled for a model; or of a saved voice's file, if the model can use it.
 
@@ -30,6 +30,7 @@ def voice_of(
 
     Raises:
         AudioError: the clip cannot be read or used.
+        ConfigError: `norm_loudness` asks for what the model does not do, or comes with a saved voice.
         ConfigError, CheckpointError, DeviceError: of the model, the saved voice, or the device.
     """
     directory = resolve_model(model, revision)

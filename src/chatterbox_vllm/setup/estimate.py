@@ -92,8 +92,13 @@ class QuantizationMemoryEstimator:
         self._s3gen_dtype = torch.float16 if (half if s3gen_half is None else s3gen_half) else torch.float32
         self._cuda = cuda
 
-    def estimate(self, plan: Plan) -> MemoryEstimate:
-        """What a process laid out by `plan` takes. Files that are quantized already count as they are stored."""
+    def estimate(self, plan: Plan, longest: int | None = None) -> MemoryEstimate:
+        """What a process laid out by `plan` takes. Files that are quantized already count as they are stored.
+
+        Args:
+            longest: mel frames of the longest utterance, its prompt's included, at 50 a second; by default as many as
+                T3's `max_model_len` allows.
+        """
         quantization = plan.quantization
         element = self._dtype.itemsize
         t3, t3_rest, conditioning = self._t3_bytes(quantization)
@@ -105,6 +110,8 @@ class QuantizationMemoryEstimator:
         working = _t3_working(self.config.t3, plan, element, self._t3_method(quantization))
         if self.config.t3.blocks is not None:
             working += cache // self.config.t3.num_layers  # one layer's, gathered
+        longest = longest or UPSAMPLING * plan.max_model_len  # with the frames of its prompt for those of T3's
+        speaking, pairs = s3gen_working(plan, self._s3gen_dtype.itemsize, longest, self._cuda)
         on_device = {
             "T3 linear layers": t3,
             "T3 embeddings and head": t3_rest,
@@ -112,25 +119,24 @@ class QuantizationMemoryEstimator:
             "T3 working memory": working,
             "S3Gen flow, quantizable layers": flow,
             "S3Gen, the rest": rest,
-            "S3Gen working memory": s3gen_working(plan, self._s3gen_dtype.itemsize),
+            "S3Gen working memory": speaking,
         }
         on_host = {"T3 conditioning": conditioning}
         if self._cuda:
             recorded = plan.graph_sizes or graph_sizes(plan.max_batch_size, plan.max_batched_tokens)
             graphs = len(recorded) if self.config.t3.blocks is None else 0
+            # A pair's memory is one large block, which fits again.
+            many = speaking - pairs + measured.WATERMARK
             on_device |= {
+                "watermark": measured.WATERMARK,
+                "allocator, beside live tensors": 0 if plan.frugal else int(measured.ALLOCATOR_SHARE * many),
                 "S3Gen, convolutions as kernels read them": copies,
                 "CUDA graphs of T3": graphs * measured.T3_GRAPH,
                 "workspaces of CUDA's libraries": measured.FRUGAL_WORKSPACES if plan.frugal else measured.WORKSPACES,
-            }
-        (on_host if plan.enrolment == "cpu" else on_device)["enrolment nets"] = enrolment
-        if self._cuda:
-            gaps = int(measured.ALLOCATOR_SHARE * (sum(on_device.values()) - on_device["T3 KV cache"]))
-            on_device |= {
-                "allocator, beside live tensors": gaps,
                 "CUDA context": measured.CUDA_CONTEXT,
                 "CUDA libraries": measured.CUDA_LIBRARIES,
             }
+        (on_host if plan.enrolment == "cpu" else on_device)["enrolment nets"] = enrolment
         return MemoryEstimate(on_device, on_host)
 
     def compare_strategies(self, plan: Plan | None = None) -> dict[str, MemoryEstimate]:
@@ -253,12 +259,23 @@ def _t3_working(config: T3Config, plan: Plan, element: int, method: str | None) 
     return layer + logits
 
 
-def s3gen_working(plan: Plan, element: int) -> int:
-    """What a batch of S3Gen needs at once, beyond its weights: the widest of encoder, estimator and vocoder."""
-    longest = UPSAMPLING * plan.max_model_len  # an utterance, the frames of its prompt for those of T3's taken
+def s3gen_working(plan: Plan, element: int, longest: int, cuda: bool) -> tuple[int, int]:
+    """What a batch of S3Gen needs at once, beyond its weights.
+
+    That is the widest of encoder, estimator and vocoder. On a CUDA device the vocoder's memory comes beside the other
+    two's: each records graphs of its own.
+
+    Args:
+        longest: frames of an utterance, its prompt's included.
+
+    Returns:
+        bytes, and those of them that pairs of frames take in the encoder's attention.
+    """
     rows, frames = plan.s3gen_batch, min(plan.s3gen_frames, plan.s3gen_batch * longest)
     # A full batch of rows alike, or one row of the longest.
-    pairs = max(rows * (frames // rows) ** 2, min(frames, longest) ** 2)
-    encoder = frames * measured.ENCODER_FRAME + pairs * measured.ENCODER_PAIR
+    pairs = max(rows * (frames // rows) ** 2, min(frames, longest) ** 2) * measured.ENCODER_PAIR
+    encoder = frames * measured.ENCODER_FRAME + pairs
     estimator = frames * measured.ESTIMATOR_FRAME + measured.ESTIMATOR_FIXED
-    return max(encoder, estimator, frames * measured.VOCODER_FRAME) * element // 4
+    flow, vocoder = max(encoder, estimator), frames * measured.VOCODER_FRAME
+    whole = flow + vocoder if cuda else max(flow, vocoder)
+    return whole * element // 4, pairs * element // 4

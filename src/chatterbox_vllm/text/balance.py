@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from chatterbox_vllm.text.breaks import Break, breaks
 from chatterbox_vllm.text.characters import is_unspaced
+from chatterbox_vllm.text.special_tokens import Span, spans_of
 
 # What pieces aim at, as a share of the longest: long enough for sentences to sound connected, room to cut well.
 _IDEAL_SHARE = 0.8
@@ -42,15 +43,24 @@ class Unit:
     glue: str
 
 
-def units(paragraph: str, final: Break, glue: str, longest: int, language: str | None = None) -> Iterator[Unit]:
+def units(
+    paragraph: str,
+    final: Break,
+    glue: str,
+    longest: int,
+    language: str | None = None,
+    tags: frozenset[str] = frozenset(),
+) -> Iterator[Unit]:
     """A paragraph's sentences; those too long in clauses; and those too long in runs of words.
 
     Args:
         paragraph: its white space is single spaces, none at its ends.
         final, glue: of the last unit.
         language: ISO 639-1; None is English.
+        tags: what is never cut inside, unless it is longer than a piece.
     """
-    places = list(breaks(paragraph, language))
+    spans = spans_of(paragraph, tags)
+    places = [place for place in breaks(paragraph, language) if _span_around(spans, place[0]) is None]
     whole = len(paragraph)
     if not places and whole <= longest:
         yield Unit(paragraph, final, glue)
@@ -71,7 +81,7 @@ def units(paragraph: str, final: Break, glue: str, longest: int, language: str |
             inner = clauses[bisect_left(clauses, start + 1) : bisect_left(clauses, end)]
         for stop in (*inner, end):
             start += paragraph[start] == " "
-            for cut in _chop(paragraph, start, stop, longest):
+            for cut in _chop(paragraph, start, stop, longest, spans):
                 yield unit(start, cut, Break.WORD)
                 start = cut + (paragraph[cut] == " ")
             yield unit(start, stop, Break.SENTENCE if stop == end else Break.CLAUSE)
@@ -128,7 +138,7 @@ def _without_scraps(parts: Sequence[Unit], longest: int) -> Sequence[Unit]:
     return joined
 
 
-def _chop(text: str, start: int, end: int, longest: int) -> Iterator[int]:
+def _chop(text: str, start: int, end: int, longest: int, spans: Sequence[Span]) -> Iterator[int]:
     """Where to cut `text[start:end]` so that parts fit and are about equal."""
     while end - start > longest:
         parts = -(-(end - start) // longest)
@@ -139,6 +149,8 @@ def _chop(text: str, start: int, end: int, longest: int) -> Iterator[int]:
             cut = aim
         if text[cut] != " ":
             cut = _whole_character(text, start, cut)
+        if (around := _span_around(spans, cut)) is not None:
+            cut = _beside(text, start, cut, around, longest)
         yield cut
         start = cut + (text[cut] == " ")
 
@@ -157,3 +169,17 @@ def _whole_character(text: str, start: int, cut: int) -> int:
         if not unicodedata.category(text[place]).startswith("M") and "\u200d" not in text[place - 1 : place + 1]:
             return place
     return cut
+
+
+def _span_around(spans: Sequence[Span], cut: int) -> Span | None:
+    """The span that a cut would part."""
+    place = bisect_left(spans, (cut,)) - 1
+    return spans[place] if place >= 0 and spans[place][1] > cut else None
+
+
+def _beside(text: str, start: int, cut: int, span: Span, longest: int) -> int:
+    """`cut`, moved before a span; or behind it, where the piece begins with it and has room for it."""
+    first, last = span
+    if first > start:
+        return first - (text[first - 1] == " " and first - 1 > start)
+    return last if last - start <= longest else cut

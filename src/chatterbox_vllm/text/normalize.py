@@ -6,6 +6,10 @@ import re
 import unicodedata
 from functools import partial
 
+from chatterbox_vllm.text.spelling.abbreviations import spell_abbreviations
+from chatterbox_vllm.text.spelling.amounts import spell_amounts
+from chatterbox_vllm.text.spelling.times import spell_telephone_numbers, spell_times, spell_years
+
 # Applied in this order: an em dash becomes a hyphen only after " - " has become a comma.
 _REPLACEMENTS = (
     ("...", ", "),
@@ -68,10 +72,13 @@ _DASH = re.compile(
 )
 # Inside a word; not between two numbers.
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\d)-(?=[^\W\d_])")
+_BETWEEN_NUMBERS = re.compile(r"(?<=\d)-(?=\d)")
+_COMPARISON = re.compile(r"(?<=\d )([<>])(?= \d)")
+_COMPARED = {"<": "is less than", ">": "is greater than"}
 
 
-def normalize_hyphens(text: str, *, starts_sentence: bool = True, ends_sentence: bool = True) -> str:
-    """For Flash, whose texts keep their case and marks: compatibility forms, white space, dashes and hyphens alone.
+def normalize_spelled_out(text: str, *, starts_sentence: bool = True, ends_sentence: bool = True) -> str:
+    """For Flash, whose texts keep their case and marks, and say in letters what others say in digits and abbreviations.
 
     A dash between words becomes a comma, and a hyphen inside a word a space. Curly quotes, which the tokenizer lacks,
     become straight.
@@ -80,10 +87,12 @@ def normalize_hyphens(text: str, *, starts_sentence: bool = True, ends_sentence:
         starts_sentence: of no effect.
         ends_sentence: of no effect.
     """
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = spell_abbreviations(" ".join(unicodedata.normalize("NFKC", text).split()))
     for old, new in (("–", "-"), ("—", "-"), ("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'")):
         text = text.replace(old, new)
-    return _HYPHEN.sub(" ", _DASH.sub(", ", text))
+    text = _BETWEEN_NUMBERS.sub(" - ", _HYPHEN.sub(" ", _DASH.sub(", ", text)))
+    text = _COMPARISON.sub(lambda found: _COMPARED[found[1]], text)
+    return spell_amounts(spell_years(spell_telephone_numbers(spell_times(text))))
 
 
 # For Turbo and Nano, which know three full stops, a semicolon and a dash between words.

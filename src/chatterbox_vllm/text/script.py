@@ -35,6 +35,7 @@ def read_script(
     longest: int = LONGEST,
     *,
     special_tokens: frozenset[str] = frozenset(),
+    tags: frozenset[str] = frozenset(),
     scripts: frozenset[str] | None = None,
     language: str | None = None,
 ) -> list[Segment]:
@@ -48,6 +49,7 @@ def read_script(
         clean: make markdown, addresses, footnote marks and emoji fit to be spoken; True is `Cleaning()`.
         longest: most characters of a piece, at least 1.
         special_tokens: the tokenizer's control tokens, such as "[STOP]". Their words are spoken, they do not act.
+        tags: the tokenizer's tags for sounds, such as "[clear throat]". No cut falls inside one that fits into a piece.
         scripts: what the model can say, in Unicode's names ("Latin"); None does not check.
         language: ISO 639-1; None is English.
 
@@ -74,7 +76,7 @@ def read_script(
         if scripts is not None:
             warn_of_unsaid_letters(unsaid_letters(text, scripts, language), scripts)
         return [Segment(text, 0.0)]
-    script = _Script(pauses, longest, marks, language)
+    script = _Script(pauses, longest, marks, language, tags)
     unsaid: Counter[str] = Counter()
     for paragraphs, end in sections(read_layout(_MARK_BEFORE_PUNCTUATION.sub(r"\2\1", text))):
         if paragraphs[0].kind == Kind.ORNAMENT:
@@ -110,10 +112,11 @@ def _spoken(paragraph: Paragraph) -> str:
 class _Script:
     """Pieces and silences, as they come."""
 
-    def __init__(self, pauses: Pauses, longest: int, marks: list[float], language: str | None):
+    def __init__(self, pauses: Pauses, longest: int, marks: list[float], language: str | None, tags: frozenset[str]):
         self._pauses = pauses
         self._longest = longest
         self._language = language
+        self._tags = tags
         self._marks = iter(marks)
         self._parts: list[Unit] = []
         self._segments: list[Segment] = []
@@ -129,7 +132,7 @@ class _Script:
             if has_words(part):
                 mark = end_of(part)
                 glue = ". " if mark == Break.WORD else " "
-                self._parts += units(part, end if k == last else mark, glue, self._longest, self._language)
+                self._parts += units(part, end if k == last else mark, glue, self._longest, self._language, self._tags)
             if k < len(parts) - 1:
                 self.cut()
                 self.rest(1)

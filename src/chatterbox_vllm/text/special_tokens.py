@@ -1,9 +1,16 @@
-"""A tokenizer's control tokens in what a user wrote."""
+"""A tokenizer's control tokens and tags in what a user wrote."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+
+Span = tuple[int, int]  # where something begins, and where it ends
+
+
+def spans_of(text: str, tags: frozenset[str]) -> list[Span]:
+    """Where tags stand in a text, in order, as a tokenizer finds them."""
+    return [found.span() for found in _pattern(tags).finditer(text)] if tags else []
 
 
 def speak_special_tokens(text: str, tokens: frozenset[str]) -> str:

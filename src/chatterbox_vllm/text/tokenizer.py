@@ -21,11 +21,14 @@ class BpeTokenizer:
 
     Attributes:
         special_tokens: "[START]", "[laughter]" and the like, which stand for something else than their characters.
+        tags: none.
         unknown_id: stands for every character that the vocabulary lacks.
 
     Raises:
         CheckpointError: the file is missing or not such a tokenizer.
     """
+
+    tags: frozenset[str] = frozenset()
 
     def __init__(self, path: Path):
         if not path.is_file():

@@ -67,7 +67,7 @@ class VoiceEnroller:
 
     @torch.no_grad()
     @ieee_float32()
-    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> Voice:
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool | None = None) -> Voice:
         """The voice of a reference clip.
 
         As published: the clip goes to 24 kHz, to the loudness of the model's recipe where that has one, and from there
@@ -77,17 +77,19 @@ class VoiceEnroller:
         Args:
             wave: floating-point mono [samples], in -1..1.
             rate: its rate in Hz.
-            norm_loudness: False leaves the clip as loud as it is.
+            norm_loudness: see `EnrolmentConfig.loudness_of`.
 
         Raises:
             AudioError: the clip is no such wave, is shorter than 0.5 s (or than the recipe wants) or longer than 600 s,
                 or is silent.
+            ConfigError: `norm_loudness` asks for what the recipe does not do.
             CheckpointError: the nets could not be loaded.
         """
+        loudness = self.config.enrolment.loudness_of(norm_loudness)
         wave = check_reference(wave, rate, self.config.enrolment.least_seconds)
         nets = self._load()
         try:
-            return self._enrolled(nets, wave, rate, norm_loudness)
+            return self._enrolled(nets, wave, rate, loudness)
         finally:
             if not self.keep:
                 self.release()
@@ -100,11 +102,11 @@ class VoiceEnroller:
         """
         return Voice.load(path, self.config)
 
-    def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int, norm_loudness: bool) -> Voice:
+    def _enrolled(self, nets: _EnrolmentNets, wave: np.ndarray, rate: int, loudness: float | None) -> Voice:
         recipe = self.config.enrolment
         wave_24k = resample(wave, rate, RATE_24K)
-        if norm_loudness and recipe.loudness is not None:
-            wave_24k = at_loudness(wave_24k, RATE_24K, recipe.loudness)
+        if loudness is not None:
+            wave_24k = at_loudness(wave_24k, RATE_24K, loudness)
         wave_16k = torch.from_numpy(resample(wave_24k, RATE_24K, RATE_16K)).to(self.device)
         speech_prompt = nets.speech_tokenizer.tokens(
             wave_16k[: recipe.speech_prompt_seconds * RATE_16K], max_tokens=self.config.t3.speech_prompt_tokens

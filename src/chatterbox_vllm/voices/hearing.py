@@ -112,22 +112,24 @@ class Hearing:
 
     @torch.no_grad()
     @ieee_float32()
-    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool = True) -> Target:
+    def enrol(self, wave: np.ndarray, rate: int, norm_loudness: bool | None = None) -> Target:
         """The speaker of a reference clip.
 
         Args:
             wave: floating-point mono [samples], in -1..1.
             rate: its rate in Hz.
-            norm_loudness: bring it to the loudness of the model's recipe, where that has one.
+            norm_loudness: see `EnrolmentConfig.loudness_of`.
 
         Raises:
             AudioError: see `check_reference`.
+            ConfigError: `norm_loudness` asks for what the recipe does not do.
             CheckpointError: the nets could not be loaded.
         """
+        loudness = self.config.enrolment.loudness_of(norm_loudness)
         wave = check_reference(wave, rate)
         wave_24k = resample(wave, rate, RATE_24K)
-        if norm_loudness and self.config.enrolment.loudness is not None:
-            wave_24k = at_loudness(wave_24k, RATE_24K, self.config.enrolment.loudness)
+        if loudness is not None:
+            wave_24k = at_loudness(wave_24k, RATE_24K, loudness)
         with self.nets() as nets:
             return Target(self.prompt(nets, wave_24k), self.config.codebook)
 

@@ -9,11 +9,13 @@ from typing import cast
 
 from typing_extensions import Self
 
-from chatterbox_vllm.checkpoint.config import ModelConfig, voice_kind
+from chatterbox_vllm.checkpoint.config import EnrolmentConfig, ModelConfig, voice_kind
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.voices.saved import read_voice, voice_bytes, write_voice
+
+_TOKENS_PER_SECOND = 25  # of speech
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +121,7 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
                 f"it holds speech tokens of {voice.codebook or 'the published models'}, and this model's are "
                 f"{config.codebook or 'the published ones'}"
             )
-        if voice.recipe != config.enrolment.recipe:
+        if voice.recipe != config.enrolment.recipe and not _made_alike(voice, config.enrolment):
             raise ConfigError(
                 f"its clip was enrolled for models of {_kind(voice.recipe)}, and this one is of "
                 f"{_kind(config.enrolment.recipe)}"
@@ -131,6 +133,17 @@ def check_voice(value: object, config: ModelConfig) -> Voice:
             f"the voice does not fit this model: {error}; use a voice made for it, or enrol the clip anew"
         ) from error
     return voice
+
+
+def _made_alike(voice: Voice, recipe: EnrolmentConfig) -> bool:
+    """Whether another recipe makes the same of the voice's clip, but for the clip's loudness.
+
+    Published files do not say how they were made. Of a clip that is long enough for Turbo's recipe, and that the first
+    Chatterbox's does not cut for T3, both make the same: T3 hears as much of it as the flow does.
+    """
+    heard = len(voice.conditioning.speech_prompt)
+    uncut = abs(len(voice.prompt.tokens) - heard) <= 1  # the last token may be of a part of one
+    return voice.recipe is None and uncut and heard >= recipe.least_seconds * _TOKENS_PER_SECOND
 
 
 def _kind(recipe: str | None) -> str:

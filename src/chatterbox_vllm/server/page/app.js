@@ -5,6 +5,7 @@ import { $ } from "./dom.js";
 import { Engine } from "./engine.js";
 import { Fields } from "./fields.js";
 import { KeepDialog } from "./keep.js";
+import { Models } from "./models.js";
 import * as problems from "./problems.js";
 import { Utterance } from "./speech.js";
 import { Stage } from "./stage.js";
@@ -13,6 +14,7 @@ import { Voices } from "./voices.js";
 
 const FORMATS = { wav: "WAV", mp3: "MP3", opus: "Opus", flac: "FLAC", aac: "AAC" };
 
+const models = new Models(showModel);
 const voices = new Voices();
 const fields = new Fields({
   shown: $("fields"),
@@ -39,13 +41,26 @@ async function learn() {
     const facts = await getJson("/page/facts.json");
     mostText = facts.max_text;
     voices.mostBytes = facts.max_clip;
-    fields.learn(facts.fields);
-    offerLanguages(facts.languages);
+    models.learn(facts.models);
     showCount();
-    await voices.load();
-    $("key-form").hidden = true;
+    if (await showModel()) $("key-form").hidden = true;
   } catch (error) {
     report(error, "voice-problem");
+  }
+}
+
+/** Show what the chosen model has: parameters, languages, voices. Whether its voices could be had. */
+async function showModel() {
+  const { name, fields: own, languages } = models.chosen;
+  fields.learn(own);
+  offerLanguages(languages);
+  engine.show(name);
+  try {
+    await voices.load(name);
+    return true;
+  } catch (error) {
+    report(error, "voice-problem");
+    return false;
   }
 }
 
@@ -71,7 +86,7 @@ async function speak() {
     problems.show(new Failure("A seed is a whole number of at most 19 digits.", { param: "seed" }));
     return;
   }
-  const asked = { input: $("text").value, ...who, ...fields.values, seed };
+  const asked = { input: $("text").value, ...models.fields, ...who, ...fields.values, seed };
   if ($("clean_text").checked) asked.clean_text = true;
   if ($("language").value) asked.language = $("language").value;
   await receive(new Utterance(asked, name));
@@ -108,6 +123,9 @@ function showSpeaking(isSpeaking) {
 
 /** Put an utterance of before into the controls. */
 function takeUp({ fields: asked }) {
+  const before = models.chosen;
+  models.choose(asked.model);
+  if (models.chosen !== before) showModel().then(() => voices.choose(asked));
   $("text").value = asked.input;
   $("seed").value = asked.seed;
   $("clean_text").checked = asked.clean_text === true;

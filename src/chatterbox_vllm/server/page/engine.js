@@ -18,7 +18,15 @@ export class Engine {
   constructor(onReady) {
     this.onReady = onReady;
     this.wasReady = false;
+    this.model = null; // the name of the one that is shown; null is the server's first
     document.addEventListener("visibilitychange", () => this.look());
+    this.look();
+  }
+
+  /** Tell of this model from now on. */
+  show(model) {
+    if (this.model === model) return;
+    this.model = model;
     this.look();
   }
 
@@ -39,16 +47,18 @@ export class Engine {
   }
 
   #show(found) {
-    const { status, queue } = found;
+    const model = this.model ?? found.model;
+    const { status } = found.models[model];
+    const { queue } = found;
     const waiting = (queue.queued ?? 0) + (queue.waiting_for_voice ?? 0);
     this.#tell(status, WORDS[status] ?? status);
-    $("engine-where").textContent = found.device ? `${found.model} · ${found.device}` : found.model;
+    $("engine-where").textContent = found.device ? `${model} · ${found.device}` : model;
     const load = [];
     if (queue.unfinished) load.push(`${queue.unfinished} under way`);
     if (waiting) load.push(`${waiting} waiting`);
     $("engine-load").textContent = load.join(", ");
     $("engine-facts").replaceChildren(
-      ...factsOf(found).flatMap(([name, value]) => [cell("dt", name), cell("dd", value)]),
+      ...factsOf(found, model).flatMap(([name, value]) => [cell("dt", name), cell("dd", value)]),
     );
     if (found.ready && !this.wasReady) this.onReady();
     this.wasReady = found.ready;
@@ -60,7 +70,9 @@ export class Engine {
   }
 }
 
-function factsOf({ model, device, tier, quantization, queue, loads, failure }) {
+function factsOf({ model: first, models, device, queue, ...ofFirst }, model) {
+  const { loads, failure } = models[model];
+  const { tier, quantization } = model === first ? ofFirst : {}; // the server tells it of its first model alone
   const facts = [["Model", model]];
   if (device) facts.push(["Device", device]);
   if (tier) facts.push(["Tier", `${tier} GB`]);

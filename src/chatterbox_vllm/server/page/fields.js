@@ -32,7 +32,7 @@ export class Fields {
 
   /** What was chosen, by name. */
   get values() {
-    return Object.fromEntries(this.fields.filter((field) => field.isChosen).map((field) => [field.name, field.value]));
+    return Object.fromEntries(this.fields.filter((field) => field.counts).map((field) => [field.name, field.value]));
   }
 
   /** Choose these values, and the model's own for all others. */
@@ -44,10 +44,11 @@ export class Fields {
   /** Take the ranges that the server allows and the model's own values, {name: {low, high, default}}. */
   learn(facts) {
     for (const field of this.fields) field.learn(facts[field.name]);
+    this.#changed();
   }
 
   #changed() {
-    this.reset.hidden = !this.fields.some((field) => field.isChosen);
+    this.reset.hidden = !this.fields.some((field) => field.counts);
   }
 }
 
@@ -77,6 +78,11 @@ class Field {
 
   get value() {
     return this.chosen;
+  }
+
+  /** Whether it is to be sent: what another model lacks stays chosen until that one is left. */
+  get counts() {
+    return this.isChosen && !this.row.hidden;
   }
 
   choose(value, changed = () => {}) {

@@ -52,10 +52,11 @@ export class KeepDialog {
       const name = $("keep-name").value;
       const given = { name, language: $("keep-language").value, recording: this.consent };
       const consent = await postForm("/v1/audio/voice_consents", given);
-      const { file } = this.voices.chosenClip;
-      const voice = await postForm("/v1/audio/voices", { name, consent: consent.id, audio_sample: file });
+      const { model, chosenClip } = this.voices;
+      const made = { name, consent: consent.id, audio_sample: chosenClip.file, model };
+      const voice = await postForm("/v1/audio/voices", made);
       $("keep").close();
-      await this.voices.load(voice.id);
+      await this.voices.load(model, voice.id);
       $("voice").focus();
     } catch (error) {
       this.#fail(error);

@@ -26,7 +26,8 @@ export class Visit {
     const find = (name) => item.querySelector(`.${name}`);
     const text = utterance.fields.input;
     find("text").textContent = text;
-    const facts = [utterance.voice, duration(utterance.seconds), `seed ${utterance.fields.seed}`];
+    const { model, seed } = utterance.fields;
+    const facts = [...(model ? [model] : []), utterance.voice, duration(utterance.seconds), `seed ${seed}`];
     if (utterance.state === "cut") facts.push("cut short");
     find("facts").textContent = facts.join(" · ");
     const start = text.slice(0, 40);

@@ -13,7 +13,8 @@ const LARGEST_CLIP = 10 * 2 ** 20; // bytes that the server takes for its librar
 export class Voices {
   constructor() {
     this.clips = [];
-    this.listed = []; // as the server lists them
+    this.model = null; // the name of the one that is to speak
+    this.listed = []; // as the server lists them for it
     this.mostBytes = LARGEST_CLIP;
     $("voice").addEventListener("change", () => this.#showChosen());
     $("clip-play").addEventListener("click", () => this.#hear());
@@ -51,9 +52,16 @@ export class Voices {
     this.#showChosen();
   }
 
-  /** Ask the server for its voices. @param {string} [choose] the one to choose then */
-  async load(choose = $("voice").value) {
-    this.listed = (await getJson("/v1/audio/voices")).voices;
+  /**
+   * Ask the server for the voices of a model.
+   * @param {string} [model] its name
+   * @param {string} [choose] the voice to choose then
+   */
+  async load(model = this.model, choose = $("voice").value) {
+    this.model = model;
+    const { voices } = await getJson(`/v1/audio/voices?model=${encodeURIComponent(model)}`);
+    if (this.model !== model) return; // another was chosen meanwhile
+    this.listed = voices;
     this.#list(choose);
   }
 
@@ -114,7 +122,7 @@ export class Voices {
     problems.clear();
     try {
       await ask(`/v1/audio/voices/${encodeURIComponent(id)}`, { method: "DELETE" });
-      await this.load(DEFAULT);
+      await this.load(this.model, DEFAULT);
       $("voice").focus();
     } catch (error) {
       problems.show(error, "voice-problem");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,7 +12,7 @@ from chatterbox_vllm import __version__
 from chatterbox_vllm.server.assets import Asset, assets
 from chatterbox_vllm.server.errors import ApiError
 from chatterbox_vllm.server.routes.voices import MOST_CLIP_BYTES
-from chatterbox_vllm.server.schemas import PageFacts, PageField, Speaking
+from chatterbox_vllm.server.schemas import PageFacts, PageField, PageModel, Speaking
 from chatterbox_vllm.server.service import Here
 
 router = APIRouter()
@@ -37,19 +38,16 @@ async def greet(request: Request, service: Here) -> Response:
 
 @router.get("/page/facts.json", include_in_schema=False)
 async def facts(service: Here) -> PageFacts:
-    """What the page has to know of this server: its limits, and the ranges and values of its controls."""
-    engine = service.pool.keepers[service.model].engine
-    defaults = engine.tts.defaults if engine is not None else {}
-    properties = Speaking.model_json_schema()["properties"]
-    fields = {name: PageField(default=value, **_range(properties[name])) for name, value in defaults.items()}
-    fields["speed"] = PageField(default=1, **_range(properties["speed"]))
+    """What the page has to know of this server: its limits, its models, the ranges and values of their controls."""
     # A clip goes in base64, which makes four bytes of three, beside the text.
     most_clip = min(MOST_CLIP_BYTES, (service.options.max_body - 16 * service.options.max_text) * 3 // 4)
     return PageFacts(
         max_text=service.options.max_text,
         max_clip=max(0, most_clip),
-        languages=engine.tts.languages if engine is not None else {},
-        fields=fields,
+        models=[
+            PageModel(name=model.name, languages=dict(model.languages), fields=_fields(model.parameters))
+            for model in service.pool.models.values()
+        ],
     )
 
 
@@ -66,6 +64,13 @@ def _answer(request: Request, found: Asset) -> Response:
     if request.headers.get("if-none-match") == found.tag:
         return Response(status_code=304, headers=found.headers)
     return Response(found.data, media_type=found.media_type, headers=found.headers)
+
+
+def _fields(parameters: Mapping[str, float]) -> dict[str, PageField]:
+    """The controls of a model, with what it speaks with of itself."""
+    properties = Speaking.model_json_schema()["properties"]
+    own = {**parameters, "speed": 1}
+    return {name: PageField(default=value, **_range(properties[name])) for name, value in own.items()}
 
 
 def _range(schema: dict[str, Any]) -> dict[str, float]:

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from chatterbox_vllm.server.errors import documented
+from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.routes.speech import AUDIO, streamed, whole
 from chatterbox_vllm.server.schemas import ShimBody, Speaking
 from chatterbox_vllm.server.service import Here, Service
-from chatterbox_vllm.server.speaking import Order
 
 router = APIRouter(tags=["SillyTavern"])
 _ANSWERS = AUDIO | documented(409, 429, 504)

@@ -16,9 +16,10 @@ from starlette.types import Receive, Scope, Send
 from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
 from chatterbox_vllm.server.errors import ApiError, api_error, documented
+from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchItem, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
-from chatterbox_vllm.server.speaking import Order, Told
+from chatterbox_vllm.server.speaking import Told
 
 router = APIRouter(tags=["speech"])
 

@@ -26,10 +26,14 @@ MOST_CLIP_BYTES = 10 << 20
 Name = Annotated[str, Form(min_length=1, max_length=200)]
 
 
-@router.get("/audio/voices", summary="List all voices", responses=documented())
-async def list_voices(service: Here) -> VoiceList:
+@router.get("/audio/voices", summary="List all voices", responses=documented(404))
+async def list_voices(
+    service: Here,
+    model: Annotated[str | None, Query(max_length=200, description="that is to speak; any of them without")] = None,
+) -> VoiceList:
     """Voices of the library, the model's own, and names that stand for one of them."""
-    return VoiceList(voices=await asyncio.to_thread(service.voices.listed))
+    speaker = None if model is None else service.speaker.model_named(model)
+    return VoiceList(voices=await asyncio.to_thread(service.voices.listed, speaker))
 
 
 @router.post("/audio/voices", summary="Make a voice of a clip", responses=documented(404, 409, 429, 504))
@@ -44,6 +48,10 @@ async def create_voice(
     preview: Annotated[
         bool, Form(description="keep the clip's first 15 s, for people and for models of other kinds")
     ] = True,
+    norm_loudness: Annotated[
+        bool | None,
+        Form(description="bring the clip to the loudness of the model's voices; true where the model does it"),
+    ] = None,
     model: Annotated[str | None, Form(max_length=200, description="that enrols it; the first without")] = None,
 ) -> Voice:
     """Enrol the speaker of a clip. The voice is kept and, as its preview, the clip's first 15 s; no more of it.
@@ -55,13 +63,21 @@ async def create_voice(
     if await asyncio.to_thread(service.consents.records.get, consent) is None:
         raise ApiError(404, f"there is no consent {consent[:80]!r}", "consent", "not_found")
     clip = await upload_of(audio_sample, "audio_sample")
-    return await while_connected(request, _make(service, speaker, name, clip, about, preview))
+    return await while_connected(request, _make(service, speaker, name, clip, about, preview, norm_loudness))
 
 
-async def _make(service: Service, model: str, name: str, clip: bytes, about: About, preview: bool) -> Voice:
+async def _make(
+    service: Service,
+    model: str,
+    name: str,
+    clip: bytes,
+    about: About,
+    preview: bool,
+    norm_loudness: bool | None,
+) -> Voice:
     async with service.pool.use(model) as engine:
         try:
-            voice = await service.voices.enrol(engine.tts, clip)
+            voice = await service.voices.enrol(engine.tts, clip, norm_loudness)
         except Exception as error:
             raise api_error(error, "audio_sample") from error
     if preview:

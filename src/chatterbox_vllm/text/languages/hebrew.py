@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from threading import Lock
 from typing import Any
 
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.settings import HEBREW_MODEL
-from chatterbox_vllm.text.languages.library import PREPARED, extra, library
+from chatterbox_vllm.text.languages.library import PREPARED, LibraryReader, extra, library
 
 
-class HebrewReader:
-    """Prepares Hebrew texts. For several threads."""
+class HebrewReader(LibraryReader):
+    """Adds diacritics to Hebrew texts; those that a text had are made anew."""
 
-    def __init__(self) -> None:
-        self._lock = Lock()
+    fault = "dicta-onnx cannot add diacritics"
 
-    def read(self, text: str) -> str:
-        """A text with diacritics; those that it had are made anew.
+    def _prepared(self, tool: Any, text: str) -> str:
+        return str(tool.add_diacritics(text))
 
-        Raises:
-            ConfigError: the library that knows them, or its model, cannot be had.
-        """
-        with self._lock:
-            try:
-                return str(self._dicta.add_diacritics(text))
-            except ConfigError:
-                raise
-            except Exception as error:  # of the library's runtime
-                raise ConfigError(
-                    f"dicta-onnx cannot add diacritics ({type(error).__name__}: {error})"
-                    f"; {PREPARED.removeprefix('or ')}"
-                ) from error
-
-    @cached_property
-    def _dicta(self) -> Any:
+    def _loaded(self) -> Any:
         dicta = library("dicta_onnx", "dicta-onnx", "Hebrew", extra("he"))
         path = HEBREW_MODEL.from_environment()
         if not path:

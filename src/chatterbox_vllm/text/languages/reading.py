@@ -8,6 +8,7 @@ from pathlib import Path
 from chatterbox_vllm.text.languages.chinese import ChineseReader
 from chatterbox_vllm.text.languages.hebrew import HebrewReader
 from chatterbox_vllm.text.languages.japanese import JapaneseReader
+from chatterbox_vllm.text.languages.library import LibraryReader
 from chatterbox_vllm.text.languages.russian import RussianReader
 
 
@@ -21,7 +22,7 @@ class Reader:
     def __init__(self, directory: Path):
         self._chinese = ChineseReader(directory)
         # Given prepared, these are taken as they stand.
-        others: dict[str, JapaneseReader | HebrewReader | RussianReader] = {
+        others: dict[str, LibraryReader] = {
             "ja": JapaneseReader(),
             "he": HebrewReader(),
             "ru": RussianReader(),

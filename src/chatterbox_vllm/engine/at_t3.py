@@ -1,0 +1,92 @@
+"""Pieces of texts in T3's hands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.engine.guard import LOOK_EVERY, Bounds
+from chatterbox_vllm.engine.job import Job
+from chatterbox_vllm.engine.request import segment_seed
+from chatterbox_vllm.engine.said import Said
+from chatterbox_vllm.engine.talker import Talker
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What T3 has said of piece k of a request since the last step.
+
+    Attributes:
+        said: all of this attempt, which may be over now.
+        tokens: the speech that is new in it.
+    """
+
+    job: Job
+    k: int
+    said: Said
+    tokens: tuple[int, ...]
+
+
+class PiecesAtT3:
+    """What T3 speaks at the moment.
+
+    Args:
+        guarded: whether speech that leaves its text is ended, see guard.py.
+    """
+
+    def __init__(self, config: T3Config, talker: Talker, guarded: bool):
+        self.config, self.talker, self.guarded = config, talker, guarded
+        self._pieces: dict[str, tuple[Job, int, Said]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    @property
+    def first_ones(self) -> bool:
+        """Whether a request's first piece is among them."""
+        return any(k == 0 for _, k, _ in self._pieces.values())
+
+    @property
+    def unheard_streams(self) -> bool:
+        """Whether a stream is among them whose listener has heard nothing yet."""
+        return any(job.stream is not None and not job.samples for job, _, _ in self._pieces.values())
+
+    def add(self, job: Job, k: int, prompt: torch.Tensor) -> None:
+        """Give T3 piece k of a request, whose prompt it is.
+
+        Raises:
+            ChatterboxError: T3 refuses it.
+        """
+        piece, piece_id = job.pieces[k], job.piece_id(k)
+        seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
+        guarded = self.guarded and job.request.uniforms is None  # what is replayed is to stay as it was
+        bounds = Bounds.of(piece.segment.text) if guarded else None
+        said = Said(self.config, bounds, piece.values.max_tokens)
+        every = None if bounds is None else LOOK_EVERY
+        held_for = None if bounds is None or not self.config.alignment_heads else bounds.early
+        if job.stream is not None:
+            every = job.stream.told_every
+        sampling = replace(piece.values.sampling, max_tokens=said.limit)
+        uniforms = job.request.uniforms
+        self.talker.add(piece_id, prompt, sampling, seed, uniforms, told_every=every, end_held_for=held_for)
+        self._pieces[piece_id] = job, k, said
+        job.live.add(piece_id)
+
+    def step(self) -> list[Heard]:
+        """Let T3 speak on; pieces that are over leave."""
+        heard = []
+        for output in self.talker.step():
+            job, k, said = self._pieces[output.request_id]
+            heard.append(Heard(job, k, said, said.hear(output)))
+            if said.over:
+                if output.finish_reason is None:
+                    self.talker.abort([output.request_id])
+                del self._pieces[output.request_id]
+                job.live.discard(output.request_id)
+        return heard
+
+    def drop(self, job: Job) -> None:
+        """Let T3 forget a request."""
+        self.talker.abort([piece_id for piece_id in job.live if self._pieces.pop(piece_id, None)])

@@ -1,0 +1,1 @@
+"""Models in memory, as `ChatterboxTTS` and `ChatterboxVC` are."""
