@@ -128,8 +128,9 @@ class T3Stage:
             dtype=str(options.dtype).removeprefix("torch."),
             skip_tokenizer_init=True,
             enable_prompt_embeds=True,
-            # Positions are aligned at the prompt's end, so equal prefixes stand at different places.
-            enable_prefix_caching=False,
+            # Where positions are aligned at the prompt's end, equal beginnings stand at different places. How many rows
+            # are computed together moves a sum's last bits, which deterministic mode is not to depend on.
+            enable_prefix_caching=backbone_of(self.config).cacheable and not options.deterministic,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_batch_size,
             max_num_batched_tokens=self._most_rows,
