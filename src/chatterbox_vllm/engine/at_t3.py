@@ -69,7 +69,8 @@ class PiecesAtT3:
         if job.stream is not None:
             every = job.stream.told_every
         sampling = replace(piece.values.sampling, max_tokens=said.limit)
-        self.talker.add(piece_id, prompt, sampling, seed, job.request.uniforms, told_every=every, end_held_for=held_for)
+        uniforms = job.request.uniforms
+        self.talker.add(piece_id, prompt, sampling, seed, uniforms, told_every=every, end_held_for=held_for)
         self._pieces[piece_id] = job, k, said
         job.live.add(piece_id)
 

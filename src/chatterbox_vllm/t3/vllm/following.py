@@ -70,7 +70,7 @@ class FollowText(LogitsProcessor):
         self.longest_text = 0
 
     def attach(self, runner: Any) -> None:
-        """Show it the model, the cache and the batch of vLLM's runner, once the engine has started."""
+        """Remember where vLLM's runner has the queries, the keys and what it says of the batch at each step."""
         model = runner.get_model()
         self.queries = model.queries
         heads = [(model.model.layers[layer].self_attn.attn, head) for layer, head in model.kept_queries]
@@ -156,3 +156,10 @@ class FollowText(LogitsProcessor):
         beyond = torch.arange(scores.shape[1]) >= lengths.unsqueeze(1)
         weights = scores.masked_fill(beyond.unsqueeze(2), float("-inf")).softmax(dim=1)
         return weights[:, self.fields.text_start : end].mean(dim=2)
+
+
+def attach(engine: Any) -> None:
+    """Show the `FollowText` of an engine that has started what it reads."""
+    (runner,) = engine.collective_rpc(lambda worker: worker.model_runner)
+    (follower,) = (own for own in runner.input_batch.logitsprocs.all if isinstance(own, FollowText))
+    follower.attach(runner)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
 
 _SAMPLER = "chatterbox_vllm.t3.vllm.sampler:SpeechSampler"
-# Before the sampler: what is forced leaves it one token to choose from.
+# Before the sampler: what is forced leaves it one token to choose from, and what is followed changes one token's logit.
 _FORCING = "chatterbox_vllm.t3.vllm.forcing:TeacherForcing"
 _FOLLOWING = "chatterbox_vllm.t3.vllm.following:FollowText"
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
@@ -151,12 +151,9 @@ class T3Stage:
         with working_on(self._stream):
             engine = LLMEngine.from_engine_args(arguments)
         if options.follow_text:
-            from chatterbox_vllm.t3.vllm.following import FollowText  # imports vllm
+            from chatterbox_vllm.t3.vllm.following import attach  # imports vllm
 
-            (runner,) = engine.collective_rpc(lambda worker: worker.model_runner)
-            for processor in runner.input_batch.logitsprocs.all:
-                if isinstance(processor, FollowText):
-                    processor.attach(runner)
+            attach(engine)
         return engine
 
     def _processors(self) -> list[str]:
