@@ -42,6 +42,7 @@ class Settings:
     watermark: bool
     guard: bool = True
     teacher_forcing: bool = False
+    multi_step: int = 1
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -78,6 +79,7 @@ def make_settings(
     watermark: bool = True,
     guard: bool = True,
     teacher_forcing: bool = False,
+    multi_step: int = 1,
     with_t3: bool = True,
 ) -> Settings:
     """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
@@ -106,6 +108,7 @@ def make_settings(
         watermark=watermark,
         guard=guard,
         teacher_forcing=teacher_forcing,
+        multi_step=multi_step,
     )
 
 
@@ -267,7 +270,8 @@ def lay_out(
     settings = make_settings(
         directory,
         device,
-        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "watermark", "guard", "teacher_forcing"),
+        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "multi_step"),
+        **some("watermark", "guard", "teacher_forcing"),
     )
     if tier == AUTO:  # asked once: what is free on a card changes
         tier = automatic_tier(settings.device).gb
