@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import httpx
 import openai
@@ -17,8 +18,11 @@ import pytest
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.streams import encode_whole, pcm16
+from chatterbox_vllm.cli.arguments import setting_type
 from chatterbox_vllm.cli.serve import common_quantization, server_options
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.server.options import ServerOptions
+from chatterbox_vllm.settings import SERVER, Setting
 from tests.fake_server import a_clip, eventually
 
 TEXT = "One. Two. Three."
@@ -39,6 +43,16 @@ def test_options_go_before_variables_and_these_before_defaults(monkeypatch: pyte
     assert found.api_keys == ("correct-horse", "battery-staple") and found.log_json
     assert found.cors_origins == ("https://a.example", "loopback")
     assert found.voice_aliases == {"alloy": "anna", "echo": "bert"}
+
+
+@pytest.mark.parametrize("setting", SERVER, ids=lambda setting: setting.keyword)
+def test_numbers_and_flags_are_read_as_such(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_field = get_type_hints(ServerOptions)[setting.keyword]
+    wanted = {int, float, bool} & {of_field, *get_args(of_field)}
+    assert wanted <= {setting_type(setting)}
+    if setting.variable and wanted & {int, float}:
+        monkeypatch.setenv(setting.variable, "64")
+        assert getattr(server_options({}), setting.keyword) == 64
 
 
 @pytest.mark.parametrize(

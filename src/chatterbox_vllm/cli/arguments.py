@@ -32,6 +32,7 @@ _TYPES: dict[str, Any] = {
     "kv_cache_bytes": int,
     "max_batch_size": int,
     "max_model_len": int,
+    "max_requests": int,
     "norm_loudness": bool,
     "pauses": list[str],
     "quantization_strategy": Strategy,
