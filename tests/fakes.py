@@ -35,9 +35,11 @@ class ScriptedTalker:
         self.script, self.running, self.aborted, self.most = script, {}, [], 0
         self.told_every: dict[str, int] = {}
         self.told: dict[str, int] = {}
+        self.ends_held: list[int | None] = []
 
-    def add(self, request_id, prompt, sampling, seed, uniforms=None, told_every=None) -> None:
+    def add(self, request_id, prompt, sampling, seed, uniforms=None, told_every=None, end_held_for=None) -> None:
         assert request_id not in self.running
+        self.ends_held.append(end_held_for)
         tokens = tuple(self.script(prompt.shape[0], sampling))
         if told_every is not None:
             self.told_every[request_id], self.told[request_id] = told_every, 0

@@ -31,6 +31,12 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Family:
     return family
 
 
+def test_alignment_heads_are_known_of_the_second_multilingual_model_alone() -> None:
+    known = {name: family.config.t3.alignment_heads for name, family in registry.FAMILIES.items()}
+    assert {name for name, heads in known.items() if heads} == {"multilingual"}
+    assert known["multilingual"] == ((12, 15), (13, 11), (9, 2))  # as published
+
+
 def test_files_say_which_family_they_are(tmp_path: Path, other: Family) -> None:
     assert config_of(tmp_path) == ENGLISH.config
     (tmp_path / other.t3).touch()

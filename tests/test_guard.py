@@ -6,6 +6,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,29 @@ def test_a_stream_is_ended(voice: Voice) -> None:
 def test_a_stream_of_which_nothing_is_out_is_tried_again(voice: Voice) -> None:
     result, _ = speak(voice, [END], [*HEALTHY, END], delivery=Delivery.STREAM)
     assert result.speech_tokens == tuple(HEALTHY) and result.finish_reason == "stop" and result.retries == 1
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "followed"),
+    [
+        (((0, 0),), {}, True),
+        ((), {}, False),
+        (((0, 0),), {"guarded": False}, False),
+        (((0, 0),), {"uniforms": [0.5] * 400}, False),
+    ],
+)
+def test_the_text_is_followed_where_a_model_has_heads_for_it(
+    voice: Voice, heads: tuple, options: dict, followed: bool
+) -> None:
+    script, _ = scripted([*HEALTHY, END])
+    engine = Engine(script, max_model_len=900)
+    engine.scheduler.at_t3.config = replace(CONFIG, alignment_heads=heads)
+    engine.scheduler.at_t3.guarded = options.pop("guarded", True)
+    request = SpeechRequest(TEXT, voice, SpeechParameters(max_tokens=400), **options)
+    assert next(iter(engine.run([request]))).error is None
+    early = Bounds.of(TEXT).early
+    assert engine.talker.ends_held == [early if followed else None]
+    assert len(HEALTHY) < early < Bounds.of(TEXT).most
 
 
 @pytest.mark.parametrize("options", [{"guarded": False}, {"uniforms": [0.5] * 400}])

@@ -93,6 +93,32 @@ def test_it_speaks_alone_in_a_batch_and_as_a_stream(turbo: ChatterboxTTS) -> Non
         assert alone.audio.abs().max() > 0.01
 
 
+def test_a_voices_rows_are_computed_once(turbo: ChatterboxTTS) -> None:
+    """T3 takes in a further text of a voice behind the keys and values of the first, and says the same."""
+
+    def speak(text: str, voice: Voice) -> tuple[list[int], tuple[int, ...]]:
+        rows: list[int] = []
+        layer = turbo.t3_stage.model.model.h[0]
+        handle = layer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        (result,) = turbo.run([SpeechRequest(text, voice, SpeechParameters(seed=3, max_tokens=30))])
+        handle.remove()
+        return rows, result.speech_tokens
+
+    clip = turbo.voice.conditioning.speech_prompt
+    one, other = (  # no voices of other tests
+        replace(turbo.voice, conditioning=replace(turbo.voice.conditioning, speech_prompt=(clip + n) % 6561))
+        for n in (1, 2)
+    )
+    prompt = turbo._engine.scheduler.preparation.prompts.builder.prompt_length(len("Nine men."), len(clip))
+    (first, *_), said = speak("Nine men.", one)
+    assert first == prompt
+    (again, *steps), same = speak("Nine men.", one)
+    assert again < prompt - len(clip) + 16 and set(steps) == {1}  # a block of vLLM's cache has 16 rows
+    assert same == said
+    (anew, *_), another = speak("Nine men.", other)
+    assert anew == prompt and another != said
+
+
 def test_tags_reach_the_model_as_tags(turbo: ChatterboxTTS) -> None:
     prompts = turbo._engine.scheduler.preparation.prompts
     for tag in TAGS:

@@ -17,7 +17,7 @@ from torch import get_num_threads, set_num_threads
 
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import CheckpointError
-from chatterbox_vllm.families.multilingual import TOKENIZER
+from chatterbox_vllm.families.multilingual import MULTILINGUAL, TOKENIZER
 from chatterbox_vllm.t3 import sampling
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.vllm.stage import T3Stage
@@ -84,6 +84,19 @@ def builder(multilingual: ChatterboxTTS) -> PromptBuilder:
 @pytest.fixture(scope="module")
 def talker(multilingual: ChatterboxTTS) -> T3Stage:
     return multilingual.t3_stage
+
+
+def test_followed_by_the_guard(
+    talker: T3Stage, cases: list[dict[str, Any]], builder: PromptBuilder, golden: Any, parity: Parity
+) -> None:
+    """With the end held back wherever attention says so, which of made-up weights is nearly always."""
+    assert talker.config.alignment_heads == MULTILINGUAL.config.t3.alignment_heads and talker.options.follow_text
+    for case in cases:
+        test_t3.add(talker, case, test_t3.prompt_of(case, builder, golden), case["n"], end_held_for=case["n"])
+    tokens = test_t3.drain(talker)
+    for case in cases:
+        wanted = golden[f"{case['key']}_tokens"]
+        parity.identical(f"T3 tokens, the text followed: {case['key']}", tokens[case["key"]], wanted)
 
 
 def test_punctuation(goldens: Goldens, parity: Parity) -> None:

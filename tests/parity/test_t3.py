@@ -59,7 +59,7 @@ def prompt_of(case: dict[str, Any], builder: PromptBuilder, golden: Any) -> torc
     return builder.prompt(conditioning, ids[1:-1])
 
 
-def add(talker: T3Stage, case: dict[str, Any], prompt: torch.Tensor, max_tokens: int) -> None:
+def add(talker: T3Stage, case: dict[str, Any], prompt: torch.Tensor, max_tokens: int, **more: Any) -> None:
     greedy, given = case["kind"] == "greedy", case["params"]
     parameters = SpeechParameters(
         exaggeration=case["exaggeration"],
@@ -71,7 +71,7 @@ def add(talker: T3Stage, case: dict[str, Any], prompt: torch.Tensor, max_tokens:
         max_tokens=max_tokens,
     )
     uniforms = None if greedy else recipe.uniform(case["uniform_key"], 2000).tolist()
-    talker.add(case["key"], prompt, parameters.resolved(ENGLISH.defaults).sampling, seed=0, uniforms=uniforms)
+    talker.add(case["key"], prompt, parameters.resolved(ENGLISH.defaults).sampling, seed=0, uniforms=uniforms, **more)
 
 
 def drain(talker: T3Stage) -> dict[str, list[int]]:

@@ -73,6 +73,7 @@ class T3Config(_FromFile):
         guidance_streams: classifier-free guidance computes two streams of every sequence, a model without it one.
         penalty_last: the repetition penalty comes after temperature, top-k and top-p, and not before them.
         blocks: how speech is filled in block by block; None draws one token after another.
+        alignment_heads: layer and head of those that look at the text token that is being said, where some are known.
     """
 
     backbone: Literal["llama", "gpt2"] = "llama"
@@ -107,6 +108,7 @@ class T3Config(_FromFile):
     guidance_streams: Count = 2
     penalty_last: bool = False
     blocks: BlockDecoding | None = None
+    alignment_heads: tuple[tuple[Count, Count], ...] = ()
 
     @property
     def speech_embeddings(self) -> int:
@@ -357,6 +359,8 @@ class ModelConfig(_FromFile):
             del fields["enrolment"]
         if self.t3.blocks is None:
             del fields["t3"]["blocks"]
+        if not self.t3.alignment_heads:
+            del fields["t3"]["alignment_heads"]
         for name in ("family", "synthetic", "codebook", "diffusion_steps"):
             if fields[name] is None:
                 del fields[name]

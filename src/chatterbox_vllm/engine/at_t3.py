@@ -62,12 +62,15 @@ class PiecesAtT3:
         piece, piece_id = job.pieces[k], job.piece_id(k)
         seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
         guarded = self.guarded and job.request.uniforms is None  # what is replayed is to stay as it was
-        said = Said(self.config, Bounds.of(piece.segment.text) if guarded else None, piece.values.max_tokens)
-        every = LOOK_EVERY if guarded else None
+        bounds = Bounds.of(piece.segment.text) if guarded else None
+        said = Said(self.config, bounds, piece.values.max_tokens)
+        every = None if bounds is None else LOOK_EVERY
+        held_for = None if bounds is None or not self.config.alignment_heads else bounds.early
         if job.stream is not None:
             every = job.stream.told_every
         sampling = replace(piece.values.sampling, max_tokens=said.limit)
-        self.talker.add(piece_id, prompt, sampling, seed, job.request.uniforms, told_every=every)
+        uniforms = job.request.uniforms
+        self.talker.add(piece_id, prompt, sampling, seed, uniforms, told_every=every, end_held_for=held_for)
         self._pieces[piece_id] = job, k, said
         job.live.add(piece_id)
 

@@ -1,8 +1,9 @@
 """Whether speech stays on its text, judged by the speech tokens alone.
 
 A talker that has lost its way says the same over and over, goes on long after the text is said, or ends before most of
-it is said. All three show in how many tokens there are for how much text, and in tokens that repeat; no attention is
-looked at. Bounds are wide: what they catch is far from any speech that a listener would take for the text.
+it is said. All three show in how many tokens there are for how much text, and in tokens that repeat. Bounds are wide:
+what they catch is far from any speech that a listener would take for the text. Attention is looked at elsewhere, where
+a model's heads for it are known (`t3/alignment.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ LOOK_EVERY = 25
 # at 3.1.
 _WORD_TOKENS, _LETTER_TOKENS = 75, 4.0
 _USUAL_WORD_TOKENS, _USUAL_LETTER_TOKENS = 12, 1.35
+# The most that is still usual, 1.7 tokens a letter.
+_EARLY = 1.26
 # And those that it takes at least, 50 letters a second, where the text is longer than a word or two.
 _LEAST_LETTER_TOKENS, _LEAST_LETTERS = 0.5, 25
 # What a character is said in, in letters: "7" is "seven", "$" is "dollars", one of Chinese or of Hangul is a syllable.
@@ -40,10 +43,15 @@ Fault = Literal["mute", "hasty", "runaway"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Speech tokens of a piece of text: at least, usually, and at most."""
+    """Speech tokens of a piece of text: at least, usually, and at most.
+
+    Attributes:
+        early: with so many or fewer an end may be too early, whatever its tokens look like.
+    """
 
     least: int
     usual: float
+    early: int
     most: int
 
     @classmethod
@@ -53,7 +61,7 @@ class Bounds:
         letters = sum(map(_letters, text))
         least = _LEAST_LETTER_TOKENS * plain if plain >= _LEAST_LETTERS else 0
         usual = _USUAL_WORD_TOKENS + _USUAL_LETTER_TOKENS * letters
-        return cls(int(least), usual, int(_WORD_TOKENS + _LETTER_TOKENS * letters))
+        return cls(int(least), usual, int(_EARLY * usual), int(_WORD_TOKENS + _LETTER_TOKENS * letters))
 
 
 def _letters(character: str) -> float:

@@ -171,7 +171,8 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
                 kernels): CUDA only, slower, and for the first model of a process.
             watermark: mark the audio with PerTh, as the published class always does.
             guard: end speech that runs away from its text or leaves most of it out, and try again with other draws;
-                docs/serving.md says when. Streams are ended only.
+                docs/serving.md says when. Streams are ended only. Of the multilingual model, version 2, attention to
+                the text also says when it may end and when it must.
             use_quantization, quantization_method, quantize_s3gen, quantize_voice_encoder, use_bnb_quantization: see
                 `QuantizationConfig.from_options`; beside a tier each changes the tier's method of its part.
             quantization: the configuration itself, instead of these.

@@ -92,6 +92,8 @@ class Backbone(ABC):
         transposed: whether a published linear weight is [in, out].
         rows_around_text: of a prompt, beside conditioning and text.
         on_device: what else than layers vLLM's model loads, as starts of keys.
+        cacheable: whether rows at the head of prompts that begin alike have the same keys and values, so that those of
+            one voice's conditioning need not be computed for every text.
     """
 
     prefix: ClassVar[str]
@@ -102,6 +104,7 @@ class Backbone(ABC):
     transposed: ClassVar[bool] = False
     rows_around_text: ClassVar[int]
     on_device: ClassVar[tuple[str, ...]]
+    cacheable: ClassVar[bool] = False
     builder: ClassVar[type[PromptRows]]
 
     @property

@@ -75,6 +75,7 @@ class Gpt2(Backbone):
     transposed = True
     rows_around_text = 1
     on_device = ("tfmr.wpe.", "tfmr.ln_f.", "speech_emb.", "speech_head.")
+    cacheable = True
     builder = Gpt2PromptBuilder
 
     def layer_shapes(self, config: T3Config) -> dict[str, Shape]:

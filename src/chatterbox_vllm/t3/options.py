@@ -29,6 +29,8 @@ class T3Options:
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: rows that CUDA graphs are recorded for; None takes those of `t3.graph_sizes`.
         teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.
+        follow_text: requests may have their attention to the text followed, see `T3Stage.add`; of models with
+            `T3Config.alignment_heads`.
     """
 
     dtype: torch.dtype
@@ -42,6 +44,7 @@ class T3Options:
     double_quant: bool = True
     graph_sizes: tuple[int, ...] | None = None
     teacher_forcing: bool = False
+    follow_text: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):

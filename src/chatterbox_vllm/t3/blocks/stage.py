@@ -123,6 +123,7 @@ class BlockStage:
         uniforms: SequenceOf[float] | None = None,
         forced: object | None = None,
         told_every: int | None = None,
+        end_held_for: int | None = None,
     ) -> None:
         """Queue a request.
 
@@ -133,8 +134,8 @@ class BlockStage:
             told_every: `step` returns the tokens of each block when it is finished, not all of them at the end.
 
         Raises:
-            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or draws or
-                tokens are given.
+            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or draws,
+                tokens, or how long to hold the end back are given.
         """
         rows, width = prompt.shape
         if width != _STREAMS * self.config.hidden_size:
@@ -149,6 +150,8 @@ class BlockStage:
                 "a model that fills in blocks takes neither draws nor tokens from outside, as a token is drawn several "
                 "times before it stays: give a seed"
             )
+        if end_held_for is not None:
+            raise ConfigError("a model that fills in blocks follows no text: leave end_held_for out")
         told, stop = told_every is not None, self.config.stop_speech_token
         self._waiting.append(Sequence(request_id, prompt, sampling, seed, told, self._blocks, stop))
 
@@ -295,7 +298,7 @@ def _check_options(options: T3Options) -> None:
     Raises:
         ConfigError: naming the option and the remedy.
     """
-    for name in ("deterministic", "teacher_forcing"):
+    for name in ("deterministic", "teacher_forcing", "follow_text"):
         if getattr(options, name):
             raise ConfigError(f"{name}=True is not to be had of a model that fills in blocks: leave it out")
 

@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import Self
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURES
 
 
@@ -35,12 +36,17 @@ class T3Fields:
 
 @dataclass(frozen=True)
 class LlamaFields(T3Fields):
-    """What `T3ForSpeech` needs beside."""
+    """What `T3ForSpeech` needs beside.
+
+    Attributes:
+        kept_queries: layers, in order, and heads of the conditional stream whose queries outlast a step.
+    """
 
     speech_positions: int
     sos_position: int
     max_position: int
     rope_parameters: dict[str, Any]
+    kept_queries: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,37 @@ class SamplingFields:
         return cls(**hf_config.t3_sampling)
 
 
-def hf_config(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AlignmentFields:
+    """What `FollowText` needs.
+
+    Attributes:
+        text_start: row of a prompt at which its text begins.
+    """
+
+    text_start: int
+    end_token: int
+    streams: int
+    vocab_size: int
+
+    @classmethod
+    def from_hf(cls, hf_config: Any) -> AlignmentFields:
+        return cls(**hf_config.t3_alignment)
+
+
+def hf_config(
+    config: T3Config, streams: int, max_prompt: int, max_model_len: int, follow_text: bool = False
+) -> dict[str, Any]:
     """The `config.json` for vLLM.
 
     Args:
         streams: 2 for classifier-free guidance, 1 for a model without.
         max_prompt: longest prompt in rows; the last row of every prompt of Llama stands at position `max_prompt - 1`.
         max_model_len: longest sequence, prompt and speech together.
+        follow_text: keep what `FollowText` needs.
+
+    Raises:
+        ConfigError: the model has no alignment heads to follow, or has not the ones that it names.
     """
     return {
         "architectures": [ARCHITECTURES[config.backbone][0]],
@@ -89,8 +119,21 @@ def hf_config(config: T3Config, streams: int, max_prompt: int, max_model_len: in
         "bos_token_id": config.start_speech_token,
         "eos_token_id": config.stop_speech_token,
         "torch_dtype": "float32",
-        **_OWN[config.backbone](config, streams, max_prompt, max_model_len),
+        **_OWN[config.backbone](config, streams, max_prompt, max_model_len, follow_text),
+        **(_alignment(config, streams) if follow_text else {}),
     }
+
+
+def _alignment(config: T3Config, streams: int) -> dict[str, Any]:
+    heads = config.alignment_heads
+    inside = all(layer < config.num_layers and head < config.num_heads for layer, head in heads)
+    if not heads or not inside or config.backbone != "llama":
+        raise ConfigError(
+            f"no text can be followed with alignment_heads={list(heads)} of a T3 on {config.backbone} with "
+            f"{config.num_layers} layers of {config.num_heads} heads: name heads that it has, or leave follow_text out"
+        )
+    fields = AlignmentFields(config.conditioning_length, config.stop_speech_token, streams, config.speech_vocab_size)
+    return {"t3_alignment": asdict(fields)}
 
 
 def _common(config: T3Config, streams: int, norm_eps: float) -> dict[str, Any]:
@@ -106,7 +149,7 @@ def _common(config: T3Config, streams: int, norm_eps: float) -> dict[str, Any]:
     }
 
 
-def _llama(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
+def _llama(config: T3Config, streams: int, max_prompt: int, max_model_len: int, follow_text: bool) -> dict[str, Any]:
     rope = {
         "rope_type": "llama3",
         "rope_theta": config.rope_theta,
@@ -123,6 +166,7 @@ def _llama(config: T3Config, streams: int, max_prompt: int, max_model_len: int) 
         sos_position=max_prompt - 1,
         max_position=max_position,
         rope_parameters=rope,
+        kept_queries=sorted(config.alignment_heads) if follow_text else [],
     )
     return {
         "model_type": "llama",
@@ -137,7 +181,7 @@ def _llama(config: T3Config, streams: int, max_prompt: int, max_model_len: int) 
     }
 
 
-def _gpt2(config: T3Config, streams: int, max_prompt: int, max_model_len: int) -> dict[str, Any]:
+def _gpt2(config: T3Config, streams: int, max_prompt: int, max_model_len: int, _follow_text: bool) -> dict[str, Any]:
     fields = Gpt2Fields(**_common(config, streams, config.layer_norm_eps), positions=config.positions)
     return {
         "model_type": "gpt2",

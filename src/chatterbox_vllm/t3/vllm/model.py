@@ -13,7 +13,7 @@ The layer attributes are not vLLM's Llama because of the stream reshapes around 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ class T3Attention(nn.Module):
         prefix: str,
     ):
         super().__init__()
-        self.stream_width = fields.heads * fields.head_dim
+        self.head_dim, self.stream_width = fields.head_dim, fields.heads * fields.head_dim
         self.all_width = fields.streams * self.stream_width
         self.qkv_proj = QKVParallelLinear(
             fields.width,
@@ -76,11 +76,18 @@ class T3Attention(nn.Module):
             attn_backend=attention_backend(fields.head_dim, cache_config),
         )
 
-    def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """positions [N], x [N*S, H] with a token's streams in adjacent rows -> [N*S, H]."""
+    def forward(
+        self, positions: torch.Tensor, x: torch.Tensor, heads: Sequence[int], queries: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """positions [N], x [N*S, H] with a token's streams in adjacent rows -> [N*S, H].
+
+        The queries [N, D] of these heads of the first stream, the conditional one, are added to `queries`.
+        """
         qkv, _ = self.qkv_proj(x)
         q, k, v = (part.reshape(-1, self.all_width) for part in qkv.split(self.stream_width, dim=-1))
         q, k = self.rotary_emb(positions, q, k)
+        # Copies, since a view would keep all heads' in memory until the last layer.
+        queries += [q.narrow(1, head * self.head_dim, self.head_dim).clone() for head in heads]
         out, _ = self.o_proj(self.attn(q, k, v).reshape(-1, self.stream_width))
         return out
 
@@ -102,14 +109,19 @@ class T3Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(fields.width, eps=fields.norm_eps)
 
     def forward(
-        self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None
+        self,
+        positions: torch.Tensor,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        heads: Sequence[int],
+        queries: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if residual is None:
             residual = x
             x = self.input_layernorm(x)
         else:
             x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(positions, x)
+        x = self.self_attn(positions, x, heads, queries)
         x, residual = self.post_attention_layernorm(x, residual)
         return self.mlp(x), residual
 
@@ -126,6 +138,7 @@ class T3Backbone(nn.Module):
             T3Layer(fields, vllm_config.cache_config, vllm_config.quant_config, f"{prefix}.layers.{i}")
             for i in range(fields.layers)
         )
+        self.kept_heads = [[head for at, head in fields.kept_queries if at == i] for i in range(fields.layers)]
         self.norm = RMSNorm(fields.width, eps=fields.norm_eps)
         self.speech_emb = nn.Embedding(fields.vocab_size, fields.width)
         self.speech_pos_emb = nn.Embedding(fields.speech_positions, fields.width)
@@ -140,8 +153,11 @@ class T3Backbone(nn.Module):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """positions [3, N] (M-RoPE, rows alike) or [N]; inputs_embeds [N, S*H] -> hidden states [N, S*H]."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """positions [3, N] (M-RoPE, rows alike) or [N]; inputs_embeds [N, S*H] -> hidden states [N, S*H].
+
+        Where queries are kept, with those, [N, kept, D].
+        """
         if positions.ndim == 2:
             positions = positions[0]
         if inputs_embeds is None:
@@ -152,10 +168,12 @@ class T3Backbone(nn.Module):
         position_embedding = self.speech_pos_emb(index) * (index > 0).unsqueeze(-1).to(x.dtype)
         x = (x + position_embedding.unsqueeze(1)).view(-1, self.width)
         residual = None
-        for layer in self.layers:
-            x, residual = layer(positions, x, residual)
+        queries: list[torch.Tensor] = []
+        for layer, heads in zip(self.layers, self.kept_heads, strict=True):
+            x, residual = layer(positions, x, residual, heads, queries)
         x, _ = self.norm(x, residual)
-        return x.view(-1, self.streams * self.width)
+        x = x.view(-1, self.streams * self.width)
+        return (x, torch.stack(queries, dim=1)) if queries else x
 
 
 class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
@@ -197,6 +215,9 @@ class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
             fields.vocab_size, fields.width, bias=False, prefix=maybe_prefix(prefix, "lm_head")
         )
         self.head_logits = LogitsProcessor(fields.vocab_size)
+        # A CUDA graph writes them to one place at each step, and `FollowText` reads them there after it.
+        self.kept_queries, rows = fields.kept_queries, vllm_config.scheduler_config.max_num_batched_tokens
+        self.register_buffer("queries", torch.zeros(rows, len(self.kept_queries), fields.head_dim), persistent=False)
 
     def embed_input_ids(self, input_ids: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         return self.model.embed_input_ids(input_ids)
@@ -219,7 +240,11 @@ class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: object,
     ) -> torch.Tensor:
-        return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
+        out = self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
+        if isinstance(out, tuple):
+            out, queries = out
+            self.queries[: len(queries)] = queries
+        return out
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[N, S*H] -> [N, S*V]: every stream's logits, for `SpeechSampler` to combine."""

@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
 
 _SAMPLER = "chatterbox_vllm.t3.vllm.sampler:SpeechSampler"
-# Before the sampler: what is forced leaves it one token to choose from.
+# Before the sampler: what is forced leaves it one token to choose from, and what is followed changes one token's logit.
 _FORCING = "chatterbox_vllm.t3.vllm.forcing:TeacherForcing"
+_FOLLOWING = "chatterbox_vllm.t3.vllm.following:FollowText"
 _SHARE_OF_FREE = 0.9  # the rest is for what starting takes before vLLM looks
 _LESS_MEMORY = "; here it is max_model_len, max_batch_size, kv_cache_bytes and the tier that say how much it takes"
+_START_OF_SPEECH_ROWS = 2  # at the end of a prompt of Llama
 _UNUSED_SHARE = 0.9  # on a CPU, where the cache's size is all that counts
 
 
@@ -75,7 +77,8 @@ class T3Stage:
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
-        described = hf_config(config, config.guidance_streams, options.max_model_len, options.max_model_len)
+        longest = options.max_model_len
+        described = hf_config(config, config.guidance_streams, longest, longest, options.follow_text)
         if quantization.hf_config is not None:
             described["quantization_config"] = quantization.hf_config
         self._directory = ModelDirectory(described, weights.path)
@@ -125,8 +128,9 @@ class T3Stage:
             dtype=str(options.dtype).removeprefix("torch."),
             skip_tokenizer_init=True,
             enable_prompt_embeds=True,
-            # Positions are aligned at the prompt's end, so equal prefixes stand at different places.
-            enable_prefix_caching=False,
+            # Where positions are aligned at the prompt's end, equal beginnings stand at different places. How many rows
+            # are computed together moves a sum's last bits, which deterministic mode is not to depend on.
+            enable_prefix_caching=backbone_of(self.config).cacheable and not options.deterministic,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_batch_size,
             max_num_batched_tokens=self._most_rows,
@@ -137,7 +141,7 @@ class T3Stage:
             # It compiles kernels for every batch there may be, 30 s at each start; `_speak_once` compiles what is used.
             kernel_config=KernelConfig(enable_jit_warmup=False),
             cudagraph_capture_sizes=self._graph_sizes(),
-            logits_processors=[_FORCING, _SAMPLER] if options.teacher_forcing else [_SAMPLER],
+            logits_processors=self._processors(),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -145,7 +149,17 @@ class T3Stage:
             quantization=quantization,
         )
         with working_on(self._stream):
-            return LLMEngine.from_engine_args(arguments)
+            engine = LLMEngine.from_engine_args(arguments)
+        if options.follow_text:
+            from chatterbox_vllm.t3.vllm.following import attach  # imports vllm
+
+            attach(engine)
+        return engine
+
+    def _processors(self) -> list[str]:
+        """Of the logits, in the order in which they see them."""
+        wanted = {_FORCING: self.options.teacher_forcing, _FOLLOWING: self.options.follow_text, _SAMPLER: True}
+        return [name for name, is_wanted in wanted.items() if is_wanted]
 
     @property
     def _most_rows(self) -> int:
@@ -166,7 +180,9 @@ class T3Stage:
         sampling = Sampling(
             cfg_weight=0.5, temperature=0.8, min_p=0.05, top_p=0.95, top_k=0, repetition_penalty=1.2, max_tokens=3
         )
-        self.add("warm-up", torch.zeros(8, self.config.guidance_streams * self.config.hidden_size), sampling, seed=0)
+        follows, width = self.options.follow_text, self.config.guidance_streams * self.config.hidden_size
+        rows = 8 + self.config.conditioning_length if follows else 8
+        self.add("warm-up", torch.zeros(rows, width), sampling, seed=0, end_held_for=0 if follows else None)
         while self.unfinished:
             self.step()
 
@@ -218,6 +234,7 @@ class T3Stage:
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
         told_every: int | None = None,
+        end_held_for: int | None = None,
     ) -> None:
         """Queue a request.
 
@@ -229,10 +246,12 @@ class T3Stage:
             told_every: `step` returns the first token as soon as it is drawn, and then those of every so many steps
                 together, not all of them at the end. What vLLM makes of each telling takes the host as long as the card
                 takes for a tenth of a step.
+            end_held_for: follow the text, see `following.py`: its end is brought about where attention says that it is
+                said, and for at most so many speech tokens held back while it is not. None leaves the end alone.
 
         Raises:
-            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or tokens are
-                forced on an engine without `teacher_forcing`.
+            ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, tokens are
+                forced on an engine without `teacher_forcing`, or a text is to be followed on one without `follow_text`.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import embeds_input
@@ -266,6 +285,12 @@ class T3Stage:
                     f"max_tokens={sampling.max_tokens} must be the number of forced tokens, {len(forced.tokens)}"
                 )
             extra["forced"] = forced
+        if end_held_for is not None:
+            if not self.options.follow_text:
+                raise ConfigError("this engine follows no text; open it with follow_text=True, or leave the end alone")
+            from chatterbox_vllm.t3.vllm.following import FollowedText  # imports vllm
+
+            extra["followed"] = FollowedText(rows - config.conditioning_length - _START_OF_SPEECH_ROWS, end_held_for)
         told = SamplingParams(
             temperature=0.0,  # the sampler's own is in `extra`
             max_tokens=sampling.max_tokens,
