@@ -35,17 +35,24 @@ def float32(checkpoint_dir: Path) -> Iterator[ChatterboxTTS]:  # noqa: F811
         yield tts
 
 
-def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None:  # noqa: F811
+def check_goldens(tts: ChatterboxTTS, goldens: Any) -> None:  # noqa: F811
     golden, cases = goldens.arrays("t3_english"), goldens.json("t3_english")["cases"]
+    builder = tts._engine.scheduler.preparation.prompts.builder
     for case in cases:
-        add(
-            float32.t3_stage,
-            case,
-            prompt_of(case, float32._engine.scheduler.preparation.prompts.builder, golden),
-            case["n"],
-        )
-    tokens = drain(float32.t3_stage)
+        add(tts.t3_stage, case, prompt_of(case, builder, golden), case["n"])
+    tokens = drain(tts.t3_stage)
     assert [c["key"] for c in cases if tokens[c["key"]] != golden[f"{c['key']}_tokens"].tolist()] == []
+
+
+def test_goldens_under_cuda_graphs(float32: ChatterboxTTS, goldens: Any) -> None:  # noqa: F811
+    check_goldens(float32, goldens)
+
+
+def test_goldens_several_steps_at_a_time(checkpoint_dir: Path, goldens: Any) -> None:  # noqa: F811
+    with ChatterboxTTS.from_local(
+        checkpoint_dir, "cuda", dtype="float32", max_model_len=512, multi_step=8, watermark=False
+    ) as tts:
+        check_goldens(tts, goldens)
 
 
 def test_t3_goes_first_on_the_card(float32: ChatterboxTTS) -> None:

@@ -23,12 +23,18 @@ pytestmark = pytest.mark.gpu
 TEXT = "The quick brown fox jumps over the lazy dog. [laugh] It does so once more."
 
 
-@pytest.mark.parametrize("name", ["turbo", "nano"])
-def test_goldens_under_cuda_graphs(name: str, goldens: Any, request: pytest.FixtureRequest) -> None:  # noqa: F811
+@pytest.mark.parametrize(("name", "multi_step"), [("turbo", 1), ("nano", 1), ("nano", 8)])
+def test_goldens_under_cuda_graphs(name: str, multi_step: int, goldens: Any, request: pytest.FixtureRequest) -> None:  # noqa: F811
     golden, cases = goldens.arrays(f"t3_{name}"), goldens.json(f"t3_{name}")["cases"]
     directory = request.getfixturevalue(f"{name}_dir")
     with ChatterboxTTS.from_local(
-        directory, "cuda", dtype="float32", s3gen_dtype="float32", max_model_len=640, watermark=False
+        directory,
+        "cuda",
+        dtype="float32",
+        s3gen_dtype="float32",
+        max_model_len=640,
+        multi_step=multi_step,
+        watermark=False,
     ) as tts:
         builder = tts._engine.scheduler.preparation.prompts.builder
         for case in cases:

@@ -118,6 +118,13 @@ ENGINE = (
         option="--deterministic/--no-deterministic",
     ),
     Setting(
+        "multi_step",
+        "decode steps of T3 for a turn of vLLM's scheduler, at most: less work for the host, and requests wait longer "
+        "for their turn",
+        default=1,
+        option="--multi-step",
+    ),
+    Setting(
         "guard",
         "end speech that runs away from its text or leaves most of it out, and try again",
         default=True,

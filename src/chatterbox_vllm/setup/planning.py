@@ -35,7 +35,7 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 D = TypeVar("D")
 # A sentence of a dozen words, and the time to say it.
 _LEAST_TEXT_TOKENS, _LEAST_SPEECH_TOKENS = 64, 100
-LEAST_STREAM_PROMPT_TOKENS = 25
+_LEAST_STREAM_PROMPT_TOKENS = 25
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -53,6 +53,7 @@ class Settings:
     guard: bool = True
     teacher_forcing: bool = False
     stream_prompt: int = MOST_PROMPT_TOKENS  # speech tokens of a stream's prompt
+    multi_step: int = 1
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -90,6 +91,7 @@ def make_settings(
     guard: bool = True,
     teacher_forcing: bool = False,
     stream_prompt_seconds: float | None = None,
+    multi_step: int = 1,
     with_t3: bool = True,
 ) -> Settings:
     """What the keywords of `ChatterboxTTS.from_local` mean on this machine.
@@ -119,6 +121,7 @@ def make_settings(
         guard=guard,
         teacher_forcing=teacher_forcing,
         stream_prompt=STREAM_PROMPT_SECONDS.resolve(stream_prompt_seconds, _prompt_tokens, MOST_PROMPT_TOKENS),
+        multi_step=multi_step,
     )
 
 
@@ -129,8 +132,8 @@ def _prompt_tokens(value: object) -> int:
     except ValueError:
         tokens = 0.0
     whole = round(tokens)
-    if abs(tokens - whole) > 1e-6 or not LEAST_STREAM_PROMPT_TOKENS <= whole <= MOST_PROMPT_TOKENS:
-        least = LEAST_STREAM_PROMPT_TOKENS / 25
+    if abs(tokens - whole) > 1e-6 or not _LEAST_STREAM_PROMPT_TOKENS <= whole <= MOST_PROMPT_TOKENS:
+        least = _LEAST_STREAM_PROMPT_TOKENS / 25
         raise ValueError(f"seconds from {least:g} to {PROMPT_SECONDS} in steps of 0.04, a speech token")
     return whole
 
@@ -293,8 +296,8 @@ def lay_out(
     settings = make_settings(
         directory,
         device,
-        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "watermark", "guard", "teacher_forcing"),
-        **some("stream_prompt_seconds"),
+        **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "multi_step"),
+        **some("watermark", "guard", "teacher_forcing", "stream_prompt_seconds"),
     )
     if tier == AUTO:  # asked once: what is free on a card changes
         tier = automatic_tier(settings.device).gb

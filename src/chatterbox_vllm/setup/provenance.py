@@ -90,6 +90,7 @@ def settings_in_force(
         "T3 CUDA graphs": t3.cuda_graphs,
         "S3Gen CUDA graphs": s3gen.cuda_graphs,
         "deterministic": t3.deterministic,
+        "multi-step": t3.multi_step,
         "max batch size": t3.max_batch_size,
         "max model len": t3.max_model_len,
         "max batched tokens": t3.max_batched_tokens,

@@ -29,6 +29,7 @@ class T3Options:
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: rows that CUDA graphs are recorded for; None takes those of `t3.graph_sizes`.
         teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.
+        multi_step: decode steps for a turn of vLLM's scheduler, at most; requests wait so much longer for their turn.
         follow_text: requests may have their attention to the text followed, see `T3Stage.add`; of models with
             `T3Config.alignment_heads`.
     """
@@ -45,14 +46,17 @@ class T3Options:
     graph_sizes: tuple[int, ...] | None = None
     teacher_forcing: bool = False
     follow_text: bool = False
+    multi_step: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_batch_size", "max_batched_tokens"):
+        for name in ("max_model_len", "max_batch_size", "max_batched_tokens", "multi_step"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         if self.kv_cache_bytes is not None and (type(self.kv_cache_bytes) is not int or self.kv_cache_bytes < 1):
             raise ConfigError(f"kv_cache_bytes must be a positive number of bytes, not {self.kv_cache_bytes!r}")
+        if self.multi_step > 1 and self.teacher_forcing:
+            raise ConfigError("tokens are forced one step at a time; leave multi_step at 1 with teacher_forcing")
         check_t3_quantization(self.quantization, self.dtype, self.deterministic)
 
 

@@ -301,6 +301,10 @@ def _check_options(options: T3Options) -> None:
     for name in ("deterministic", "teacher_forcing", "follow_text"):
         if getattr(options, name):
             raise ConfigError(f"{name}=True is not to be had of a model that fills in blocks: leave it out")
+    if options.multi_step > 1:
+        raise ConfigError(
+            f"multi_step={options.multi_step} is not to be had of a model that fills in blocks: leave it out"
+        )
 
 
 def _padded(block: SequenceOf[int | None], size: int, mask: int) -> list[int | None]:

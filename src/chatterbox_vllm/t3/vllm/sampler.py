@@ -15,9 +15,10 @@ vLLM takes the likeliest. Requests carry their values in `SamplingParams.extra_a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,7 @@ class SpeechSampler(LogitsProcessor):
         self.values = torch.zeros(0, len(_RANGES), device=device)
         self.nucleus = self.top = False  # whether any row has one
         self.penalty_last = fields.penalty_last
+        self._ahead, self._drawn = 0, torch.zeros(0, dtype=torch.int32, device=device)
         if self.mask.is_cuda:
             from chatterbox_vllm.t3.sampling_kernel import compile_choice  # imports triton
 
@@ -149,6 +151,20 @@ class SpeechSampler(LogitsProcessor):
             # Indexed assignment of a Python scalar would copy it to the device and wait for all that runs there.
             self.mask.view(-1).index_fill_(0, async_tensor_h2d(places, self.device, torch.int64), True)
 
+    @contextlib.contextmanager
+    def going_on(self, ahead: int, drawn: torch.Tensor) -> Iterator[None]:
+        """Within, `apply` is for a step of which vLLM knows nothing yet.
+
+        Args:
+            ahead: steps since those that vLLM knows of.
+            drawn: [N] integers, the tokens of the step before, on the device.
+        """
+        self._ahead, self._drawn = ahead, drawn
+        try:
+            yield
+        finally:
+            self._ahead = 0
+
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """[N, S * V] float32 -> [N, V]: zero for the chosen token, -inf for all others."""
         vocabulary = self.mask.shape[1]
@@ -159,6 +175,8 @@ class SpeechSampler(LogitsProcessor):
                 "cannot guide them; install the vLLM that this version of chatterbox-vllm names"
             )
         step = async_tensor_h2d(self._step(), self.device)
+        if self._ahead:
+            step[1] = self._drawn
         if logits.is_cuda:
             from chatterbox_vllm.t3.sampling_kernel import choose_one_hot  # imports triton
 
@@ -178,9 +196,14 @@ class SpeechSampler(LogitsProcessor):
     def _step(self) -> np.ndarray:
         """[3, N] float64, see `choose_one_hot`: the draws, the tokens to note, and what the penalty falls on once."""
         lengths = np.fromiter((len(request.output) for request in self.rows), np.uint64, len(self.rows))
+        lengths += np.uint64(self._ahead)
         step = np.full((3, len(self.rows)), -1.0)
         step[0] = uniforms(self.seeds, lengths)
         for row, request in enumerate(self.rows):
+            if request.given is not None:
+                step[0, row] = request.given[min(len(request.output) + self._ahead, len(request.given) - 1)]
+            if self._ahead:
+                continue
             fresh = request.output[request.noted :]
             request.noted += len(fresh)
             if len(fresh) == 1:
@@ -189,6 +212,4 @@ class SpeechSampler(LogitsProcessor):
                 self._mark([request.slot * self.mask.shape[1] + token for token in fresh])
             if not request.output:
                 step[2, row] = request.passing
-            if request.given is not None:
-                step[0, row] = request.given[len(request.output)]
         return step

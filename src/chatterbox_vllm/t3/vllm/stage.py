@@ -147,6 +147,8 @@ class T3Stage:
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             seed=0,
             quantization=quantization,
+            # Tokens of several steps are told together, so the scheduler cannot be a step ahead of them.
+            async_scheduling=False if options.multi_step > 1 else None,
         )
         with working_on(self._stream):
             engine = LLMEngine.from_engine_args(arguments)
@@ -154,6 +156,10 @@ class T3Stage:
             from chatterbox_vllm.t3.vllm.following import attach  # imports vllm
 
             attach(engine)
+        if options.multi_step > 1:
+            from chatterbox_vllm.t3.vllm.multi_step import MultiStep  # imports vllm
+
+            MultiStep(engine, options.multi_step)
         return engine
 
     def _processors(self) -> list[str]:

@@ -1,0 +1,107 @@
+"""Several decode steps for one turn of vLLM's scheduler.
+
+A step of vLLM takes its scheduler and its runner 25 us of Python for each request, which is more than a decode step of
+T3 takes a large GPU. Where every request of a batch is drawing tokens, all that changes from one step to the next are
+numbers: positions, lengths, slots of the KV cache and the last tokens. So the runner's forward pass and the sampler are
+called again with these, and vLLM is told the tokens of all steps at once, as if it had speculated on them.
+
+vLLM gives each request the blocks for as many tokens ahead as it gives to speculation. What is drawn behind a request's
+end is thrown away by vLLM's own check of its tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from vllm.forward_context import get_forward_context, override_forward_context
+from vllm.sampling_params import RequestOutputKind
+
+from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
+
+_TURNS_A_TELLING = 3
+
+
+class MultiStep:
+    """Makes an engine's decode steps come several at a time.
+
+    Args:
+        engine: vLLM's, started without asynchronous scheduling.
+        most: decode steps for a turn of the scheduler.
+
+    Where a request is told as it is drawn, steps are a third of what is told together, so that the first of it is not
+    told much later than it is known.
+    """
+
+    def __init__(self, engine: Any, most: int):
+        self._most = most
+        (self._runner,) = engine.collective_rpc(lambda worker: worker.model_runner)
+        (self._sampler,) = (s for s in self._runner.input_batch.logitsprocs.all if isinstance(s, SpeechSampler))
+        self._scheduler = engine.engine_core.engine_core.scheduler
+        self._scheduler.num_lookahead_tokens = most - 1
+        self._context: Any = None
+        self._forwarded: dict[str, Any] = {}  # what the last forward pass was called with
+        self._described: dict[str, Any] = {}  # and what its attention was told of the batch
+        runner = self._runner
+        self._forward, runner._model_forward = runner._model_forward, self._noting_forward
+        self._describe, runner._build_attention_metadata = runner._build_attention_metadata, self._noting_description
+        self._sample, runner._sample = runner._sample, self._sampling
+        self._update, self._scheduler.update_from_output = self._scheduler.update_from_output, self._updating
+
+    def _noting_forward(self, **given: Any) -> Any:
+        self._context, self._forwarded = get_forward_context(), given
+        return self._forward(**given)
+
+    def _noting_description(self, *args: Any, **given: Any) -> Any:
+        self._described = given
+        return self._describe(*args, **given)
+
+    def _sampling(self, logits: torch.Tensor, speculated: Any) -> Any:
+        first = self._sample(logits, speculated)
+        steps = self._steps(len(logits))
+        if steps == 1:
+            return first
+        tokens = [first.sampled_token_ids]
+        for step in range(1, steps):
+            logits = self._step(tokens[-1].squeeze(1))
+            with self._sampler.going_on(step, tokens[-1].squeeze(1)):
+                tokens.append(self._sample(logits, None).sampled_token_ids)
+        return dataclasses.replace(first, sampled_token_ids=torch.cat(tokens, dim=1))
+
+    def _steps(self, rows: int) -> int:
+        """How many this time: all rows have to be decoding, have room, and one at least a use for them."""
+        runner, requests = self._runner, self._scheduler.requests
+        if self._described["max_query_len"] > 1 or runner.discard_request_mask.np[:rows].any():
+            return 1
+        batch = [requests[name] for name in runner.input_batch.req_ids if name in requests]
+        useful = max((request.max_tokens - request.num_output_tokens for request in batch), default=1)
+        room = runner.max_model_len - int(runner.optimistic_seq_lens_cpu[:rows].max())
+        told = (request.sampling_params for request in batch)
+        together = [own.stream_interval for own in told if own.output_kind == RequestOutputKind.DELTA]
+        return max(1, min(self._most, useful, room, *(every // _TURNS_A_TELLING for every in together)))
+
+    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits after tokens [N]."""
+        runner, given, rows = self._runner, self._forwarded, len(tokens)
+        positions = given["positions"]
+        runner.positions[:rows] += 1
+        if positions.data_ptr() != runner.positions.data_ptr():  # M-RoPE has positions of its own
+            positions[..., :rows] += 1
+        runner.seq_lens[:rows] += 1
+        runner.optimistic_seq_lens_cpu[:rows] += 1
+        begins = runner.query_start_loc.gpu[: rows + 1]
+        runner.input_batch.block_table.compute_slot_mapping(rows, begins, runner.positions[:rows])
+        given["inputs_embeds"][:rows] = runner.model.embed_input_ids(tokens)
+        self._context.attn_metadata, _ = self._describe(**self._described)
+        with override_forward_context(self._context):
+            hidden = self._forward(**given)
+        return runner.model.compute_logits(hidden[:rows])
+
+    def _updating(self, scheduled: Any, output: Any) -> Any:
+        """Tell the scheduler's requests of the positions that were computed beyond what it had scheduled."""
+        for name, row in output.req_id_to_index.items():
+            request = self._scheduler.requests.get(name)
+            if request is not None and output.sampled_token_ids:
+                request.num_computed_tokens += max(0, len(output.sampled_token_ids[row]) - 1)
+        return self._update(scheduled, output)
