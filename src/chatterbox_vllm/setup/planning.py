@@ -35,6 +35,7 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 D = TypeVar("D")
 # A sentence of a dozen words, and the time to say it.
 _LEAST_TEXT_TOKENS, _LEAST_SPEECH_TOKENS = 64, 100
+# What less costs was not measured.
 _LEAST_STREAM_PROMPT_TOKENS = 25
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
