@@ -395,6 +395,40 @@ def test_interrupted(sent: signal.Signals, status: int, said: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+WHILE_IMPORTING = """
+class Importing:
+    def find_spec(self, name, path, target=None):
+        if name == "chatterbox_vllm.cli.app":
+            stop()
+
+sys.meta_path.insert(0, Importing())
+"""
+WHILE_READING_WORDS = """
+import typer.core
+typer.core.TyperGroup.make_context = lambda *arguments, **keywords: stop()
+"""
+
+
+@pytest.mark.parametrize("stage", [WHILE_IMPORTING, WHILE_READING_WORDS])
+@pytest.mark.parametrize(
+    ("sent", "status", "said"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")]
+)
+def test_interrupted_before_the_command_runs(stage: str, sent: str, status: int, said: str) -> None:
+    script = f"""
+import signal, sys
+from chatterbox_vllm.cli import entry
+
+def stop():
+    signal.raise_signal(signal.{sent})
+{stage}
+sys.argv = ["chatterbox-vllm", "models"]
+entry()
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=interruptible)
+    assert (done.returncode, done.stderr) == (status, f"chatterbox-vllm: {said}\n")
+
+
 def test_an_interrupt_in_a_finaliser_is_not_lost() -> None:
     script = """
 import signal, sys, time

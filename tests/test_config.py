@@ -9,6 +9,7 @@ import pytest
 
 from chatterbox_vllm.checkpoint.config import FlowConfig, ModelConfig, S3GenConfig, T3Config
 from chatterbox_vllm.errors import ConfigError
+from chatterbox_vllm.families.layout import checkpoint_shapes
 from chatterbox_vllm.families.registry import config_of
 
 
@@ -49,3 +50,18 @@ def test_faults_are_named(tmp_path: Path, content: object, named: str) -> None:
     (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ConfigError, match=named):
         config_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"s3gen": {"hift": {"upsample_rates": [8, 5]}}}, "s3gen: no network has these sizes"),
+        ({"s3gen": {"hift": {"source_kernels": [7]}}}, "s3gen: no network has these sizes"),
+        ({"s3gen": {"tokenizer": {"num_heads": 0}}}, "s3gen: no network has these sizes"),
+        ({"voice_encoder": {"hidden_size": 0}}, "voice_encoder: no network has these sizes"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(tmp_path: Path, sizes: dict[str, object], named: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"format": "chatterbox", **sizes}))
+    with pytest.raises(ConfigError, match=f"config.json: {named} .*mend it"):
+        checkpoint_shapes(config_of(tmp_path))

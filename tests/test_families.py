@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from chatterbox_vllm.checkpoint.config import CONFIG_FILE, ModelConfig
-from chatterbox_vllm.errors import OutputError
-from chatterbox_vllm.families import registry
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.errors import CheckpointError, OutputError
+from chatterbox_vllm.families import babble, registry
 from chatterbox_vllm.families.ending import SpeechEnding
 from chatterbox_vllm.families.english import ENGLISH
 from chatterbox_vllm.families.family import Family
+from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.links import linked_directory
 from chatterbox_vllm.families.registry import config_of
+from chatterbox_vllm.families.turbo import TURBO
 from chatterbox_vllm.setup.inspection import model_facts
 
 TEXT = "A good deal longer than that, I should say, and long enough for some chunks."
@@ -66,6 +70,27 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, other: Family, monkeypat
     monkeypatch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(OutputError, match="CHATTERBOX_VLLM_CACHE"):
         linked_directory([tmp_path], other)
+
+
+def test_a_cache_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setenv("CHATTERBOX_VLLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(babble, "save_file", full)
+    with pytest.raises(OutputError, match="No space left.*make room"):
+        babble.babble_directory()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_of_few_steps_under_anothers_name(babbler: Path, turbo_babbler: Path) -> None:
+    files = {
+        "t3": babbler / ENGLISH.t3,
+        "s3gen": turbo_babbler / TURBO.s3gen,
+        "voice_encoder": babbler / "ve.safetensors",
+    }
+    with pytest.raises(CheckpointError, match="s3gen_meanflow.safetensors: its flow is one of few steps"):
+        check_parts(config_of(babbler), {part: Weights(file) for part, file in files.items()})
 
 
 @pytest.fixture(scope="module")

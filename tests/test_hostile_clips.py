@@ -232,7 +232,7 @@ def test_bytes_and_files_are_decoded_like_paths(tmp_path: Path) -> None:
             assert got_rate == rate
             np.testing.assert_array_equal(wave, expected)
         assert not file.closed
-    for source, words in ((b"", "the clip: the file is empty"), (b"no audio", "the clip: cannot be decoded")):
+    for source, words in ((b"", "the audio: the file is empty"), (b"no audio", "the audio: cannot be decoded")):
         with pytest.raises(AudioError, match=words):
             decode_audio(source)
     for source in (None, 5, io.StringIO("text")):

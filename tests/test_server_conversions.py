@@ -104,6 +104,12 @@ def test_what_is_refused(http: httpx.Client, change: dict[str, Any], status: int
     assert answer.status_code == status and message in answer.json()["error"]["message"], answer.text
 
 
+@pytest.mark.parametrize(("change", "field"), [({"recording": b"none"}, "file"), ({"clip": b"none"}, "audio_sample")])
+def test_which_audio_is_meant(http: httpx.Client, change: dict[str, Any], field: str) -> None:
+    error = convert(http, **change).json()["error"]
+    assert error["param"] == field and error["message"].startswith("the audio: cannot be decoded")
+
+
 def test_a_recording_that_is_too_long(http: httpx.Client) -> None:
     long = encode_audio(np.tile(np.linspace(-0.1, 0.1, 800, dtype=np.float32), 700), 24_000, ".flac")
     answer = convert(http, recording=long)

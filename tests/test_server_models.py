@@ -155,7 +155,7 @@ def test_many_requests_for_both(tmp_path: Path) -> None:
 
 
 def test_one_that_cannot_be_loaded_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(keeper, "_FIRST_PAUSE", 0.2)
 
     def broken() -> FakeEngine:
         raise DeviceError("the card has no room")
@@ -164,7 +164,9 @@ def test_one_that_cannot_be_loaded_leaves_the_others(tmp_path: Path, monkeypatch
         running(tmp_path, others={"second": broken}, models_memory_gb=1) as server,
         client_of(server) as client,
     ):
+        started = time.monotonic()
         refused = say(client, "second")
+        assert time.monotonic() - started < 3  # two pauses, 1 s: after the last attempt nobody waits
         assert refused.status_code == 503 and "the card has no room" in refused.json()["error"]["message"]
         assert states(client)["second"] == "failed"
         assert say(client, "fake").status_code == 200  # loaded again

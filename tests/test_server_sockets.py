@@ -171,6 +171,24 @@ def test_a_flood_of_nonsense_and_large_messages_are_cut_off(server: Running) -> 
         until(socket, "never")
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/realtime", r'{"type": "conversation.item.create", "item": {"content": [{"text": "\ud83d"}]}}'),
+        ("/v1/realtime", r'{"type": "session.update", "session": {"voice": "\ud800"}}'),
+        ("/v1/realtime", '{"type": "conversation.item.create", "item": {"id": NaN, "content": [{"text": "Hi."}]}}'),
+        ("/v1/audio/speech/stream", r'{"type": "input.text", "text": "Here it is \ud83d"}'),
+    ],
+)
+def test_what_no_answer_could_repeat_is_refused_and_ends_nothing(server: Running, path: str, message: str) -> None:
+    with opened(server, path) as socket:
+        socket.send(message)
+        error = until(socket, "error")[-1]["error"]
+        assert error["code"] == "invalid_json" and "line 1 column" in error["message"]
+        send(socket, "no such thing")
+        assert "no such thing" in until(socket, "error")[-1]["error"]["message"]
+
+
 def test_keys_and_origins_hold_for_sockets(server: Running, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(InvalidStatus, match="403"):
         opened(server, "/v1/realtime", origin="https://evil.example")

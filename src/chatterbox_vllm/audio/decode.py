@@ -84,7 +84,7 @@ def decode_audio(
 def _opened(source: Source) -> Iterator[tuple[BinaryIO, str]]:
     """A file to read, and what to call it."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(source), "the clip"
+        yield io.BytesIO(source), "the audio"
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         try:
@@ -98,7 +98,7 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, str]]:
         with file:
             yield file, str(path)
     elif hasattr(source, "read") and hasattr(source, "seekable") and source.seekable():
-        yield source, "the clip"
+        yield source, "the audio"
     else:
         raise AudioError(f"a clip is a path, bytes or a binary file that can seek, not a {type(source).__name__}")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
 
@@ -26,32 +26,50 @@ FAILED, INTERRUPTED = 2, 130
 _SIGNALLED = 128  # statuses above it name a signal
 
 
+class _Stopped(Exception):
+    """The command has ended before it was through, with the exit status that is its argument."""
+
+
+@contextmanager
+def _stops_told() -> Iterator[None]:
+    """Tell of what ends a command early. It goes up as `_Stopped`, since Typer would give it a status of its own."""
+    try:
+        yield
+    except Ended as end:
+        with suppress(OSError):  # the terminal may be gone
+            print(f"{PROGRAM}: ended by {end.signal.name}", file=sys.stderr)
+        raise _Stopped(_SIGNALLED + end.signal) from None
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        raise _Stopped(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read our output has gone; say nothing more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _Stopped(FAILED) from None
+
+
 class Commands(TyperGroup):
-    """All commands. Typer would give interrupts and broken pipes statuses of its own."""
+    """All commands, each stage of which may be stopped: reading the words, and running what they name."""
+
+    def make_context(self, *arguments: Any, **keywords: Any) -> Any:
+        with _stops_told():
+            return super().make_context(*arguments, **keywords)
 
     def invoke(self, ctx: Any) -> int:
-        try:
+        with _stops_told():
             return int(super().invoke(ctx) or 0)
-        except Ended as end:
-            with suppress(OSError):  # the terminal may be gone
-                print(f"{PROGRAM}: ended by {end.signal.name}", file=sys.stderr)
-            return _SIGNALLED + end.signal
-        except KeyboardInterrupt:
-            print(f"{PROGRAM}: interrupted", file=sys.stderr)
-            return INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read our output has gone; say nothing more, not even at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    from chatterbox_vllm.cli.app import app
-
     try:
-        command = typer.main.get_command(app)
+        with _stops_told():
+            from chatterbox_vllm.cli.app import app
+
+            command = typer.main.get_command(app)
         return int(command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+    except _Stopped as stopped:
+        return int(stopped.args[0])
     except ChatterboxError as error:
         return _fail(str(error))
     except typer.TyperException as error:

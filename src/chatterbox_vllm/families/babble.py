@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -97,7 +98,7 @@ def kept_directory(name: str, build: Callable[[Path], None]) -> Path:
         if not directory.is_dir():
             logger.info("building the babbling model in %s", directory)
         built_once(directory, build)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(
             f"the babbling model cannot be built ({error}); make room there, or set CHATTERBOX_VLLM_CACHE to a "
             "writable directory"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
 from chatterbox_vllm.checkpoint.config import ModelConfig, S3GenConfig, VoiceEncoderConfig
 from chatterbox_vllm.checkpoint.files import Weights, published_shapes
+from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.quantized_files import published_keys_replaced, quantized_file_layout
 from chatterbox_vllm.quantization.files import check_contents, check_part
 from chatterbox_vllm.quantization.storage import scheme_of
@@ -20,14 +22,36 @@ from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 from chatterbox_vllm.voices.nets.xvector import CAMPPlus
 
 Shapes = dict[str, tuple[int, ...]]
+# Only a flow with `FlowConfig.meanflow` has it.
+_OF_FEW_STEPS = "flow.decoder.estimator.time_embed_mixer.weight"
 # What a file may lack, as it follows from the dimensions (see `load_module`).
 _COMPUTED = frozenset(f"tokenizer.{name}" for name in SpeechTokenizer.computed)
 
 
+@contextmanager
+def _on_paper(part: str) -> Iterator[None]:
+    """Make a part's networks without memory for their weights.
+
+    Raises:
+        ConfigError: there are no networks of the sizes that its configuration names.
+    """
+    try:
+        with torch.device("meta"):
+            yield
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"config.json: {part}: no network has these sizes ({error}); mend it, or make the directory again"
+        ) from error
+
+
 @functools.cache  # what a plan's estimate needs, too; making the modules takes 50 ms
 def s3gen_shapes(config: S3GenConfig) -> Shapes:
-    """The S3Gen file: enrolment nets, flow and vocoder."""
-    with torch.device("meta"):
+    """The S3Gen file: enrolment nets, flow and vocoder.
+
+    Raises:
+        ConfigError: there are no networks of these sizes.
+    """
+    with _on_paper("s3gen"):
         model = S3Gen(config)
         parts = {
             "tokenizer.": SpeechTokenizer(config.tokenizer),
@@ -38,13 +62,21 @@ def s3gen_shapes(config: S3GenConfig) -> Shapes:
 
 
 def voice_encoder_shapes(config: VoiceEncoderConfig) -> Shapes:
-    """The voice encoder's file."""
-    with torch.device("meta"):
+    """The voice encoder's file.
+
+    Raises:
+        ConfigError: there is no network of these sizes.
+    """
+    with _on_paper("voice_encoder"):
         return published_shapes(VoiceEncoder(config), prefix="")
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, Shapes]:
-    """By the part's name in `Family`: "t3", "s3gen", "voice_encoder"."""
+    """By the part's name in `Family`: "t3", "s3gen", "voice_encoder".
+
+    Raises:
+        ConfigError: there are no networks of these sizes.
+    """
     return {
         "t3": backbone_of(config.t3).published_shapes(config.t3),
         "s3gen": s3gen_shapes(config.s3gen),
@@ -60,6 +92,7 @@ def check_parts(config: ModelConfig, files: Mapping[str, Weights]) -> None:
 
     Raises:
         CheckpointError: naming the file and the tensor or the mismatch.
+        ConfigError: there are no networks of the sizes that `config` names.
     """
     check_t3(config, files["t3"])
     for part in ("s3gen", "voice_encoder"):
@@ -90,6 +123,11 @@ def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
     """
     published = s3gen_shapes(config.s3gen) if part == "s3gen" else voice_encoder_shapes(config.voice_encoder)
     published = {key: shape for key, shape in published.items() if key not in _COMPUTED or key in weights.keys}
+    if part == "s3gen" and _OF_FEW_STEPS in weights.keys - published.keys():  # all else would fit, and speak nonsense
+        raise CheckpointError(
+            f"{weights.path}: its flow is one of few steps (it holds {_OF_FEW_STEPS!r}), and this model has another; "
+            "is this the right file for this model?"
+        )
     stored = config.quantized.s3gen if part == "s3gen" else config.quantized.voice_encoder
     if stored is None:
         check_part(weights, None, {})

@@ -211,8 +211,9 @@ class Keeper:
                 self.failure = error
                 self._failures += 1
                 logger.error("%s cannot be loaded: %s", self._name, error)
-                await asyncio.sleep(pause)
-                pause *= 4
+                if self._failures < _MOST_FAILURES:
+                    await asyncio.sleep(pause)
+                    pause *= 4
             else:
                 self.loads += 1
                 self.failure = None

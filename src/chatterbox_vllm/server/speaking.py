@@ -170,7 +170,8 @@ class Speaker:
         try:
             voice = await self.voices.voice(order.model, engine.tts, order.wish)
         except (AudioError, CheckpointError) as error:
-            raise api_error(error, "voice" if order.wish.clip is None else "ref_audio") from error
+            clip = "ref_audio" if order.recording is None else "audio_sample"
+            raise api_error(error, "voice" if order.wish.clip is None else clip) from error
         if order.recording is not None:
             return ConversionRequest(
                 order.recording,
