@@ -64,6 +64,29 @@ def test_a_stream_is_the_same_audio_alone_and_among_others(tts: ChatterboxTTS) -
     assert (audio_of(among) - spoken).norm() / spoken.norm() < 1e-3
 
 
+def test_a_shorter_prompt_changes_streams_alone(tts: ChatterboxTTS, babbler: Path) -> None:
+    tokens = len(tts.conds.prompt.tokens)
+    with ChatterboxTTS.from_local(
+        babbler, "cpu", max_batch_size=4, watermark=False, stream_prompt_seconds=1
+    ) as shortened:
+        assert (tts.settings["stream prompt s"], shortened.settings["stream prompt s"]) == (10, 1) and tokens > 25
+
+        async def main() -> list:
+            async with AsyncChatterbox(shortened) as engine:
+                others = [listen(engine, request(tts, TEXT[: 12 * n], seed=n)) for n in range(2, 5)]
+                mine, whole, *_ = await asyncio.gather(
+                    listen(engine, request(tts)), engine.speak(request(tts)), *others
+                )
+                return [audio_of(mine), whole.audio]
+
+        among, whole = asyncio.run(main())
+        alone = audio_of(list(shortened.generate_stream(TEXT, seed=1)))
+    behind_all = audio_of(list(tts.generate_stream(TEXT, seed=1)))
+    assert torch.equal(whole, tts.generate(TEXT, seed=1)[0])
+    assert len(alone) == len(behind_all) and (alone - behind_all).norm() / alone.norm() > 1e-2
+    assert (among - alone).norm() / alone.norm() < 1e-3
+
+
 def test_leaving_a_stream_frees(tts: ChatterboxTTS) -> None:
     async def main() -> None:
         async with AsyncChatterbox(tts) as engine:

@@ -189,6 +189,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
         (("say", "Hi.", "-o", out, "--temperature", "9"), ("--temperature must", "9")),
         (("say", "Hi.", "-o", out, "--diffusion-steps", "0"), ("--diffusion-steps must", "0")),
         (("say", "Hi.", "-o", out, "--steps", "two"), ("--steps", "two")),
+        (("say", "Hi.", "-o", out, "--stream-prompt-seconds", "3"), ("--stream-prompt-seconds is of", "--output -")),
         (("say", "Hi.", "-o", out, "--dtype", "float8"), ("--dtype", "float8", "bfloat16")),
         (("say", "Hi.", "-o", out, "--quiet", "-v"), ("--verbose", "--quiet")),
         (("say", "Hi.", "-o", out, "--voise", "clip.wav"), ("--voise", "--voice")),

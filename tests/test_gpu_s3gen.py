@@ -21,6 +21,7 @@ from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.graphs import GraphedFunction, GraphPool
 from chatterbox_vllm.cuda.precision import ieee_float32
+from chatterbox_vllm.engine.chunks import QUICK
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.packing import SIZES, PackedLayout
@@ -282,7 +283,7 @@ def in_chunks(model: S3Gen, requests: list[S3GenRequest]) -> tuple[list[torch.Te
     mels: list[list[torch.Tensor]] = [[] for _ in requests]
     left, turn = set(range(len(requests))), 0
     while left:
-        chunks, size = {}, (16, 25, 50, 100)[min(turn, 3)]
+        chunks, size = {}, QUICK.size(0, turn)
         for i in sorted(left):
             tokens = requests[i].speech_tokens[states[i].rendered :]
             last = len(tokens) < size + 3

@@ -121,6 +121,19 @@ def test_a_stream_has_as_many_samples_as_the_whole_and_does_not_depend_on_others
             assert apart(waves[i], whole) < 1e-4
 
 
+def test_behind_a_shorter_prompt_there_are_as_many_samples(model: S3Gen) -> None:
+    (tokens, *_), (sizes, *_), _ = utterances(model)
+    for odd in (0, 1):
+        prompt = a_prompt(12, odd)
+        assert prompt.of_last(12) is prompt is prompt.of_last(250)
+        short = prompt.of_last(5)
+        assert torch.equal(short.tokens, prompt.tokens[7:]) and torch.equal(short.mel, prompt.mel[14:])
+        assert torch.equal(short.xvector, prompt.xvector) and short.key != prompt.key
+        (wave,) = stream(model, [tokens], [sizes], [model.start_stream(short, 3)])
+        (behind_all,) = stream(model, [tokens], [sizes], [model.start_stream(prompt, 3)])
+        assert wave.shape == behind_all.shape and apart(wave, behind_all) > 1e-2
+
+
 class Recorded:
     """As `GraphedFunction`, without graphs: what a call gave is gone with the next one, and all shapes were told."""
 

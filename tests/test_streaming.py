@@ -16,6 +16,7 @@ from chatterbox_vllm.engine.shares import TimeShares
 from chatterbox_vllm.engine.synthesis import ThreadedSynthesis
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, TokensToSpeak
 from chatterbox_vllm.s3gen.noise import S3GenNoise
+from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.sampling import Sampling
 
@@ -95,6 +96,23 @@ def test_how_a_stream_is_cut_does_not_depend_on_others(voice: Voice) -> None:
     alone = cuts(0, Delivery.WHOLE)
     assert alone[:3] == [5, 10, 10]
     assert cuts(7, Delivery.STREAM) == cuts(5, Delivery.WHOLE) == cuts(3, Delivery.SEGMENTS) == alone
+
+
+def test_streams_alone_continue_behind_a_shorter_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = FlowPrompt(torch.arange(20), torch.randn(41, 80), torch.ones(192))
+    engine = make(counting(40))
+    engine.scheduler.chunk_plan = replace(PLAN, prompt=6)
+    seen: list[FlowPrompt] = []
+    start, draw = engine.s3gen.start_stream, engine.s3gen.draw_noise
+    monkeypatch.setattr(engine.s3gen, "start_stream", lambda own, seed: (seen.append(own), start(own, seed))[1])
+    listen(engine, {"a": a_request(replace(a_voice(), prompt=prompt))})
+    assert len(seen) == 1 and torch.equal(seen[0].tokens, prompt.tokens[-6:])
+    assert torch.equal(seen[0].mel, prompt.mel[-13:])  # that of the last half token, too
+    monkeypatch.setattr(
+        engine.s3gen, "draw_noise", lambda seed, tokens, own: (seen.append(own), draw(seed, tokens, own))[1]
+    )
+    listen(engine, {"a": a_request(replace(a_voice(), prompt=prompt))}, Delivery.WHOLE)
+    assert seen[1:] == [prompt]
 
 
 def test_streams_share_batches(voice: Voice) -> None:
@@ -186,6 +204,8 @@ def test_chunk_plans_are_checked() -> None:
         ChunkPlan(first=(5, 0), later=(5,))
     with pytest.raises(ConfigError, match="at least one token"):
         ChunkPlan(first=(5,), later=())
+    with pytest.raises(ConfigError, match="a prompt of at least one token"):
+        replace(PLAN, prompt=0)
 
 
 def test_streams_go_first_and_whole_utterances_are_not_forgotten(voice: Voice) -> None:

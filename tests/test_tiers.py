@@ -183,6 +183,22 @@ def test_precedence_of_keyword_environment_tier_default(babbler: Path, monkeypat
         make(here, max_model_len=300, max_batch_size=0)
 
 
+def test_how_long_a_prompt_streams_continue_behind(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokens(**options: object) -> int:
+        return planning.make_settings(babbler, "cpu", **options).stream_prompt
+
+    assert tokens() == 250 and tokens(stream_prompt_seconds=10) == 250
+    assert (tokens(stream_prompt_seconds=3), tokens(stream_prompt_seconds=1.48)) == (75, 37)
+    for wrong in (0.96, 3.01, 10.04, 0, -2, True, float("nan"), "all"):
+        with pytest.raises(ConfigError, match="stream_prompt_seconds must be seconds from 1 to 10 in steps of 0.04"):
+            tokens(stream_prompt_seconds=wrong)
+    monkeypatch.setenv("CHATTERBOX_STREAM_PROMPT_SECONDS", "4")
+    assert tokens() == 100 and tokens(stream_prompt_seconds=3) == 75
+    monkeypatch.setenv("CHATTERBOX_STREAM_PROMPT_SECONDS", "a bit")
+    with pytest.raises(ConfigError, match="variable CHATTERBOX_STREAM_PROMPT_SECONDS must be seconds from 1"):
+        tokens()
+
+
 def test_what_needs_a_gpu(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = settings(babbler)
     with pytest.raises(ConfigError, match="tier='auto' goes by the free memory of a GPU"):

@@ -38,6 +38,7 @@ _TYPES: dict[str, Any] = {
     "quantization_strategy": Strategy,
     "s3gen_dtype": DType,
     "seed": int,
+    "stream_prompt_seconds": float,
     "use_quantization": bool,
     "voice_aliases": list[str],
 }

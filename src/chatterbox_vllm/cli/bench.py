@@ -18,7 +18,7 @@ from chatterbox_vllm.cli.outputs import beside, check_writable, write_json
 from chatterbox_vllm.cli.progress import progress_bar
 from chatterbox_vllm.cli.texts import check_text, read_text
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, LANGUAGE, MODEL, QUANTIZATION
+from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, LANGUAGE, MODEL, QUANTIZATION, STREAM
 
 if TYPE_CHECKING:
     from chatterbox_vllm.bench.upstream import UpstreamRun, Workload
@@ -67,7 +67,7 @@ class Measured:
         return self.language or (None if self.text else tts.language_of_english)
 
 
-@from_settings(MODEL, _STEPS, (LANGUAGE,), ENGINE, QUANTIZATION)
+@from_settings(MODEL, _STEPS, (LANGUAGE,), ENGINE, STREAM, QUANTIZATION)
 def bench(
     *,
     only: Annotated[

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from chatterbox_vllm.cli.arguments import setting_type
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, QUANTIZATION, Setting
+from chatterbox_vllm.settings import BY_KEYWORD, ENGINE, QUANTIZATION, STREAM, Setting
 
 _WORDS = {"true": True, "false": False, "none": None}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -35,7 +35,7 @@ def model_options(option: str, words: Sequence[str]) -> dict[str, Any]:
         found[name] = _value(value)
     for name, given in found.items():
         if name not in BY_KEYWORD:
-            known = ", ".join(s.keyword for s in (*ENGINE, *QUANTIZATION))
+            known = ", ".join(s.keyword for s in (*ENGINE, *STREAM, *QUANTIZATION))
             raise ConfigError(f"{option}: the model option {name!r} is not understood; the options are {known}")
         _check_type(option, BY_KEYWORD[name], given)
     return found

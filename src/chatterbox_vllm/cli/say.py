@@ -15,7 +15,7 @@ from chatterbox_vllm.cli.outputs import STANDARD_OUTPUT, beside
 from chatterbox_vllm.cli.players import play as play_file
 from chatterbox_vllm.cli.texts import check_script, given_text, read_pauses
 from chatterbox_vllm.errors import ConfigError
-from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, TEXT, VOICE
+from chatterbox_vllm.settings import ENGINE, MODEL, QUANTIZATION, SPEECH, STREAM, TEXT, VOICE
 
 if TYPE_CHECKING:
     from chatterbox_vllm.engine.request import SpeechRequest, SpeechResult
@@ -29,7 +29,7 @@ _OFF_TEXT = {
 }
 
 
-@from_settings(MODEL, SPEECH, VOICE, TEXT, ENGINE, QUANTIZATION)
+@from_settings(MODEL, SPEECH, VOICE, TEXT, ENGINE, STREAM, QUANTIZATION)
 def say(
     *,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="what to say; - reads standard input")] = None,
@@ -82,6 +82,11 @@ def speak_to(destination: Destination, words: str, voice: str | None, given: Key
     norm_loudness = given.get("norm_loudness")
     if norm_loudness is not None and voice is None:
         raise ConfigError("norm_loudness is of a clip: give one with --voice, or leave it out")
+    if "stream_prompt_seconds" in given and not destination.takes_parts:
+        raise ConfigError(
+            "stream_prompt_seconds is of speech that goes out while it is spoken: send it to a program with --output - "
+            "or play it with --play alone, or leave it out"
+        )
     given = with_model(given)
     clip = check_voice(voice, given)
     language = check_script(words, pauses, clean_text, given)

@@ -20,6 +20,7 @@ from chatterbox_vllm.settings import (
     QUANTIZATION_ENABLED,
     QUANTIZATION_METHOD,
     SERVER,
+    STREAM,
     USE_QUANTIZATION,
     Setting,
     above_zero,
@@ -35,7 +36,7 @@ _METHODS = {"4": "bnb-4bit", "8": "bnb-8bit"}
 _OF_SERVER = {setting.keyword for setting in SERVER}
 
 
-@from_settings(tuple(setting for setting in MODEL if setting is not MODEL_NAME), SERVER, ENGINE, QUANTIZATION)
+@from_settings(tuple(setting for setting in MODEL if setting is not MODEL_NAME), SERVER, ENGINE, STREAM, QUANTIZATION)
 def serve(*, given: Keywords, quiet: bool) -> None:
     """Serve speech over HTTP, to clients of OpenAI's API and others, until Ctrl-C or SIGTERM."""
     options = server_options(given)

@@ -14,6 +14,8 @@ from chatterbox_vllm.engine.request import SpeechRequest, segment_seed
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
+from chatterbox_vllm.s3gen.prompt import MOST_PROMPT_TOKENS
+from chatterbox_vllm.voices.hearing import Target
 
 SAMPLE_RATE = 24_000
 _TOLD_TOGETHER = 9  # tokens at most, a third of a second of speech
@@ -31,16 +33,20 @@ class ChunkPlan:
         later: of the pieces after it, which begin while the one before is still heard.
         shortest: tokens that the last chunk of a piece has at least where it is none of its first two: a short rest
             goes with the chunk before it, since a window's prompt costs as much for few tokens as for many.
+        prompt: speech tokens of the reference clip that S3Gen continues behind, its last.
 
     Raises:
-        ConfigError: a chunk without tokens.
+        ConfigError: a chunk or a prompt without tokens.
     """
 
     first: tuple[int, ...]
     later: tuple[int, ...]
     shortest: int = 1
+    prompt: int = MOST_PROMPT_TOKENS
 
     def __post_init__(self) -> None:
+        if self.prompt < 1:
+            raise ConfigError(f"a chunk plan needs a prompt of at least one token, not {self.prompt}")
         for sizes in (self.first, self.later):
             if not sizes or min(sizes) < 1:
                 raise ConfigError(f"a chunk plan needs chunks of at least one token, not {sizes}")
@@ -60,9 +66,10 @@ class ChunkPlan:
         return max(n for n in range(1, _TOLD_TOGETHER + 1) if awaited % n == 0)
 
 
-# A GPU speaks several times faster than anybody listens, so that chunks may double: a listener who has heard 0.24 s by
-# the time that the second one's tokens are drawn needs 4.2 x real time, and 2.5 x for those after it.
-QUICK = ChunkPlan(first=(16, 25, 50, 100), later=(50, 100), shortest=25)
+# A GPU speaks several times faster than anybody listens, so that the third chunk may be long: a listener who has heard
+# 0.24 s by the time that the second one's tokens are drawn needs 5 x real time, and 4.2 x for the third. One chunk more
+# would be one prompt more for S3Gen.
+QUICK = ChunkPlan(first=(16, 30, 100), later=(50, 100), shortest=25)
 # On a CPU a window's prompt costs more than its chunk, so that few chunks come soonest to the end.
 STEADY = ChunkPlan(first=(22, 40, 60, 100), later=(60, 100))
 
@@ -102,6 +109,7 @@ class SpeechStream:
         ending: SpeechEnding = AS_SPOKEN,
     ):
         self.request, self.seed, self.plan, self.ending = request, seed, plan, ending
+        self.voice = Target(request.voice.prompt.of_last(plan.prompt), request.voice.codebook)
         self.lookahead = max(1, lookahead)  # so that something is left for the last chunk
         self.submitted = time.monotonic()
         self.first_heard: float | None = None  # when the first audio came out
@@ -148,7 +156,7 @@ class SpeechStream:
             tokens=tuple(tokens),
             rendered=rendered,
             last=not whole,
-            voice=self.request.voice,
+            voice=self.voice,
             steps=piece.values.diffusion_steps,
             seed=segment_seed(self.seed, k),
             before=stream.last,

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.prompts import PromptMaker
+from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
 from chatterbox_vllm.engine.scheduler import Scheduler
 from chatterbox_vllm.engine.talker import TalkerStage
 from chatterbox_vllm.errors import ConfigError
@@ -148,11 +149,12 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
         quantization: QuantizationConfig | None = None,
         fallback: bool = False,
         teacher_forcing: bool = False,
+        stream_prompt_seconds: float | None = None,
     ) -> Self:
         """Load the published files in `ckpt_dir`, or a directory that `chatterbox-vllm quantize` made of them.
 
-        Where a keyword of memory or quantization is None, its environment variable decides (CHATTERBOX_ and the
-        keyword in capitals), or else the tier, or else the default named below.
+        Where a keyword of memory, quantization or streams is None, its environment variable decides (CHATTERBOX_ and
+        the keyword in capitals), or else the tier, or else the default named below.
 
         Args:
             dtype: T3's; "auto" is bfloat16 on CUDA (float16 where a card has none) and for AWQ, else float32.
@@ -181,6 +183,10 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
                 has no room, try what `QuantizationConfig.steps_down` lists. Each step is logged and shown by
                 `get_quantization_info`. Without, that is an error.
             teacher_forcing: for evaluation: T3 takes requests that bring the tokens that they have to say.
+            stream_prompt_seconds: how much of a voice's reference clip S3Gen continues behind in a stream, 1 to 10
+                seconds in steps of 0.04: the end of the clip's first 10 s. All of it by default. Less is faster, since
+                each chunk is rendered behind it, and less like the voice. T3's conditioning, whole audio and
+                conversions stay as they are.
 
         Raises:
             ConfigError, CheckpointError, DeviceError
@@ -200,6 +206,7 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
             watermark=watermark,
             guard=guard,
             teacher_forcing=teacher_forcing,
+            stream_prompt_seconds=stream_prompt_seconds,
             use_quantization=use_quantization,
             quantization_method=quantization_method,
             quantize_s3gen=quantize_s3gen,
@@ -216,7 +223,8 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
         tts.quantization = in_force(parts.plan.quantization, directory, config_of(directory))
         tts._quantization_asked, tts._steps_down = plan.quantization, steps
         tts.settings = settings_in_force(tts.t3_stage, tts.s3gen_stage, parts.plan, tts.quantization, tier)
-        tts.settings |= {"watermark": watermark, "guard": guard}
+        prompt = parts.engine.scheduler.chunk_plan.prompt
+        tts.settings |= {"watermark": watermark, "guard": guard, "stream prompt s": prompt / TOKENS_PER_SECOND}
         return tts
 
     def get_quantization_info(self) -> dict[str, Any]:

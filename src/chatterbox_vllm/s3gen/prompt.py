@@ -42,6 +42,16 @@ class FlowPrompt:
     def nbytes(self) -> int:
         return self.tokens.nbytes + self.mel.nbytes + self.xvector.nbytes
 
+    def of_last(self, tokens: int) -> FlowPrompt:
+        """The prompt that the clip's last so many speech tokens make alone; itself where there are no more.
+
+        The end is kept, and with it the frame of a last half token: so an utterance has as many frames behind either.
+        """
+        left_out = len(self.tokens) - tokens
+        if left_out <= 0:
+            return self
+        return FlowPrompt(self.tokens[left_out:], self.mel[2 * left_out :], self.xvector)
+
     def check(self, config: S3GenConfig) -> None:
         """Whether the flow of this configuration can take it.
 

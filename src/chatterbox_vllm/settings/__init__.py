@@ -23,6 +23,8 @@ from chatterbox_vllm.settings.model import (
     QUANTIZATION_METHOD,
     QUANTIZE_S3GEN,
     QUANTIZE_VOICE_ENCODER,
+    STREAM,
+    STREAM_PROMPT_SECONDS,
     USE_QUANTIZATION,
 )
 from chatterbox_vllm.settings.server import (
@@ -67,6 +69,8 @@ __all__ = [
     "QUANTIZE_VOICE_ENCODER",
     "SERVER",
     "SPEECH",
+    "STREAM",
+    "STREAM_PROMPT_SECONDS",
     "Setting",
     "TEXT",
     "USE_QUANTIZATION",
@@ -82,6 +86,7 @@ __all__ = [
 GROUPS: dict[str, tuple[Setting, ...]] = {
     "Which model, and where": MODEL,
     "How it runs": ENGINE,
+    "How it streams": STREAM,
     "Quantization": QUANTIZATION,
     "How it speaks": SPEECH,
     "How it hears a voice": VOICE,

@@ -137,6 +137,15 @@ ENGINE = (
         default=False,
     ),
 )
+STREAM_PROMPT_SECONDS = Setting(
+    "stream_prompt_seconds",
+    "how much of the reference clip S3Gen continues behind in a stream of speech, in seconds: the end of its first 10 "
+    "s. Less is faster, and less like the voice; whole audio is not touched",
+    unset="all, 10 s at most",
+    option="--stream-prompt-seconds",
+    variable="CHATTERBOX_STREAM_PROMPT_SECONDS",
+)
+STREAM = (STREAM_PROMPT_SECONDS,)
 QUANTIZATION = (
     USE_QUANTIZATION,
     QUANTIZATION_METHOD,

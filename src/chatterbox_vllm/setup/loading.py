@@ -167,7 +167,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         # taken by another before the next step.
         max_admitted=plan.max_batch_size,
         max_waiting=max(16, 4 * plan.s3gen_batch),
-        chunk_plan=QUICK if device.type == "cuda" else STEADY,
+        chunk_plan=replace(QUICK if device.type == "cuda" else STEADY, prompt=settings.stream_prompt),
         lookahead=config.s3gen.flow.lookahead,
         ending=family.ending,
         guarded=settings.guard,

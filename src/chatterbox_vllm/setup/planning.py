@@ -14,7 +14,16 @@ from chatterbox_vllm.checkpoint.config import ModelConfig, QuantizedParts, T3Con
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
-from chatterbox_vllm.settings import GPU_MEMORY_UTILIZATION, MAX_BATCH_SIZE, MAX_MODEL_LEN, positive, share
+from chatterbox_vllm.s3gen.prompt import MOST_PROMPT_TOKENS, PROMPT_SECONDS
+from chatterbox_vllm.settings import (
+    GPU_MEMORY_UTILIZATION,
+    MAX_BATCH_SIZE,
+    MAX_MODEL_LEN,
+    STREAM_PROMPT_SECONDS,
+    above_zero,
+    positive,
+    share,
+)
 from chatterbox_vllm.setup.device import resolve_device
 from chatterbox_vllm.setup.estimate import QuantizationMemoryEstimator
 from chatterbox_vllm.setup.tiers import CPU_PLAN, GIB, Plan, Tier, tier_for, tier_named
@@ -26,6 +35,8 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 D = TypeVar("D")
 # A sentence of a dozen words, and the time to say it.
 _LEAST_TEXT_TOKENS, _LEAST_SPEECH_TOKENS = 64, 100
+# What less costs was not measured.
+_LEAST_STREAM_PROMPT_TOKENS = 25
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -42,6 +53,7 @@ class Settings:
     watermark: bool
     guard: bool = True
     teacher_forcing: bool = False
+    stream_prompt: int = MOST_PROMPT_TOKENS  # speech tokens of a stream's prompt
     multi_step: int = 1
 
     @cached_property
@@ -79,6 +91,7 @@ def make_settings(
     watermark: bool = True,
     guard: bool = True,
     teacher_forcing: bool = False,
+    stream_prompt_seconds: float | None = None,
     multi_step: int = 1,
     with_t3: bool = True,
 ) -> Settings:
@@ -108,8 +121,22 @@ def make_settings(
         watermark=watermark,
         guard=guard,
         teacher_forcing=teacher_forcing,
+        stream_prompt=STREAM_PROMPT_SECONDS.resolve(stream_prompt_seconds, _prompt_tokens, MOST_PROMPT_TOKENS),
         multi_step=multi_step,
     )
+
+
+def _prompt_tokens(value: object) -> int:
+    """Speech tokens of so many seconds of a prompt."""
+    try:
+        tokens = 25 * above_zero(value)
+    except ValueError:
+        tokens = 0.0
+    whole = round(tokens)
+    if abs(tokens - whole) > 1e-6 or not _LEAST_STREAM_PROMPT_TOKENS <= whole <= MOST_PROMPT_TOKENS:
+        least = _LEAST_STREAM_PROMPT_TOKENS / 25
+        raise ValueError(f"seconds from {least:g} to {PROMPT_SECONDS} in steps of 0.04, a speech token")
+    return whole
 
 
 def _dtype(name: str, value: str, automatic: D) -> torch.dtype | D:
@@ -271,7 +298,7 @@ def lay_out(
         directory,
         device,
         **some("dtype", "s3gen_dtype", "cuda_graphs", "deterministic", "multi_step"),
-        **some("watermark", "guard", "teacher_forcing"),
+        **some("watermark", "guard", "teacher_forcing", "stream_prompt_seconds"),
     )
     if tier == AUTO:  # asked once: what is free on a card changes
         tier = automatic_tier(settings.device).gb
