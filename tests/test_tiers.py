@@ -102,14 +102,14 @@ H100_PEAKS = {
 
 
 @pytest.mark.parametrize("name", H100_PEAKS)
-def test_estimates_are_within_a_tenth_of_what_an_h100_took(name: str, tmp_path: Path) -> None:
+def test_estimates_are_near_what_an_h100_took(name: str, tmp_path: Path) -> None:
     estimator, off = QuantizationMemoryEstimator(write_headers(tmp_path, FAMILIES[name])), {}
     for gb, peak in H100_PEAKS[name].items():
         plan = tier_named(gb).plan if gb else Plan(max_batch_size=1, s3gen_batch=1)
         spoken = estimator.estimate(replace(plan, s3gen_frames=935 * plan.s3gen_batch), longest=935)
         off[gb] = spoken.device_total / GIB / peak - 1
-        assert peak * GIB < 1.05 * estimator.estimate(plan).device_total  # which has room for longer ones
-    assert {gb: share for gb, share in off.items() if abs(share) > 0.1} == {}
+        assert peak * GIB < estimator.estimate(plan).device_total  # which has room for longer ones
+    assert {gb: share for gb, share in off.items() if abs(share) > 0.05} == {}
 
 
 def test_strategies_compare(full_size: Path) -> None:

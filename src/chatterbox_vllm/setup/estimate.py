@@ -125,11 +125,11 @@ class QuantizationMemoryEstimator:
         if self._cuda:
             recorded = plan.graph_sizes or graph_sizes(plan.max_batch_size, plan.max_batched_tokens)
             graphs = len(recorded) if self.config.t3.blocks is None else 0
-            # A pair's memory is one large block, which fits again.
-            many = speaking - pairs + measured.WATERMARK
+            # What pairs of frames take is one large block, which the next batch can use again.
+            small_blocks = speaking - pairs + measured.WATERMARK
             on_device |= {
                 "watermark": measured.WATERMARK,
-                "allocator, beside live tensors": 0 if plan.frugal else int(measured.ALLOCATOR_SHARE * many),
+                "allocator, beside live tensors": 0 if plan.frugal else int(measured.ALLOCATOR_SHARE * small_blocks),
                 "S3Gen, convolutions as kernels read them": copies,
                 "CUDA graphs of T3": graphs * measured.T3_GRAPH,
                 "workspaces of CUDA's libraries": measured.FRUGAL_WORKSPACES if plan.frugal else measured.WORKSPACES,
