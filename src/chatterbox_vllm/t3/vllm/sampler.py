@@ -200,7 +200,7 @@ class SpeechSampler(LogitsProcessor):
         step = np.full((3, len(self.rows)), -1.0)
         step[0] = uniforms(self.seeds, lengths)
         for row, request in enumerate(self.rows):
-            if request.given is not None:
+            if request.given is not None:  # a token behind the last of them is one that vLLM throws away
                 step[0, row] = request.given[min(len(request.output) + self._ahead, len(request.given) - 1)]
             if self._ahead:
                 continue
