@@ -1,9 +1,9 @@
 """Several decode steps for one turn of vLLM's scheduler.
 
-A step of vLLM takes the host time for each request: 4.7 ms of Python with 186 (docs/performance.md). Where every request
-of a batch is drawing tokens, all that changes from one step to the next are numbers: positions, lengths, slots of the KV
-cache and the last tokens. So the runner's forward pass and the sampler are called again with these, and vLLM is told the
-tokens of all steps at once, as if it had speculated on them.
+A step of vLLM takes the host time for each request: 4.7 ms of Python with 186 (docs/performance.md). Where every
+request of a batch is drawing tokens, all that changes from one step to the next are numbers: positions, lengths, slots
+of the KV cache and the last tokens. So the runner's forward pass and the sampler are called again with these, and vLLM
+is told the tokens of all steps at once, as if it had speculated on them.
 
 vLLM gives each request the blocks for as many tokens ahead as it gives to speculation. What is drawn behind a request's
 end is thrown away by vLLM's own check of its tokens.
