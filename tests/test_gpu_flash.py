@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("vllm")
 from chatterbox_vllm import ChatterboxTTS
 from chatterbox_vllm.quantization.config import QuantizationConfig
 
-from .parity.conftest import checkpoint_dir, find_published_tokenizer, kept_beside, turbo_dir  # noqa: F401 (fixtures)
+from .parity.conftest import checkpoint_dir, find_published_tokenizer, place_for, turbo_dir  # noqa: F401 (fixtures)
 from .parity.oracle.checkpoint import write_flash
 from .test_gpu_turbo import check_speech
 
@@ -19,9 +20,10 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def flash_dir(tmp_path_factory: pytest.TempPathFactory, turbo_dir: Path) -> Path:  # noqa: F811
+def flash_dir(tmp_path_factory: pytest.TempPathFactory, turbo_dir: Path) -> Iterator[Path]:  # noqa: F811
     """The full-size synthetic Flash checkpoint; its voice encoder and S3Gen are Turbo's."""
-    return write_flash(kept_beside(tmp_path_factory, "flash"), turbo_dir, find_published_tokenizer())
+    with place_for(tmp_path_factory, "flash") as directory:
+        yield write_flash(directory, turbo_dir, find_published_tokenizer())
 
 
 @pytest.mark.parametrize("method", [None, "bnb-4bit", "bnb-8bit"])

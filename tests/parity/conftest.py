@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,34 +85,42 @@ def need_published_tokenizer(parity: Parity, name: str) -> Path:
     return found
 
 
-@pytest.fixture(scope="session")
-def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The full-size synthetic English checkpoint; CHATTERBOX_PARITY_CHECKPOINT keeps it between runs."""
+@contextmanager
+def place_for(tmp_path_factory: pytest.TempPathFactory, variant: str) -> Iterator[Path]:
+    """The directory of a full-size checkpoint, up to 3 GB; it is removed afterwards.
+
+    CHATTERBOX_PARITY_CHECKPOINT keeps English's between runs, and those of others beside it.
+    """
     kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
-    directory = Path(kept) if kept else tmp_path_factory.mktemp("english")
-    return write_english(directory, find_published_tokenizer())
-
-
-def turbo_checkpoint(tmp_path_factory: pytest.TempPathFactory, variant: str, shared: Path) -> Path:
-    return write_turbo(kept_beside(tmp_path_factory, variant), variant, find_turbo_tokenizer(), shared)
-
-
-def kept_beside(tmp_path_factory: pytest.TempPathFactory, variant: str) -> Path:
-    """Where another checkpoint than English goes; CHATTERBOX_PARITY_CHECKPOINT keeps it, too."""
-    kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
-    return Path(f"{kept}-{variant}") if kept else tmp_path_factory.mktemp(variant)
+    if kept:
+        yield Path(kept if variant == "english" else f"{kept}-{variant}")
+        return
+    directory = tmp_path_factory.mktemp(variant)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
-def turbo_dir(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> Path:
+def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The full-size synthetic English checkpoint."""
+    with place_for(tmp_path_factory, "english") as directory:
+        yield write_english(directory, find_published_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def turbo_dir(tmp_path_factory: pytest.TempPathFactory, checkpoint_dir: Path) -> Iterator[Path]:
     """The full-size synthetic Turbo checkpoint."""
-    return turbo_checkpoint(tmp_path_factory, "turbo", checkpoint_dir)
+    with place_for(tmp_path_factory, "turbo") as directory:
+        yield write_turbo(directory, "turbo", find_turbo_tokenizer(), checkpoint_dir)
 
 
-@pytest.fixture(scope="session")
-def nano_dir(tmp_path_factory: pytest.TempPathFactory, turbo_dir: Path) -> Path:
+@pytest.fixture(scope="module")
+def nano_dir(tmp_path_factory: pytest.TempPathFactory, turbo_dir: Path) -> Iterator[Path]:
     """The full-size synthetic Nano checkpoint; all but T3 is Turbo's."""
-    return turbo_checkpoint(tmp_path_factory, "nano", turbo_dir)
+    with place_for(tmp_path_factory, "nano") as directory:
+        yield write_turbo(directory, "nano", find_turbo_tokenizer(), turbo_dir)
 
 
 # For this package alone: other tests are not to have its threads, nor its memory.

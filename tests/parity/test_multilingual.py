@@ -26,7 +26,7 @@ from chatterbox_vllm.text.normalize import normalize_any_punctuation
 from chatterbox_vllm.text.tokenizer import MultilingualTokenizer
 
 from . import test_t3
-from .conftest import Goldens, Parity, find_published_tokenizer, need_published_tokenizer
+from .conftest import Goldens, Parity, find_published_tokenizer, need_published_tokenizer, place_for
 from .oracle import weights_recipe as recipe
 from .oracle.checkpoint import write_multilingual
 from .test_end_to_end import WAVEFORM_BOUND, oracle_noise
@@ -45,14 +45,13 @@ def parity() -> Parity:
 
 @pytest.fixture(scope="module")
 def multilingual(checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatterboxTTS]:
-    """The whole model at its full size, float32, on the CPU; kept beside the English one's files where those are."""
-    kept = os.environ.get("CHATTERBOX_PARITY_CHECKPOINT")
-    directory = Path(f"{kept}-multilingual") if kept else tmp_path_factory.mktemp("multilingual")
+    """The whole model at its full size, float32, on the CPU."""
     threads = get_num_threads()
     set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
-    directory = write_multilingual(directory, checkpoint_dir, find_published_tokenizer(TOKENIZER))
-    with ChatterboxTTS.from_local(directory, "cpu", max_model_len=256, max_batch_size=8) as tts:
-        yield tts
+    with place_for(tmp_path_factory, "multilingual") as directory:
+        write_multilingual(directory, checkpoint_dir, find_published_tokenizer(TOKENIZER))
+        with ChatterboxTTS.from_local(directory, "cpu", max_model_len=256, max_batch_size=8) as tts:
+            yield tts
     set_num_threads(threads)
 
 
