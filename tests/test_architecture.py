@@ -26,7 +26,7 @@ FLOORS = (
     "checkpoint",
     "audio text",
     "caches",
-    "cuda settings",
+    "cpu cuda settings",
     "errors",
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from typing_extensions import Self
 
+from chatterbox_vllm.cpu.linear import linear
 from chatterbox_vllm.errors import CheckpointError, ConfigError
 from chatterbox_vllm.quantization.storage import SCHEMES, Layout, QuantizedMatrix, Scheme, scheme_of
 
@@ -105,7 +105,7 @@ class QuantizedLinear(QuantizedModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out], in the dtype of `x`, which must be the bias's."""
-        return F.linear(x, self.dequantized(x.dtype), self.bias)
+        return linear(x, self.dequantized(x.dtype), self.bias)
 
 
 class QuantizedLSTM(QuantizedModule):

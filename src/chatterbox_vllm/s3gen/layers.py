@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chatterbox_vllm.cpu.linear import Linear, linear
+
 
 class FrameConv(nn.Conv1d):
     """A 1-d convolution over [rows, frames, channels], as one matrix product over windows of frames.
@@ -27,7 +29,7 @@ class FrameConv(nn.Conv1d):
         if taps > 1:
             # The window's taps come last, as in the weight, so the weight is used as it lies.
             x = F.pad(x, self.edges).unfold(1, taps, 1).flatten(2)
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        return linear(x, self.weight.flatten(1), self.bias)
 
 
 def causal_conv(in_channels: int, out_channels: int, taps: int = 3) -> FrameConv:
@@ -35,7 +37,7 @@ def causal_conv(in_channels: int, out_channels: int, taps: int = 3) -> FrameConv
     return FrameConv(in_channels, out_channels, taps, before=taps - 1)
 
 
-class FusedLinear(nn.Linear):
+class FusedLinear(Linear):
     """Linear layers of one input as one matrix product, their outputs side by side.
 
     Args:

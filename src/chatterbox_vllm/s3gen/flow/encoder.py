@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.checkpoint.config import FlowConfig
+from chatterbox_vllm.cpu.linear import Linear
 from chatterbox_vllm.s3gen.layers import FrameConv, FusedLinear, causal_conv
 from chatterbox_vllm.s3gen.ragged import clear, padding_mask, visible_keys
 
@@ -29,7 +30,7 @@ class FlowEncoder(nn.Module):
         super().__init__()
         self.input_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoder = UpsampleConformer(config)
-        self.encoder_proj = nn.Linear(config.hidden_size, config.num_mels)
+        self.encoder_proj = Linear(config.hidden_size, config.num_mels)
 
     def forward(self, tokens: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of the mel, frames of padding undefined but finite.
@@ -97,7 +98,7 @@ class InputLayer(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.out = nn.Sequential(nn.Linear(size, size), nn.LayerNorm(size))
+        self.out = nn.Sequential(Linear(size, size), nn.LayerNorm(size))
         self.scale = math.sqrt(size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -148,8 +149,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, size: int, inner: int):
         super().__init__()
-        self.w_1 = nn.Linear(size, inner)
-        self.w_2 = nn.Linear(inner, size)
+        self.w_1 = Linear(size, inner)
+        self.w_2 = Linear(inner, size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.w_2(F.silu(self.w_1(x)))
@@ -162,8 +163,8 @@ class RelativeAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = heads, size // heads
         self.qkv = FusedLinear(size, size, ("linear_q", "linear_k", "linear_v"), bias=True)
-        self.linear_pos = nn.Linear(size, size, bias=False)
-        self.linear_out = nn.Linear(size, size)
+        self.linear_pos = Linear(size, size, bias=False)
+        self.linear_out = Linear(size, size)
         self.pos_bias_u = nn.Parameter(torch.empty(heads, self.head_dim))
         self.pos_bias_v = nn.Parameter(torch.empty(heads, self.head_dim))
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.checkpoint.config import FlowConfig
+from chatterbox_vllm.cpu.linear import Linear
 from chatterbox_vllm.s3gen.layers import FrameConv, FusedLinear, causal_conv
 from chatterbox_vllm.s3gen.ragged import clear, visible_keys
 
@@ -178,7 +179,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.qkv = FusedLinear(channels, heads * head_dim, ("to_q", "to_k", "to_v"), bias=False)
-        self.to_out = nn.ModuleDict({"0": nn.Linear(heads * head_dim, channels)})
+        self.to_out = nn.ModuleDict({"0": Linear(heads * head_dim, channels)})
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
@@ -192,9 +193,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, inner: int):
         super().__init__()
-        self.net = nn.ModuleDict(
-            {"0": nn.ModuleDict({"proj": nn.Linear(channels, inner)}), "2": nn.Linear(inner, channels)}
-        )
+        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": Linear(channels, inner)}), "2": Linear(inner, channels)})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net["2"](F.gelu(self.net["0"]["proj"](x)))

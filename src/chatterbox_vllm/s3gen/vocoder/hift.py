@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from chatterbox_vllm.checkpoint.config import HiFTConfig
 from chatterbox_vllm.s3gen.ragged import Lengths, at_rate, clear, padding_mask
-from chatterbox_vllm.s3gen.vocoder.source import F0Predictor, HarmonicSource, WeightNormConv1d
+from chatterbox_vllm.s3gen.vocoder.convolutions import Conv, WeightNormConv, WeightNormTranspose, by_frame
+from chatterbox_vllm.s3gen.vocoder.source import F0Predictor, HarmonicSource
 from chatterbox_vllm.s3gen.vocoder.spectra import inverse_stft, stft
 
 SLOPE = 0.1  # of the leaky ReLU before every upsampling
@@ -36,7 +37,7 @@ class HiFT(nn.Module):
         spectrum = config.fft_size + 2
         self.f0_predictor = F0Predictor(config)
         self.m_source = HarmonicSource(config)
-        self.conv_pre = WeightNormConv1d(config.num_mels, channels[0], 7, padding=3)
+        self.conv_pre = WeightNormConv(config.num_mels, channels[0], 7, padding=3)
         self.ups = nn.ModuleList()
         self.source_downs = nn.ModuleList()
         self.source_resblocks = nn.ModuleList()
@@ -46,10 +47,10 @@ class HiFT(nn.Module):
             self.ups.append(WeightNormTranspose(channels[i], width, kernel, rate, padding=(kernel - rate) // 2))
             down = math.prod(config.upsample_rates[i + 1 :])
             edges = {"kernel_size": 2 * down, "stride": down, "padding": down // 2} if down > 1 else {"kernel_size": 1}
-            self.source_downs.append(nn.Conv1d(spectrum, width, **edges))
+            self.source_downs.append(Conv(spectrum, width, **edges))
             self.source_resblocks.append(ResBlock(width, config.source_kernels[i], config.resblock_dilations))
             self.resblocks.extend(ResBlock(width, k, config.resblock_dilations) for k in config.resblock_kernels)
-        self.conv_post = WeightNormConv1d(channels[-1], spectrum, 7, padding=3)
+        self.conv_post = WeightNormConv(channels[-1], spectrum, 7, padding=3)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Hold the convolutions in `dtype`; pitch, source and spectra stay float32."""
@@ -96,9 +97,9 @@ class HiFT(nn.Module):
         dtype = self.conv_pre.weight.dtype
         excitation, spectra = self.excitation(source, lengths)
         at_spectra = _padding(spectra, mel.device, excitation.shape[-1])
-        excitation = clear(excitation, at_spectra).to(dtype)
+        excitation = by_frame(clear(excitation, at_spectra).to(dtype))
 
-        x = clear(self.conv_pre(mel.to(dtype)), _padding(lengths, mel.device, mel.shape[-1]))
+        x = clear(self.conv_pre(by_frame(mel.to(dtype))), _padding(lengths, mel.device, mel.shape[-1]))
         per_stage = len(config.resblock_kernels)
         rate, last = 1, len(self.ups) - 1
         for i, up in enumerate(self.ups):
@@ -106,7 +107,7 @@ class HiFT(nn.Module):
             x = up(F.leaky_relu(x, SLOPE))
             if i == last:
                 # An STFT that is centred on its samples has one spectrum more than hops.
-                x = F.pad(x, (1, 0), mode="reflect")
+                x = by_frame(F.pad(x, (1, 0), mode="reflect"))
             padding = at_spectra if i == last else _padding(at_rate(lengths, rate), mel.device, x.shape[-1])
             joined = clear(self.source_downs[i](excitation), padding)
             x = clear(x, padding) + self.source_resblocks[i](joined, padding)
@@ -146,12 +147,6 @@ def _padding(lengths: Lengths, device: torch.device, longest: int) -> torch.Tens
     return None if padding is None else padding[:, None]
 
 
-class WeightNormTranspose(nn.ConvTranspose1d):
-    """A transposed convolution that the published checkpoints store with weight normalisation; ours is plain."""
-
-    weight_normed = True
-
-
 class Snake(nn.Module):
     """x + sin(alpha x)^2 / alpha, alpha learned per channel (Ziyin et al. 2020, arXiv 2006.08195)."""
 
@@ -161,7 +156,10 @@ class Snake(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         alpha = self.alpha[:, None]
-        return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+        if torch.is_grad_enabled():
+            return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+        # In one buffer: on a CPU, memory that is new costs as much as the arithmetic.
+        return (x * alpha).sin_().square_().div_(alpha + 1e-9).add_(x)
 
 
 class ResBlock(nn.Module):
@@ -170,8 +168,8 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, kernel: int, dilations: Sequence[int]):
         super().__init__()
 
-        def conv(dilation: int) -> WeightNormConv1d:
-            return WeightNormConv1d(channels, channels, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2)
+        def conv(dilation: int) -> WeightNormConv:
+            return WeightNormConv(channels, channels, kernel, dilation=dilation, padding=(kernel - 1) * dilation // 2)
 
         self.convs1 = nn.ModuleList(conv(d) for d in dilations)
         self.convs2 = nn.ModuleList(conv(1) for _ in dilations)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from chatterbox_vllm.s3gen.kernels import PackedConv, conv, packed_conv, shared_conv, snake
 from chatterbox_vllm.s3gen.packing import PackedRows
 from chatterbox_vllm.s3gen.ragged import Lengths, at_rate
-from chatterbox_vllm.s3gen.vocoder.hift import SLOPE, HiFT, ResBlock, WeightNormTranspose
+from chatterbox_vllm.s3gen.vocoder.convolutions import WeightNormTranspose
+from chatterbox_vllm.s3gen.vocoder.hift import SLOPE, HiFT, ResBlock
 
 _ALIGNED = 8  # channels; spectra are filled up to a multiple for the matrix products
 

@@ -14,14 +14,9 @@ from torch import nn
 
 from chatterbox_vllm.checkpoint.config import HiFTConfig
 from chatterbox_vllm.s3gen.ragged import clear
+from chatterbox_vllm.s3gen.vocoder.convolutions import WeightNormConv
 
 SAMPLE_RATE = 24_000  # Hz, of the audio that S3Gen makes
-
-
-class WeightNormConv1d(nn.Conv1d):
-    """A convolution that the published checkpoints store with weight normalisation; ours is plain."""
-
-    weight_normed = True
 
 
 class F0Predictor(nn.Module):
@@ -30,7 +25,7 @@ class F0Predictor(nn.Module):
     def __init__(self, config: HiFTConfig):
         super().__init__()
         sizes = [config.num_mels] + [config.f0_channels] * config.f0_layers
-        convs = [WeightNormConv1d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
+        convs = [WeightNormConv(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
         self.condnet = nn.ModuleDict({str(2 * i): conv for i, conv in enumerate(convs)})
         self.classifier = nn.Linear(config.f0_channels, 1)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.cpu.linear import Linear
 from chatterbox_vllm.t3.conditioning import LearnedPositions
 from chatterbox_vllm.t3.llama import rotate, rotation
 
@@ -31,7 +32,7 @@ class RmsNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class _Fused(nn.Linear):
+class _Fused(Linear):
     """Linear layers of one input as one; `load_module` reads them by their published names."""
 
     def __init__(self, inputs: int, outputs: int, *names: str):
@@ -44,14 +45,14 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, inner = config.num_heads, config.num_heads * config.head_dim
         self.qkv_proj = _Fused(config.hidden_size, 3 * inner, "q_proj", "k_proj", "v_proj")
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
 
 class _Mlp(nn.Module):
     def __init__(self, config: T3Config):
         super().__init__()
         self.gate_up_proj = _Fused(config.hidden_size, 2 * config.intermediate_size, "gate_proj", "up_proj")
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., H]."""
@@ -106,7 +107,7 @@ class BlockTransformer(nn.Module):
         self.tfmr = _Transformer(config)
         self.speech_emb = nn.Embedding(config.speech_embeddings, config.hidden_size)
         self.speech_pos_emb = LearnedPositions(config.speech_positions, config.hidden_size)
-        self.speech_head = nn.Linear(config.hidden_size, config.speech_vocab_size, bias=False)
+        self.speech_head = Linear(config.hidden_size, config.speech_vocab_size, bias=False)
         self.cosine: torch.Tensor | None = None
         self.sine: torch.Tensor | None = None
         self.requires_grad_(False)

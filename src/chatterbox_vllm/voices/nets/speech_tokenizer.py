@@ -22,6 +22,7 @@ from chatterbox_vllm.audio.features import (
     speech_tokenizer_mel,
 )
 from chatterbox_vllm.checkpoint.config import SpeechTokenizerConfig
+from chatterbox_vllm.cpu.linear import Linear
 
 FRAMES_PER_TOKEN = 4
 _FRAMES_PER_SECOND = RATE_16K // HOP_16K
@@ -143,7 +144,7 @@ class _Block(nn.Module):
         size = config.hidden_size
         self.attn = _MemoryAttention(config)
         self.attn_ln = nn.LayerNorm(size)
-        self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+        self.mlp = nn.Sequential(Linear(size, 4 * size), nn.GELU(), Linear(4 * size, size))
         self.mlp_ln = nn.LayerNorm(size)
 
     def forward(self, x: torch.Tensor, inside: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -158,10 +159,10 @@ class _MemoryAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_heads
-        self.query = nn.Linear(size, size)
-        self.key = nn.Linear(size, size, bias=False)
-        self.value = nn.Linear(size, size)
-        self.out = nn.Linear(size, size)
+        self.query = Linear(size, size)
+        self.key = Linear(size, size, bias=False)
+        self.value = Linear(size, size)
+        self.out = Linear(size, size)
         self.fsmn_block = nn.Conv1d(
             size, size, config.memory_kernel, padding=(config.memory_kernel - 1) // 2, groups=size, bias=False
         )

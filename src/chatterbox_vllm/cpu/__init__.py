@@ -1,0 +1,1 @@
+"""How to compute on a CPU."""
