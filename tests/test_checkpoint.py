@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module, published_shapes
 from chatterbox_vllm.errors import CheckpointError
-from chatterbox_vllm.families.layout import checkpoint_shapes
+from chatterbox_vllm.families.english import ENGLISH
+from chatterbox_vllm.families.layout import check_parts, checkpoint_shapes
+from chatterbox_vllm.families.registry import config_of
 
 LAYOUTS = Path(__file__).parent / "parity" / "oracle" / "layouts"
 
@@ -90,6 +93,18 @@ def test_faults_name_file_and_key(tmp_path: Path, tensors: dict[str, torch.Tenso
     path.write_bytes(b"not a checkpoint at all")
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         Weights(path)
+
+
+def test_a_file_of_more_layers_is_refused(babbler: Path) -> None:
+    config = config_of(babbler)
+    files = {part: Weights(babbler / getattr(ENGLISH, part)) for part in ("t3", "s3gen", "voice_encoder")}
+    check_parts(config, files)
+    shorter = replace(config, t3=replace(config.t3, num_layers=3))
+    with pytest.raises(CheckpointError, match=r"t3_cfg.*tfmr\.layers\.3\..*only 3 of 'tfmr\.layers'"):
+        check_parts(shorter, files)
+    shorter = replace(config, s3gen=replace(config.s3gen, flow=replace(config.s3gen.flow, encoder_blocks=1)))
+    with pytest.raises(CheckpointError, match=r"s3gen.*flow\.encoder\.encoders\.1\..*only 1 of"):
+        check_parts(shorter, files)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:

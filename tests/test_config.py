@@ -44,6 +44,11 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"format": "chatterbox", "quantized": {"t3": {"method": "zip"}}}, "quantized.t3: expected .*found 'zip'"),
         ({"format": "chatterbox", "diffusion_steps": 101}, "diffusion_steps: .*100"),
         ('{"format": "chatterbox", "t3": {"rope_theta": NaN}}', "t3: rope_theta: .*finite"),
+        ({"format": "chatterbox", "t3": {"num_layers": 10**9}}, "t3: num_layers: .*1000, found 1000000000"),
+        ({"format": "chatterbox", "t3": {"guidance_streams": 1}}, "t3: guidance_streams must be 2 .*'llama', found 1"),
+        ({"format": "chatterbox", "t3": {"guidance_streams": 0}}, "t3: guidance_streams: .*found 0"),
+        ({"format": "chatterbox", "t3": {"stop_speech_token": 8194}}, "t3: stop_speech_token .*8194, found 8194"),
+        ({"format": "chatterbox", "t3": {"start_text_token": 704}}, "t3: start_text_token .*text_vocab_size"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, content: object, named: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,11 +16,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Interval
 from typing_extensions import Self
 
+from chatterbox_vllm.checkpoint.config_faults import AGAIN, contradictions, described
 from chatterbox_vllm.errors import ConfigError
 
 CONFIG_FILE = "config.json"
 CONFIG_FORMAT = "chatterbox"
 Count = Annotated[int, Ge(0)]
+Layers = Annotated[int, Interval(ge=1, le=1000)]  # a module is made for each before any file is looked at
 Sizes = tuple[Annotated[int, Gt(0)], ...]
 
 
@@ -78,7 +79,7 @@ class T3Config(_FromFile):
 
     backbone: Literal["llama", "gpt2"] = "llama"
     hidden_size: Count = 1024
-    num_layers: Count = 30
+    num_layers: Layers = 30
     num_heads: Count = 16
     head_dim: Count = 64
     intermediate_size: Count = 4096
@@ -105,7 +106,7 @@ class T3Config(_FromFile):
     speech_prompt_tokens: Count = 150
     perceiver_queries: Count = 32
     perceiver_heads: Count = 4
-    guidance_streams: Count = 2
+    guidance_streams: Literal[1, 2] = 2
     penalty_last: bool = False
     blocks: BlockDecoding | None = None
     alignment_heads: tuple[tuple[Count, Count], ...] = ()
@@ -132,7 +133,7 @@ class VoiceEncoderConfig(_FromFile):
 
     num_mels: Count = 40
     hidden_size: Count = 256
-    num_layers: Count = 3
+    num_layers: Layers = 3
     embedding_size: Count = 256
 
 
@@ -143,7 +144,7 @@ class SpeechTokenizerConfig(_FromFile):
     num_mels: Count = 128
     hidden_size: Count = 1280
     num_heads: Count = 20
-    num_layers: Count = 6
+    num_layers: Layers = 6
     memory_kernel: Count = 31
     code_size: Count = 8
 
@@ -171,14 +172,14 @@ class FlowConfig(_FromFile):
     hidden_size: Count = 512
     encoder_heads: Count = 8
     encoder_ff_size: Count = 2048
-    encoder_blocks: Count = 6
-    upsampled_blocks: Count = 4
+    encoder_blocks: Layers = 6
+    upsampled_blocks: Layers = 4
     lookahead: Count = 3
     estimator_channels: Count = 256
     estimator_heads: Count = 8
     estimator_head_dim: Count = 64
-    estimator_transformer_blocks: Count = 4
-    estimator_mid_stages: Count = 12
+    estimator_transformer_blocks: Layers = 4
+    estimator_mid_stages: Layers = 12
     cfg_rate: float = 0.7
     meanflow: bool = False
 
@@ -198,7 +199,7 @@ class HiFTConfig(_FromFile):
     hop_size: Count = 4
     harmonics: Count = 8
     f0_channels: Count = 512
-    f0_layers: Count = 5
+    f0_layers: Layers = 5
     source_amplitude: float = 0.1
     source_noise: float = 0.003
     voiced_threshold: float = 10.0
@@ -275,7 +276,6 @@ STORED_METHODS: dict[str, tuple[str, ...]] = {
     "s3gen": ("bnb-4bit", "bnb-8bit"),
     "voice_encoder": ("bnb-4bit", "bnb-8bit"),
 }
-_AGAIN = "mend it, or make the directory again"
 
 
 @dataclass(frozen=True)
@@ -333,21 +333,23 @@ class ModelConfig(_FromFile):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON ({error}); {_AGAIN}") from error
+            raise ConfigError(f"{path}: cannot be read as JSON ({error}); {AGAIN}") from error
         if not isinstance(data, dict) or data.pop("format", None) != CONFIG_FORMAT:
             raise ConfigError(
                 f'{path}: not a Chatterbox model configuration (it lacks "format": "{CONFIG_FORMAT}"); '
-                f"{_AGAIN}, or remove it where the sizes are the published ones"
+                f"{AGAIN}, or remove it where the sizes are the published ones"
             )
         try:
             # From JSON, not from the dictionary: there a list may stand for a tuple.
             config: Self = _reader().validate_json(json.dumps(data))
         except ValidationError as error:
-            raise ConfigError(f"{path}: {_described(error.errors()[0])}") from error
+            raise ConfigError(f"{path}: {described(error.errors()[0])}") from error
+        for wrong in contradictions(config.t3):
+            raise ConfigError(f"{path}: t3: {wrong}; {AGAIN}")
         for part, stored in config.quantized.parts.items():
             if stored.method not in STORED_METHODS[part]:
                 known = ", ".join(STORED_METHODS[part])
-                raise ConfigError(f"{path}: quantized.{part}: expected {known}, found {stored.method!r}; {_AGAIN}")
+                raise ConfigError(f"{path}: quantized.{part}: expected {known}, found {stored.method!r}; {AGAIN}")
         return config
 
     def to_json(self) -> str:
@@ -378,18 +380,3 @@ def _reader() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(ModelConfig)
-
-
-# Pydantic's kinds of faults in our words; it words the others well enough.
-_FAULTS = {
-    "unexpected_keyword_argument": "there is no such field",
-    "missing": "the field is missing",
-    "greater_than_equal": "must not be negative",
-    "dataclass_type": "should be an object",
-}
-
-
-def _described(fault: Mapping[str, Any]) -> str:
-    """One fault of a file: its field, what is wrong, and what stands there."""
-    said = _FAULTS.get(fault["type"], fault["msg"].removeprefix("Input "))
-    return f"{': '.join(map(str, fault['loc']))}: {said}, found {fault['input']!r:.100}; {_AGAIN}"

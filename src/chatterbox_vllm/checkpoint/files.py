@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -143,6 +143,29 @@ class Weights:
         """
         for key, shape in shapes.items():
             self._check(key, shape)
+
+    def check_layers(self, keys: Iterable[str]) -> None:
+        """Refuse a file with more layers than those that `keys` are of: without them the model would speak nonsense.
+
+        Raises:
+            CheckpointError: naming a tensor of such a layer.
+        """
+        layers: dict[str, set[str]] = {}
+        for stack, layer in (found for key in keys for found in _layers(key)):
+            layers.setdefault(stack, set()).add(layer)
+        for key in sorted(self.keys):
+            for stack, layer in _layers(key):
+                if layer not in layers.get(stack, {layer}):
+                    raise CheckpointError(
+                        f"{self.path}: it holds {key!r}, and the model has only {len(layers[stack])} of {stack!r}; "
+                        "mend config.json, or is this the right file for this model?"
+                    )
+
+
+def _layers(key: str) -> Iterator[tuple[str, str]]:
+    """The stacks that a key is of, and its number in each: ("tfmr.layers", "3") of "tfmr.layers.3.norm.weight"."""
+    parts = key.split(".")
+    return ((".".join(parts[:i]), part) for i, part in enumerate(parts) if part.isdigit())
 
 
 def _open(path: Path) -> _TensorFile:

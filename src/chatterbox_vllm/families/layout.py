@@ -106,6 +106,7 @@ def check_t3(config: ModelConfig, weights: Weights) -> None:
         CheckpointError: naming the file and the tensor or the mismatch.
     """
     part, published = config.quantized.t3, backbone_of(config.t3).published_shapes(config.t3)
+    weights.check_layers(published)
     if part is None:
         check_part(weights, None, {})
         weights.check(published)
@@ -128,6 +129,7 @@ def check_module_file(config: ModelConfig, part: str, weights: Weights) -> None:
             f"{weights.path}: its flow is one of few steps (it holds {_OF_FEW_STEPS!r}), and this model has another; "
             "is this the right file for this model?"
         )
+    weights.check_layers(published)
     stored = config.quantized.s3gen if part == "s3gen" else config.quantized.voice_encoder
     if stored is None:
         check_part(weights, None, {})
