@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.caches.primitives import bound_primitive_cache
+from chatterbox_vllm.caches.primitives import bound_primitive_caches
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
@@ -90,7 +90,7 @@ def load_converter(settings: Settings, plan: Plan) -> Converter:
     Raises:
         ConfigError, CheckpointError, DeviceError
     """
-    bound_primitive_cache()
+    bound_primitive_caches()
     directory, device, config = settings.directory, settings.device, settings.config
     check_card(device)
     if plan.frugal and device.type == "cuda":

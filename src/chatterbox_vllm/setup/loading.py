@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.caches.primitives import bound_primitive_cache
+from chatterbox_vllm.caches.primitives import bound_primitive_caches
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.memory import spare_device_memory
@@ -65,7 +65,7 @@ def load(settings: Settings, plan: Plan, fallback: bool) -> tuple[Parts, tuple[s
     Raises:
         ConfigError, CheckpointError, DeviceError: of the last attempt.
     """
-    bound_primitive_cache()
+    bound_primitive_caches()
     steps: list[str] = []
 
     def step_down(name: str, config: QuantizationConfig, reason: object) -> Plan:
