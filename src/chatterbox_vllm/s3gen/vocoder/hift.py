@@ -158,7 +158,7 @@ class Snake(nn.Module):
         alpha = self.alpha[:, None]
         if torch.is_grad_enabled():
             return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
-        # In one buffer: on a CPU, memory that is new costs as much as the arithmetic.
+        # In one buffer, as a CPU waits for memory here. A pass that learns needs what is between.
         return (x * alpha).sin_().square_().div_(alpha + 1e-9).add_(x)
 
 
