@@ -34,6 +34,15 @@ _KEYS = {
     "Home": ("Home", 36, ""),
 }
 CONTROL, SHIFT = 2, 8
+_STILL_MIDDLE = """async (element) => {
+    for (let last = ""; ; ) {
+        element.scrollIntoView({ block: "center", behavior: "instant" });
+        await new Promise(requestAnimationFrame);
+        const { x, y, width, height } = element.getBoundingClientRect();
+        if (String([x, y, width, height]) === last) return [x + width / 2, y + height / 2];
+        last = String([x, y, width, height]);
+    }
+}"""
 
 
 def find_chromium() -> str | None:
@@ -144,12 +153,14 @@ class Browser:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def _middle(self, selector: str) -> tuple[float, float]:
+        """Wait until an element shows and stays where it is from one frame to the next; scroll it into view.
+
+        A press goes to what the last frame shows. So coordinates that are taken earlier can hit something else.
+        """
         element = f"document.querySelector({json.dumps(selector)})"
-        self.run(f"{element}.scrollIntoView({{block: 'center'}})")
-        box = self.run(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
-        )
-        return box[0], box[1]
+        self.until(f"{element}?.checkVisibility()")
+        x, y = self.run(f"({_STILL_MIDDLE})({element})")
+        return x, y
 
     def size(self, width: int, height: int, scale: float = 1, mobile: bool = False) -> None:
         """The window's size in pixels of CSS."""
