@@ -18,6 +18,7 @@ import torch
 from chatterbox_vllm.batch.folder import Folder
 from chatterbox_vllm.batch.identity import differences, what_files_depend_on
 from chatterbox_vllm.batch.rows import Input
+from chatterbox_vllm.caches.atomic import partial_name
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError, OutputError
 from tests.batches import RUN, FakeSpeaker, audio_files, manifest, speak, write
@@ -123,7 +124,7 @@ def test_dying_again_and_again_changes_nothing(tmp_path: Path, seed: int) -> Non
         if random.random() < 0.7 and content:  # the last line was being written
             path.write_bytes(content[: -random.randrange(1, min(60, len(content)))])
         if random.random() < 0.5:  # so was a file
-            (out / f".0000009.wav.{random.randrange(16**8):08x}.partial").write_bytes(b"RIFF")
+            (out / partial_name()).write_bytes(b"RIFF")
     speak(source, out)
     assert audio_files(out) == audio_files(tmp_path / "whole")
     assert sorted(entry["index"] for entry in manifest(out)) == list(range(40))

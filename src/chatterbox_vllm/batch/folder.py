@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,12 +21,11 @@ from typing import IO, Any
 from typing_extensions import Self
 
 from chatterbox_vllm.batch.identity import differences
+from chatterbox_vllm.caches.atomic import is_partial, whole_file
 from chatterbox_vllm.errors import ConfigError, OutputError
 
 MANIFEST, RUN, LOCK = "manifest.jsonl", "run.json", ".lock"
 _ENGINE, _NAMED = "engine", "named"  # in the run's file
-# Left by a process that was killed while it wrote (audio/encode.py, and here).
-_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial|\.(run\.json|manifest\.jsonl)\.partial")
 
 
 def named_model(path: Path) -> dict[str, str]:
@@ -227,7 +225,7 @@ class Folder:
         return run
 
     def _refuse_strangers(self) -> None:
-        stranger = next((n for n in os.listdir(self.path) if n != LOCK and not _PARTIAL.fullmatch(n)), None)
+        stranger = next((n for n in os.listdir(self.path) if n != LOCK and not is_partial(n)), None)
         if stranger is not None:
             raise ConfigError(
                 f"{self.path}: holds {stranger!r} and no {RUN}, so it is no batch's; name another directory, or give "
@@ -243,16 +241,13 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
 
     def _clear_partials(self) -> None:
+        """Remove what a process left that was killed while it wrote; the lock says that none is writing."""
         with os.scandir(self.path) as entries:
             for entry in entries:
-                if _PARTIAL.fullmatch(entry.name):
+                if is_partial(entry.name):
                     os.unlink(entry.path)
 
     def _replace(self, name: str, lines: Any) -> None:
         """Write a file whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        with partial.open("wb") as file:
+        with whole_file(self.path / name) as file:
             file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+
+
+def partial_name() -> str:
+    """A new name for an unfinished file."""
+    return f".{secrets.token_hex(8)}.partial"
+
+
+def is_partial(name: str) -> bool:
+    """Whether `name` is one of `partial_name`: where no process is writing, one that was killed has left the file."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
@@ -23,7 +36,7 @@ def whole_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    partial = path.with_name(partial_name())
     try:
         with partial.open("xb") as file:
             yield file

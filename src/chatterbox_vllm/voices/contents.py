@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from chatterbox_vllm.caches.atomic import whole_file
+from chatterbox_vllm.caches.atomic import partial_name, whole_file
 from chatterbox_vllm.errors import CheckpointError, OutputError
 
 DIGEST = r"[0-9a-f]{64}"
@@ -157,7 +157,7 @@ def look_anew(directory: Path) -> float:
     Raises:
         OSError: nothing can be written there.
     """
-    probe = directory / f".{secrets.token_hex(8)}.partial"
+    probe = directory / partial_name()
     probe.touch(exist_ok=False)
     try:
         return probe.stat().st_ctime
