@@ -70,6 +70,7 @@ class Browser:
         self._connection = connection
         self._numbers = itertools.count(1)
         self.complaints: list[str] = []
+        self._downloads: dict[str, str] = {}  # their states
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
 
@@ -93,6 +94,8 @@ class Browser:
             self.complaints.append(details.get("exception", {}).get("description", details["text"]))
         elif message["method"] == "Log.entryAdded" and facts["entry"]["level"] == "error":
             self.complaints.append(f"{facts['entry']['text']} {facts['entry'].get('url', '')}")
+        elif message["method"] == "Browser.downloadProgress":
+            self._downloads[facts["guid"]] = facts["state"]
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page, awaited; it may do what a user's press would allow."""
@@ -145,6 +148,24 @@ class Browser:
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def download(self, selector: str, directory: Path) -> Path:
+        """Press what downloads a file; the file, once all of it is there.
+
+        The browser makes the file before it has written to it. So a file that exists can be empty still.
+        """
+        before = set(directory.iterdir())
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(directory), eventsEnabled=True)
+        self._downloads.clear()
+        self.click(selector)
+        deadline = time.monotonic() + _SECONDS
+        while list(self._downloads.values()) != ["completed"]:
+            if time.monotonic() > deadline or "canceled" in self._downloads.values():
+                raise PageError(f"no download came to its end: {self._downloads}; complaints: {self.complaints}")
+            time.sleep(0.02)
+            self.run("0")  # events are read while a call waits for its answer
+        (file,) = set(directory.iterdir()) - before
+        return file
 
     def choose(self, selector: str, file: Path) -> None:
         """Choose a file in a file input."""

@@ -196,14 +196,12 @@ def test_a_voice_is_recorded(page: Browser, server: Running) -> None:
 
 
 def test_downloads(page: Browser, server: Running, tmp_path: Path) -> None:
-    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     write(page, "9007199254740993", "seed")  # which no number of JavaScript holds
     spoken(page)
     made = len(server.engine.requests)
     assert server.engine.requests[-1].parameters.seed == 9007199254740993
-    page.click("#download")
-    file = tmp_path / "speech-9007199254740993.wav"
-    eventually(file.exists)
+    file = page.download("#download", tmp_path)
+    assert file.name == "speech-9007199254740993.wav"
     with wave.open(str(file)) as found:
         assert (found.getframerate(), found.getnchannels(), found.getsampwidth()) == (RATE, 1, 2)
         samples = np.frombuffer(found.readframes(found.getnframes()), "<i2")
@@ -213,9 +211,8 @@ def test_downloads(page: Browser, server: Running, tmp_path: Path) -> None:
     for form, start in (("mp3", None), ("opus", b"OggS"), ("flac", b"fLaC")):
         page.run(f"($('format').value = '{form}', $('format').dispatchEvent(new Event('change')))")
         assert "anew" in words(page, "format-note")
-        page.click("#download")
-        file = tmp_path / f"speech-9007199254740993.{form}"
-        eventually(file.exists)
+        file = page.download("#download", tmp_path)
+        assert file.name == f"speech-9007199254740993.{form}"
         assert file.read_bytes().startswith(start or (b"ID3", b"\xff"))
         assert server.engine.requests[-1].parameters.seed == 9007199254740993
 
