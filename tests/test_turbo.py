@@ -177,6 +177,10 @@ def test_the_published_class_warns_where_it_passes_over(
     with caplog.at_level(logging.WARNING):
         assert torch.equal(turbo.generate("Hi there.", 1.2, 0.1, 0.95, None, 0.5, 0.5, 0.8, 1000, True, seed=1), plain)
     assert "turbo has no exaggeration, cfg_weight, min_p" in caplog.text
+    for name in ("exaggeration", "cfg_weight", "min_p"):
+        for bad in ("0.5", -1, float("nan")):
+            with pytest.raises(ConfigError, match=f"{name} must be a number"):
+                turbo.generate("Hi there.", **{name: bad})
 
 
 def test_the_published_class_takes_its_own_models_alone(turbo_babbler: Path, babbler: Path) -> None:
