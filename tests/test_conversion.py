@@ -223,7 +223,7 @@ def test_what_cannot_be_converted(vc: ChatterboxVC, clips: Path, tmp_path: Path)
         vc.generate(tmp_path / "none.wav")
     with pytest.raises(ConfigError, match="audio must be a path or the bytes of a file, not int"):
         vc.generate(5)  # type: ignore[call-overload]
-    with pytest.raises(BatchError) as failed:
+    with pytest.raises(BatchError, match=r"1 of 2 recordings failed \(recording 1: .*short") as failed:
         vc.generate([clips / "two.wav", short], seed=1)
     assert isinstance(failed.value.results[1], AudioError) and failed.value.results[0].shape == (1, 48_000)
     with pytest.raises(ConfigError, match="a conversion has no temperature"):

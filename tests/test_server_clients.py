@@ -219,6 +219,13 @@ def test_batch(http: httpx.Client) -> None:
     assert second["error"]["code"] == "invalid_value" and second["audio_data"] is None
     assert third["seed"] == 4 and len(base64.b64decode(third["audio_data"])) == 2 * round(SECONDS * RATE)
     assert http.post("/v1/audio/speech/batch", json={"items": []}).status_code == 400
+    assert "x-chatterbox-ignored" not in answer.headers
+    items = [{"input": TEXT, "backend": "x"}, {"input": TEXT, "norm_loudness": True}]
+    answer = http.post("/v1/audio/speech/batch", json={"items": items, "stream_format": "sse"})
+    assert answer.json()["succeeded"] == 2
+    assert answer.headers["x-chatterbox-ignored"] == "stream_format, backend, norm_loudness"
+    refused = http.post("/v1/audio/speech/batch", json={"items": [{"input": TEXT}, {"input": TEXT, "temperature": 9}]})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "items.1.temperature"
 
 
 def test_a_clip_in_the_request(http: httpx.Client, server: Running) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ import pytest
 from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.server import keeper
 from chatterbox_vllm.server.pool import ModelPool, ServedModel
-from tests.fake_server import FakeEngine, Running, eventually, running
+from chatterbox_vllm.server.voices import preview_of_clip
+from chatterbox_vllm.voices.entries import About
+from chatterbox_vllm.voices.library import VoiceLibrary
+from tests.fake_server import FakeEngine, Running, a_clip, eventually, running
+from tests.fakes import a_voice
 
 TEXT = "Two of us live in one house."
 GIB = 1 << 30
@@ -92,6 +97,20 @@ def test_voices_of_one_model(tmp_path: Path) -> None:
         assert [voice["id"] for voice in listed if voice["kind"] == "model"] == ["default", "builtin", "clara"]
         assert {voice["speaks_as"] for voice in listed if voice["kind"] == "alias"} == {"clara"}
         assert client.get("/v1/audio/voices", params={"model": "third"}).status_code == 404
+
+
+def test_a_name_with_voices_of_two_kinds_is_listed_once(tmp_path: Path) -> None:
+    facts = {"second": {"voice_kind": "turbo"}, "third": {"voice_kind": "other"}}
+    others = {"second": FakeEngine, "third": FakeEngine}
+    with running(tmp_path, others=others, facts=facts) as server, client_of(server) as client:
+        library = VoiceLibrary(server.voices)
+        clip = About(preview=preview_of_clip(a_clip()))
+        library.keep("ada", replace(a_voice(), recipe="turbo"), about=clip)
+        library.keep("ada", a_voice(), about=clip)
+        for model in (None, "fake", "second", "third"):
+            params = {} if model is None else {"model": model}
+            listed = client.get("/v1/audio/voices", params=params).json()["voices"]
+            assert [voice["name"] for voice in listed if voice["kind"] == "library"] == ["ada"], model
 
 
 def test_by_turns_where_there_is_room_for_one(tmp_path: Path) -> None:

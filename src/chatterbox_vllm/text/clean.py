@@ -49,8 +49,8 @@ DEFAULT_CLEANING = Cleaning()
 
 # All emoji lie beyond Latin-1, but for keycaps and the two signs.
 _MAYBE_EMOJI = re.compile("[#*0-9©®]?[^\x00-\xff]+")
-# Where an address ends that no space ends: marks that none holds, and letters of scripts that put no space behind it, or
-# a particle (Thai to Burmese, Khmer, kana, Han, Hangul).
+# Where an address ends that no space ends: marks that none holds, and letters of scripts that put a particle or no
+# space behind it (Thai to Burmese, Khmer, kana, Han, Hangul).
 _ENDS_ADDRESS = (
     "«»،؛؟۔।॥\u2010-\u2027\u2030-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
     "\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff"

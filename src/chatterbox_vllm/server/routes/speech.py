@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
 from chatterbox_vllm.server.errors import ApiError, api_error, documented
-from chatterbox_vllm.server.order import Order
-from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchItem, BatchResult, Speaking, SpeechBody
+from chatterbox_vllm.server.order import MOST_IGNORED, Order, ignored_fields, ignored_header
+from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
 from chatterbox_vllm.server.speaking import Told
 
@@ -117,15 +118,23 @@ def _event(content: dict[str, Any]) -> bytes:
 
 
 @router.post("/audio/speech/batch", summary="Speak several texts", responses=documented(404, 409, 429, 504))
-async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer:
+async def batch(body: BatchBody, request: Request, response: Response, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
     Fields of the batch stand for items that do not have them.
     """
     common = body.model_dump(exclude={"items"}, exclude_none=True)
+    wishes = [
+        Speaking.model_validate(common | item.model_dump(exclude={"input"}, exclude_none=True)) for item in body.items
+    ]
+    ignored = dict.fromkeys(name for wish in wishes for name in ignored_fields(wish))
+    response.headers.update(ignored_header(islice(ignored, MOST_IGNORED)))
     number = number_of(request)
     note(request.scope)["items"] = len(body.items)
-    tasks = (_item(service, common, item, index, number) for index, item in enumerate(body.items))
+    tasks = (
+        _item(service, wish, item.input, index, number)
+        for index, (wish, item) in enumerate(zip(wishes, body.items, strict=True))
+    )
     results = await while_connected(request, asyncio.gather(*tasks))
     succeeded = sum(result.status == "success" for result in results)
     return BatchAnswer(
@@ -133,10 +142,9 @@ async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer
     )
 
 
-async def _item(service: Service, common: dict[str, Any], item: BatchItem, index: int, number: str) -> BatchResult:
+async def _item(service: Service, wish: Speaking, text: str, index: int, number: str) -> BatchResult:
     try:
-        fields = common | item.model_dump(exclude={"input"}, exclude_none=True)
-        order = await service.speaker.order(Speaking.model_validate(fields), item.input)
+        order = await service.speaker.order(wish, text)
         spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
         found = api_error(error)
