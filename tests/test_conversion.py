@@ -238,6 +238,23 @@ def test_what_cannot_be_converted(vc: ChatterboxVC, clips: Path, tmp_path: Path)
     assert "ChatterboxTTS speaks texts" in str(result.error)
 
 
+def test_samples_on_the_scale_of_integers(
+    vc: ChatterboxVC, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wave = soundfile.read(clips / "two.wav", dtype="float32")[0]
+    soundfile.write(tmp_path / "plain.wav", wave, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "as-integers.wav", wave * np.float32(2**15), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "beyond.wav", wave * np.float32(1e12), RATE, subtype="FLOAT")
+    plain = vc.generate(tmp_path / "plain.wav", seed=1)
+    assert torch.equal(vc.generate(tmp_path / "as-integers.wav", seed=1), plain)
+    (warned,) = [
+        record.getMessage() for record in caplog.records if "they were divided by 32768" in record.getMessage()
+    ]
+    assert "as-integers.wav: holds samples of" in warned
+    with pytest.raises(AudioError, match=r"beyond\.wav: holds samples of .*export it anew"):
+        vc.generate(tmp_path / "beyond.wav")
+
+
 def test_noise_is_for_what_is_rendered_at_once(vc: ChatterboxVC, clips: Path) -> None:
     noise = vc.s3gen_stage.model.draw_noise(4, 50, vc.speaker.prompt)
     request = ConversionRequest(clips / "two.wav", vc.speaker, SpeechParameters(seed=9), noise=noise)
