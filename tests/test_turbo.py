@@ -252,7 +252,12 @@ def test_a_voice_says_how_it_was_enrolled(turbo: ChatterboxTTS, clip: Path, tmp_
 
 
 def test_a_name_of_the_library_serves_models_of_both_kinds(
-    turbo: ChatterboxTTS, babbler: Path, clip: Path, tmp_path: Path
+    turbo: ChatterboxTTS,
+    turbo_babbler: Path,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     library = VoiceLibrary(tmp_path / "voices")
     voice, config = turbo.enrol(clip), ModelConfig()
@@ -262,7 +267,12 @@ def test_a_name_of_the_library_serves_models_of_both_kinds(
     source = library.find("ada", kind=turbo.voice_kind, or_clip=True)
     assert source.suffix == ".flac" and turbo.enrol(source).kind == turbo.voice_kind
     assert library.find("ada", kind=turbo.voice_kind).suffix == ".pt"
+    monkeypatch.setenv("CHATTERBOX_VOICES", str(library.directory))
+    assert main(["voices", "show", "ada", "--model", str(turbo_babbler)]) == 0
+    assert f"{turbo_babbler}, which enrols its preview" in capsys.readouterr().out
     library.save("ada", voice)
+    assert main(["voices", "show", "ada", "--model", str(turbo_babbler)]) == 0
+    assert "which enrols its preview" not in capsys.readouterr().out
     assert len(library.voices()) == 2 and library.load("ada", BABBLE_TURBO_CONFIG).key == voice.key
     assert library.find("ada", kind=turbo.voice_kind, or_clip=True).suffix == ".pt"
     assert library.sweep().faults == ()
