@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -50,6 +51,18 @@ def test_livekit(http: httpx.Client) -> None:
     assert seconds_of(audio) == pytest.approx(SECONDS, abs=0.1) and lines[-1]["type"] == "speech.audio.done"
     plain = http.post("/v1/audio/speech", json={**body, "model": "tts-1"}, headers=headers)
     assert plain.headers["content-type"] == "audio/mpeg"
+
+
+def test_counting_a_texts_tokens_stops_no_stream(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[threading.Thread] = []
+    monkeypatch.setattr(
+        server.engine.tts, "count_text_tokens", lambda *_: counted.append(threading.current_thread()) or 7
+    )
+    answer = http.post("/v1/audio/speech", json={"input": TEXT, "stream_format": "sse"})
+    assert '"input_tokens": 7' in answer.text
+    assert counted and server.thread not in counted, "the event loop does the tokenizer's work"
 
 
 def test_pipecat(http: httpx.Client) -> None:
