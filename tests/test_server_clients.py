@@ -234,6 +234,16 @@ def test_batch(http: httpx.Client) -> None:
     assert http.post("/v1/audio/speech/batch", json={"items": []}).status_code == 400
 
 
+def test_what_the_server_itself_fails_of_is_one_items_alone(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = server.engine.wave
+    monkeypatch.setattr(server.engine, "wave", lambda request: 1 / 0 if request.text == "bug" else wave(request))
+    answer = http.post("/v1/audio/speech/batch", json={"items": [{"input": "bug"}, {"input": TEXT}]})
+    assert answer.status_code == 200 and (answer.json()["succeeded"], answer.json()["failed"]) == (1, 1)
+    assert answer.json()["results"][0]["error"]["code"] == "internal_error"
+
+
 def test_a_clip_in_the_request(http: httpx.Client, server: Running) -> None:
     clip = base64.b64encode(a_clip()).decode()
     for given in (clip, f"data:audio/wav;base64,{clip}"):

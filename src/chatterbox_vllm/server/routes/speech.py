@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
-from chatterbox_vllm.server.errors import ApiError, api_error, documented
+from chatterbox_vllm.server.errors import ApiError, documented, told_error
 from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchItem, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
@@ -91,19 +91,19 @@ async def speech(body: SpeechBody, request: Request, service: Here) -> Response:
 
 async def _events(request: Request, service: Service, order: Order) -> Response:
     note_order(request, order)
-    told = Told()
-    parts = service.speaker.stream(order, number_of(request), told)
+    number, told = number_of(request), Told()
+    parts = service.speaker.stream(order, number, told)
     first = await while_connected(request, anext(parts))
-    return AudioStream(_delta(first), _deltas(parts, told), "text/event-stream", order.headers)
+    return AudioStream(_delta(first), _deltas(parts, told, number), "text/event-stream", order.headers)
 
 
-async def _deltas(parts: AsyncGenerator[bytes, None], told: Told) -> AsyncGenerator[bytes, None]:
+async def _deltas(parts: AsyncGenerator[bytes, None], told: Told, number: str) -> AsyncGenerator[bytes, None]:
     try:
         async with contextlib.aclosing(parts):
             async for part in parts:
                 yield _delta(part)
     except Exception as error:  # the status has gone out
-        yield _event({"type": "error", **api_error(error).body()})
+        yield _event({"type": "error", **told_error(error, number).body()})
         return
     yield _event({"type": "speech.audio.done", "usage": told.usage})
 
@@ -139,9 +139,7 @@ async def _item(service: Service, common: dict[str, Any], item: BatchItem, index
         order = await service.speaker.order(Speaking.model_validate(fields), item.input)
         spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
-        found = api_error(error)
-        if found.code == "internal_error":
-            raise
+        found = told_error(error, f"{number}-{index}")
         return BatchResult(index=index, status="error", error=found.body()["error"])
     return BatchResult(
         index=index,
