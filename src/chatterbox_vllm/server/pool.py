@@ -124,8 +124,8 @@ class ModelPool:
 
     @property
     def engines(self) -> Iterator[AsyncChatterbox]:
-        """Those that are open at this moment, to look at."""
-        return (keeper.engine for keeper in self.keepers.values() if keeper.engine is not None)
+        """Those that are open at this moment, to look at from any thread."""
+        return (engine for keeper in self.keepers.values() if (engine := keeper.engine) is not None)
 
     @property
     def is_healthy(self) -> bool:
