@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -50,6 +51,18 @@ def test_livekit(http: httpx.Client) -> None:
     assert seconds_of(audio) == pytest.approx(SECONDS, abs=0.1) and lines[-1]["type"] == "speech.audio.done"
     plain = http.post("/v1/audio/speech", json={**body, "model": "tts-1"}, headers=headers)
     assert plain.headers["content-type"] == "audio/mpeg"
+
+
+def test_counting_a_texts_tokens_stops_no_stream(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[threading.Thread] = []
+    monkeypatch.setattr(
+        server.engine.tts, "count_text_tokens", lambda *_: counted.append(threading.current_thread()) or 7
+    )
+    answer = http.post("/v1/audio/speech", json={"input": TEXT, "stream_format": "sse"})
+    assert '"input_tokens": 7' in answer.text
+    assert counted and server.thread not in counted, "the event loop does the tokenizer's work"
 
 
 def test_pipecat(http: httpx.Client) -> None:
@@ -226,6 +239,16 @@ def test_batch(http: httpx.Client) -> None:
     assert answer.headers["x-chatterbox-ignored"] == "stream_format, backend, norm_loudness"
     refused = http.post("/v1/audio/speech/batch", json={"items": [{"input": TEXT}, {"input": TEXT, "temperature": 9}]})
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "items.1.temperature"
+
+
+def test_what_the_server_itself_fails_of_is_one_items_alone(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = server.engine.wave
+    monkeypatch.setattr(server.engine, "wave", lambda request: 1 / 0 if request.text == "bug" else wave(request))
+    answer = http.post("/v1/audio/speech/batch", json={"items": [{"input": "bug"}, {"input": TEXT}]})
+    assert answer.status_code == 200 and (answer.json()["succeeded"], answer.json()["failed"]) == (1, 1)
+    assert answer.json()["results"][0]["error"]["code"] == "internal_error"
 
 
 def test_a_clip_in_the_request(http: httpx.Client, server: Running) -> None:

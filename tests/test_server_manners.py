@@ -40,6 +40,13 @@ def test_a_full_server_says_when_to_come_again(tmp_path: Path) -> None:
         assert 'chatterbox_failures_total{code="rate_limit_exceeded"} 3.0' in client.get("/metrics").text
 
 
+def test_a_batch_may_have_more_items_than_the_server_takes_requests(tmp_path: Path) -> None:
+    with running(tmp_path, max_requests=3) as server, httpx.Client(base_url=server.url, timeout=10) as client:
+        items = [{"input": TEXT} for _ in range(7)]
+        answer = client.post("/v1/audio/speech/batch", json={"items": items, "response_format": "pcm"}).json()
+        assert (answer["succeeded"], answer["failed"]) == (7, 0)
+
+
 def test_options_that_name_no_voice_are_refused_at_the_start(tmp_path: Path) -> None:
     for options in ({"default_voice": "nobody"}, {"voice_aliases": {"alloy": "nobody"}}):
         with pytest.raises(ConfigError, match="cannot be 'nobody'.*there is no voice"), running(tmp_path, **options):

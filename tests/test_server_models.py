@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -16,11 +17,14 @@ import pytest
 
 from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.server import keeper
+from chatterbox_vllm.server.errors import ApiError
+from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.pool import ModelPool, ServedModel
-from chatterbox_vllm.server.voices import preview_of_clip
+from chatterbox_vllm.server.voices import VoiceBook, preview_of_clip
 from chatterbox_vllm.voices.entries import About
 from chatterbox_vllm.voices.library import VoiceLibrary
-from tests.fake_server import FakeEngine, Running, a_clip, eventually, running
+from chatterbox_vllm.voices.voice import Voice
+from tests.fake_server import FakeEngine, FakeTTS, Running, a_clip, eventually, running
 from tests.fakes import a_voice
 
 TEXT = "Two of us live in one house."
@@ -233,6 +237,65 @@ def test_an_engine_that_dies_while_another_waits_for_its_room(tmp_path: Path) ->
 def a_model(name: str, size: int = 0) -> ServedModel:
     start: Callable[[], Any] = FakeEngine
     return ServedModel(name, start, bytes=size)
+
+
+def test_figures_can_be_asked_for_while_a_model_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ModelPool([ServedModel("first", FakeEngine)], 4)
+    looks = [FakeEngine(), None]  # it goes between two looks
+    monkeypatch.setattr(keeper.Keeper, "engine", property(lambda _: looks.pop(0)))
+    assert None not in list(pool.engines)
+
+
+def test_a_model_that_is_loaded_after_the_end_is_closed() -> None:
+    began, may_end = threading.Event(), threading.Event()
+    loaded: list[FakeEngine] = []
+
+    def start() -> FakeEngine:
+        began.set()
+        assert may_end.wait(10)
+        loaded.append(FakeEngine())
+        return loaded[0]
+
+    async def ends_meanwhile() -> None:
+        async with keeper.Keeper(start) as own:
+            waiting = asyncio.create_task(own.use().__aenter__())
+            assert await asyncio.to_thread(began.wait, 10)
+        with pytest.raises(ApiError, match="there is no model"):
+            await waiting
+
+    asyncio.run(ends_meanwhile())
+    may_end.set()
+    eventually(lambda: bool(loaded) and loaded[0].closed and loaded[0].tts.shut_down)
+
+
+def test_enrolments_of_clients_that_have_left_count_until_they_end(tmp_path: Path) -> None:
+    may_end, running_now, most = threading.Event(), 0, 0
+    lock = threading.Lock()
+
+    class Slow(FakeTTS):
+        def enrol_clip(self, clip: bytes, norm_loudness: bool | None = None) -> Voice:
+            nonlocal running_now, most
+            with lock:
+                running_now += 1
+                most = max(most, running_now)
+            may_end.wait(10)
+            with lock:
+                running_now -= 1
+            return a_voice()
+
+    async def come_and_go() -> None:
+        book, tts = VoiceBook(ServerOptions(voices_directory=tmp_path)), Slow()
+        for _ in range(6):
+            enrolling = asyncio.create_task(book.enrol(tts, b"clip"))
+            await asyncio.sleep(0.02)
+            enrolling.cancel()
+        last = asyncio.create_task(book.enrol(tts, b"clip"))
+        await asyncio.sleep(0.05)
+        may_end.set()
+        await last
+
+    asyncio.run(come_and_go())
+    assert most == 2
 
 
 def test_what_cannot_be_served_is_refused_at_the_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import io
 import socket
@@ -86,7 +87,7 @@ def test_no_key_no_network() -> None:
 
 def test_origins(client: httpx.Client) -> None:
     body = {"input": TEXT}
-    for origin in ("https://evil.example", "http://localhost:3000", "null"):
+    for origin in ("https://evil.example", "http://localhost:3000", "null", "http://["):
         answer = client.post("/v1/audio/speech", json=body, headers={"Origin": origin})
         assert answer.status_code == 403 and answer.json()["error"]["code"] == "wrong_origin"
         preflight = client.options(
@@ -251,6 +252,7 @@ def test_only_public_addresses_are_public() -> None:
         "http://example.com:22/a.wav",
         "http://example.com:99999/a.wav",
         "http:///a.wav",
+        "http://[",
         "https://nowhere.invalid/a.wav",
     ],
 )
@@ -313,3 +315,34 @@ def test_redirects_and_names_that_lead_inside_are_refused(monkeypatch: pytest.Mo
         server.shutdown()
         server.server_close()
     assert asked == ["/clip", "/inside", "/loop", "/loop", "/loop", "/loop", "/large"]
+
+
+def test_an_address_that_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):
+                if self.path == "/body":
+                    self.send_response(200)
+                    self.end_headers()
+                for _ in range(80):
+                    self.wfile.write(b"a")
+                    self.wfile.flush()
+                    time.sleep(0.05)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    connect = socket.create_connection
+    monkeypatch.setattr(remote, "public_address", lambda host, port: "93.184.216.34")
+    monkeypatch.setattr(remote.socket, "create_connection", lambda _, timeout: connect(server.server_address, timeout))
+    try:
+        for path in ("/head", "/body"):
+            started = time.monotonic()
+            with pytest.raises(ApiError, match="could not be read|took too long"):
+                fetch_public(f"http://public.example{path}", 10_000, 0.4)
+            assert time.monotonic() - started < 2
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -147,6 +147,26 @@ def test_pieces_in_other_formats_errors_and_cancelling(server: Running) -> None:
             socket.recv(timeout=5)
 
 
+def test_an_error_of_the_servers_own_is_told_and_logged(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(request: object) -> None:
+        raise RuntimeError("a tensor of the wrong shape")
+
+    monkeypatch.setattr(server.engine, "wave", broken)
+    with opened(server, "/v1/realtime") as socket:
+        send(socket, "response.create", response={"instructions": TEXT})
+        done = until(socket, "response.done")[-1]["response"]
+        assert done["status"] == "failed" and done["status_details"]["error"]["code"] == "internal_error"
+    with opened(server, "/v1/audio/speech/stream") as socket:
+        send(socket, "input.text", text=TEXT)
+        send(socket, "input.done")
+        messages = until(socket, "session.done")
+        assert [m["type"] for m in messages] == ["audio.start", "error", "audio.done", "session.done"]
+        assert messages[1]["error"]["code"] == "internal_error"
+    assert caplog.text.count("RuntimeError: a tensor of the wrong shape") == 2
+
+
 def test_a_client_that_leaves_frees_the_engine(server: Running) -> None:
     engine, dropped = server.engine, server.engine.dropped
     engine.gate.clear()

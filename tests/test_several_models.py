@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,11 @@ import torch
 pytest.importorskip("vllm")
 
 from chatterbox_vllm import AsyncChatterbox, ChatterboxTTS, ConfigError, SpeechParameters, SpeechRequest
+from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.errors import DeviceError, GenerationError
+from chatterbox_vllm.families.registry import config_of, family_of
+from chatterbox_vllm.t3.options import T3Options
+from chatterbox_vllm.t3.vllm import lifetime, stage
 
 TEXT = "Three of us live in one house."
 KINDS: dict[str, Callable[[Path], ChatterboxTTS]] = {
@@ -115,3 +121,23 @@ def test_an_iterator_of_a_model_that_was_shut_down_says_so(babbler: Path) -> Non
     tts.shutdown()
     with pytest.raises(ConfigError, match="shut down"):
         next(results)
+
+
+def test_an_engine_whose_first_step_fails_makes_room_for_another(
+    babbler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: object) -> None:
+        raise GenerationError("the T3 engine failed") from torch.OutOfMemoryError("out of memory")
+
+    ended: list[str] = []
+    engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: ended.append("engine")))
+    monkeypatch.setattr(stage, "new_stream", lambda *_: None)
+    monkeypatch.setattr(stage.T3Stage, "_start", lambda *_: engine)
+    monkeypatch.setattr(stage.T3Stage, "_speak_once", no_room)
+    config = config_of(babbler)
+    weights = Weights(babbler / family_of(config.family).t3)
+    with pytest.raises(DeviceError, match="cannot start: out of memory; here it is max_model_len"):
+        stage.T3Stage(config.t3, weights, T3Options(torch.float32), torch.device("cuda", 0))
+    assert ended == ["engine"]
+    lifetime.enter(torch.device("cpu"))  # refused beside an engine on another device
+    lifetime.leave(torch.device("cpu"))

@@ -116,7 +116,10 @@ def test_what_is_dropped_does_not_come_back(
 
 
 def test_an_utterance_that_fails_takes_no_other_with_it(
-    threaded: ThreadedSynthesis, s3gen: SlowS3Gen, say: Callable[..., TokensToSpeak]
+    threaded: ThreadedSynthesis,
+    s3gen: SlowS3Gen,
+    say: Callable[..., TokensToSpeak],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     threaded.add({"first": say(10)})
     assert s3gen.begun.acquire(timeout=30)
@@ -126,6 +129,7 @@ def test_an_utterance_that_fails_takes_no_other_with_it(
     outcomes = collect(threaded, 3)
     assert float(outcomes["fine"]) == 20.0
     assert isinstance(outcomes["unlucky"], GenerationError) and "unlucky" in str(outcomes["unlucky"])
+    assert "Traceback" in caplog.text, "what went wrong inside is for the log to tell"
 
 
 def test_a_stage_that_cannot_choose_fails_what_waits_and_goes_on(

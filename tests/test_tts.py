@@ -26,6 +26,8 @@ from chatterbox_vllm import (
 )
 from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.engine.synthesis import InlineSynthesis
+from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 from .made_up_clips import babble
 
@@ -197,6 +199,18 @@ def test_shut_down(babbler: Path) -> None:
     assert s3gen() is None and model.get_quantization_info()["s3gen"] is None
     with pytest.raises(ConfigError, match="shut down"):
         model.generate("Hello.")
+
+
+def test_where_s3gen_cannot_start_t3_does_not_stay(babbler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    close, closed = T3Stage.close, []
+    monkeypatch.setattr(InlineSynthesis, "warm_up", no_room)
+    monkeypatch.setattr(T3Stage, "close", lambda stage: (closed.append(stage), close(stage)))
+    with pytest.raises(DeviceError, match="S3Gen cannot start: no room for a graph"):
+        ChatterboxTTS.from_local(babbler, "cpu", max_model_len=256, max_batch_size=1, watermark=False)
+    assert len(closed) == 1
 
 
 def test_devices(babbler: Path) -> None:

@@ -16,7 +16,7 @@ from chatterbox_vllm.voices.entries import About
 from chatterbox_vllm.voices.naming import draw_id
 from chatterbox_vllm.voices.place import default_directory
 from chatterbox_vllm.voices.preview import preview_of
-from chatterbox_vllm.voices.records import record_key
+from chatterbox_vllm.voices.records import Consents, Records, record_key
 
 from .made_up_clips import babble
 from .test_voice_files import made_up_voice
@@ -281,3 +281,23 @@ def test_a_directory_that_cannot_be_written_serves(library: VoiceLibrary) -> Non
     finally:
         for path in paths:
             path.chmod(0o700)
+
+
+def test_no_recording_of_a_consent_stays_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    consents = Consents(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="full"):
+        patch.setattr(Records, "put", full)
+        consents.create("Anna", "en", b"I agree.")
+    assert list(tmp_path.iterdir()) == []
+    kept = consents.create("Anna", "en", b"I agree.")
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="cannot be removed"):
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+        consents.delete(kept.id)
+    assert consents.all() == [kept], "it is still there to be removed"
+    assert consents.delete(kept.id) and list(tmp_path.iterdir()) == []
+    assert not consents.delete(kept.id) and not consents.delete("../" + kept.id)

@@ -20,7 +20,7 @@ from chatterbox_vllm.voices.hearing import Target
 SAMPLE_RATE = 24_000
 _TOLD_TOGETHER = 9  # tokens at most, a third of a second of speech
 _HASTY_CHUNKS = 2  # of a piece, for which nothing is waited for that they do not need
-_SOONEST = -1e9  # the deadline of a stream that nobody has heard yet, before all that have begun
+_SOONEST = -1e9  # seconds: the deadline of a stream that nobody has heard yet, before all that have begun
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class SpeechStream:
             seed=segment_seed(self.seed, k),
             before=stream.last,
             priority=self.request.priority,
-            due=self._due(samples_out),
+            due=dry_at(self.submitted, self.first_heard, samples_out),
             unheard=self.ending.unheard,
         )
 
@@ -185,11 +185,10 @@ class SpeechStream:
             self.first_heard = time.monotonic()
         return torch.from_numpy(audio)
 
-    def _due(self, samples_out: int) -> float:
-        """When a listener who hears everything at once has heard all that is out."""
-        if self.first_heard is None:
-            return self.submitted + _SOONEST
-        return self.first_heard + samples_out / SAMPLE_RATE
+
+def dry_at(submitted: float, first_heard: float | None, samples_out: int) -> float:
+    """When a listener has nothing more to hear: who has heard nothing yet goes before all others."""
+    return submitted + _SOONEST if first_heard is None else first_heard + samples_out / SAMPLE_RATE
 
 
 def _padded(audio: np.ndarray, before: float, after: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from chatterbox_vllm.engine.chunks import SAMPLE_RATE
+from chatterbox_vllm.engine.chunks import SAMPLE_RATE, dry_at
 from chatterbox_vllm.engine.prompts import Piece
 from chatterbox_vllm.engine.request import SpeechRequest, segment_seed
 from chatterbox_vllm.engine.source import Source
@@ -22,7 +22,6 @@ from chatterbox_vllm.voices.hearing import Speaker
 
 # Rendered in one pass up to this, as T3's utterances are at most: 40 s.
 LONGEST_WHOLE = 1000
-_SOONEST = 1e9  # seconds: the deadline of a stream that nobody has heard yet, before all that have begun
 _NOT_HEARD = 10.0  # seconds: how much later what nobody waits for is due than what somebody does
 
 
@@ -137,6 +136,4 @@ class ConversionStream:
         """When a listener has heard all that is out; without one, as for one who began with the request, but later."""
         if not self.heard:
             return self._submitted + samples_out / SAMPLE_RATE + _NOT_HEARD
-        if self._first_heard is None:
-            return self._submitted - _SOONEST
-        return self._first_heard + samples_out / SAMPLE_RATE
+        return dry_at(self._submitted, self._first_heard, samples_out)

@@ -89,18 +89,19 @@ class Engine(Generic[Talking]):
                     return
                 yield event
         finally:
-            events.close()
+            with self._stepping:  # `shutdown` may be at work
+                events.close()
             self.give_back()
 
     def shutdown(self) -> bool:
         """End the use that is going on, stop the stages and free their memory; False if that was done before."""
-        if self._end_use is not None:
-            self._end_use()
+        if (end_use := self._end_use) is not None:
+            end_use()
         with self._stepping, self._lending:
             if self.is_shut_down:
                 return False
             self.is_shut_down = True
-        self.scheduler.abort_all()
+            self.scheduler.abort_all()
         self.scheduler.preparation.close()
         self.voicing.close()
         self.voicing.stage.release()

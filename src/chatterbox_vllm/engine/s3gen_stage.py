@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -17,6 +18,8 @@ from chatterbox_vllm.s3gen.model import S3Gen, S3GenRequest
 from chatterbox_vllm.s3gen.noise import S3GenNoise
 from chatterbox_vllm.s3gen.streaming.state import StreamChunk
 from chatterbox_vllm.voices.hearing import Speaker
+
+logger = logging.getLogger(__name__)
 
 # Of prompts and generation together: a batch of more is split, so that its memory is bounded (32 of 20 s and 10 s).
 MOST_FRAMES = 48_000
@@ -190,4 +193,5 @@ def _as_own_error(error: Exception) -> ChatterboxError:
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return GenerationError(f"S3Gen ran out of memory for this utterance; shorten the text or the batch ({error})")
-    return GenerationError(f"S3Gen failed: {error}")
+    logger.error("S3Gen failed", exc_info=error)
+    return GenerationError(f"S3Gen failed ({type(error).__name__}: {error})")

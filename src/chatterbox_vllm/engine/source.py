@@ -29,7 +29,8 @@ class Source:
 def quiet_ends(levels: np.ndarray) -> tuple[int, ...]:
     """Where a recording is cut into chunks: at its quietest places, where a seam is least heard.
 
-    A chunk is 25, 50, 100, 200, then up to 500 tokens long (20 s), and at least three fifths of that.
+    Chunks are up to 25, 50, 100, 200, then 500 tokens long (20 s), and at least three fifths of that. The last is what
+    is left: at least a fifth of the size before it, and up to a fifth more than its own.
 
     Args:
         levels: the recording's mean power at each token, [n].

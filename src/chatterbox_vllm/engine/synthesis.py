@@ -2,13 +2,14 @@
 
 On a GPU, batches run in a thread of their own on a CUDA stream of their own, so that neither stage waits for the other:
 the thread takes its next batch from those that wait as soon as it is done with one. Watermarks are made by further
-threads, each with its stream. T3's kernels come first on the card, then the watermarks of chunks, S3Gen's, and
-other watermarks'. On a CPU
-everything runs in turn, since one stage's work would only slow the other's.
+threads, each with its stream. T3's kernels come first on the card, then the watermarks of chunks, then S3Gen's kernels,
+and last the watermarks of whole utterances. On a CPU everything runs in turn, since one stage's work would only slow
+the other's.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -28,6 +29,8 @@ from chatterbox_vllm.engine.s3gen_stage import AbandonedError, S3GenStage
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, Spoken, SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
 from chatterbox_vllm.voices.hearing import Speaker
+
+logger = logging.getLogger(__name__)
 
 Outcome = Spoken | ChatterboxError
 _Told = tuple[str, ToSpeak, Outcome]  # a segment, what was to be spoken, and what came of it
@@ -220,11 +223,12 @@ class ThreadedSynthesis:
                 self._out.update(batch)
             outcomes = self.stage.run(list(batch.values())) if batch else []
         except Exception as error:  # nothing may be lost, whatever went wrong
+            logger.exception("S3Gen failed")
             if not batch:
                 with self._lock:
                     batch, self._waiting.entries = self._waiting.entries, {}
                     self._out.update(batch)
-            outcomes = [GenerationError(f"S3Gen failed: {error}")] * len(batch)
+            outcomes = [GenerationError(f"S3Gen failed ({type(error).__name__}: {error})")] * len(batch)
         told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
         chunks = [one for one in told if isinstance(one[2], SpokenChunk)]
         # Chunks are short and many of one length: together they take a few launches in place of a few for each.
@@ -261,7 +265,9 @@ def _marked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tupl
     try:
         return _watermarked(watermarker, told)
     except Exception as error:
-        return [(key, GenerationError(f"the watermark failed: {error}")) for key, _, _ in told]
+        logger.exception("the watermark failed")
+        failure = GenerationError(f"the watermark failed ({type(error).__name__}: {error})")
+        return [(key, failure) for key, _, _ in told]
 
 
 def _watermarked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:

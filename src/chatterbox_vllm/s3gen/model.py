@@ -35,8 +35,9 @@ _PROMPTS_BYTES = 64 << 20  # kept on the device; a reference of 10 s takes 0.16 
 class S3Gen(S3GenNetworks):
     """The networks at work. One thread at a time.
 
-    A row of a batch comes out as it would alone: in float32 up to the rounding of sums in another order, in half
-    precision up to less than that differs from float32 (a mel by 1.5e-3 in float16, 1.1e-2 in bfloat16, relative L2).
+    A row of a batch comes out as it would alone. In float32 it differs from that by the rounding of sums in another
+    order. In half precision it differs by less than half precision itself does from float32, which for a mel is 1.5e-3
+    in float16 and 1.1e-2 in bfloat16 (relative L2).
     """
 
     def __init__(self, config: S3GenConfig):

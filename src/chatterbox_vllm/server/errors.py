@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from chatterbox_vllm.errors import (
     DeadlineError,
     OverloadedError,
 )
+
+logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499  # nginx's status for a client that has hung up; nobody receives it
 
@@ -102,6 +105,18 @@ def api_error(error: Exception, param: str | None = None, retry_after: float = 2
     if isinstance(error, ChatterboxError):
         return ApiError(500, str(error), code="generation_failed")
     return ApiError(500, "the server met an error of its own; its log tells more", code="internal_error")
+
+
+def told_error(error: Exception, request: str) -> ApiError:
+    """`api_error` where an error goes no further than into an answer; one of the server's own goes into the log, too.
+
+    Args:
+        request: its number.
+    """
+    found = api_error(error)
+    if found.code == "internal_error":
+        logger.error("%s failed", request, exc_info=error)
+    return found
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -95,9 +95,12 @@ class Gate:
     def _allows(self, origin: str, scope: Scope) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        parts = urlsplit(origin)
-        same = parts.netloc != "" and parts.netloc == headers_of(scope).get("host")
-        return same or ("loopback" in self._origins and is_loopback(_host_name(parts.netloc)))
+        try:
+            netloc = urlsplit(origin).netloc
+        except ValueError:  # such as "http://["
+            return False
+        same = netloc != "" and netloc == headers_of(scope).get("host")
+        return same or ("loopback" in self._origins and is_loopback(_host_name(netloc)))
 
     def _methods(self, scope: Scope) -> set[str]:
         """The methods of all routes that fit the path."""

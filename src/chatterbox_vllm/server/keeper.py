@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -141,7 +142,7 @@ class Keeper:
                 self._mean_seconds += 0.1 * (time.monotonic() - started - self._mean_seconds)
         finally:
             self.users -= 1
-            self._users_of_turn[turn] -= 1
+            self._users_of_turn -= Counter((turn,))  # which forgets turns that are over
             self.last_use = time.monotonic()
             self._look()
 
@@ -206,7 +207,7 @@ class Keeper:
             await self._share.take()
         while self._failures < _MOST_FAILURES:
             try:
-                self._engine = await asyncio.to_thread(self._start)
+                self._engine = await self._started()
             except Exception as error:
                 self.failure = error
                 self._failures += 1
@@ -225,6 +226,17 @@ class Keeper:
         logger.critical("%s has failed %d times in a row; it is given up", self._name, self._failures)
         if self._on_failure is not None:
             self._on_failure()
+
+    async def _started(self) -> AsyncChatterbox:
+        """What `start` gives. Where nobody waits for it any more, it is ended as soon as it is there."""
+        thread = ThreadPoolExecutor(1, "chatterbox-load")
+        loading = thread.submit(self._start)
+        thread.shutdown(wait=False)
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_end_late)
+            raise
 
     async def _sleep(self) -> None:
         await self._unload()
@@ -245,6 +257,11 @@ class Keeper:
         self.state = state
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _end_late(loading: Future[AsyncChatterbox]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        _end(loading.result())
 
 
 def _end(engine: AsyncChatterbox) -> None:

@@ -20,5 +20,5 @@ OPENAI_VOICES = (
 )
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15")
 REALTIME_MODELS = ("gpt-realtime", "gpt-realtime-mini", "gpt-4o-realtime-preview", "gpt-4o-mini-realtime-preview")
-# What this server calls its one model, whatever its files are.
+# Stands for the first model, whatever that is called.
 MODEL = "chatterbox"

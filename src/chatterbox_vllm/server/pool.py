@@ -93,7 +93,7 @@ class ModelPool:
     ):
         check_models(models, budget)
         self.models = {model.name: model for model in models}
-        self._most, self._budget, self._on_failure = most, budget, on_failure
+        self.most, self._budget, self._on_failure = most, budget, on_failure
         self.default = models[0].name
         self._taken: dict[str, None] = {}  # names of the models that take memory
         self._deciding = asyncio.Lock()
@@ -124,8 +124,8 @@ class ModelPool:
 
     @property
     def engines(self) -> Iterator[AsyncChatterbox]:
-        """Those that are open at this moment, to look at."""
-        return (keeper.engine for keeper in self.keepers.values() if keeper.engine is not None)
+        """Those that are open at this moment, to look at from any thread."""
+        return (engine for keeper in self.keepers.values() if (engine := keeper.engine) is not None)
 
     @property
     def is_healthy(self) -> bool:
@@ -139,7 +139,7 @@ class ModelPool:
             OverloadedError: there are as many requests as may be.
         """
         users = sum(keeper.users for keeper in self.keepers.values())
-        if users >= self._most:
+        if users >= self.most:
             raise OverloadedError(f"{users} requests are on their way, the most that are taken; try again later")
         return self.keepers[name].use()
 

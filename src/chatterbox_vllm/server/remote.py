@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from chatterbox_vllm.server.errors import ApiError
 
@@ -32,26 +35,25 @@ def fetch_public(url: str, most: int, seconds: float) -> bytes:
     """
     ends = time.monotonic() + seconds
     for _ in range(_MOST_REDIRECTS + 1):
-        parts = urlsplit(url)
+        parts = _parts(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
             raise _refused("an address must be http:// or https://, with a host and without a user's name")
         if _port(parts) != _PORTS[parts.scheme]:
             raise _refused(f"the port must be {_PORTS[parts.scheme]}")
-        connection = _connect(parts.scheme, parts.hostname, ends)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        headers = {"accept": "audio/*, */*;q=0.5", "user-agent": "chatterbox-vllm"}
         try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"accept": "audio/*, */*;q=0.5", "user-agent": "chatterbox-vllm"})
-            with connection.getresponse() as response:
-                if response.status in (301, 302, 303, 307, 308):
-                    url = urljoin(url, response.getheader("location", ""))
-                    continue
-                if response.status != 200:
-                    raise _refused(f"the address answered with status {response.status}")
-                return _read(response, most, ends)
+            with _connected(parts.scheme, parts.hostname, ends) as connection:
+                connection.request("GET", target, headers=headers)
+                with connection.getresponse() as response:
+                    if response.status in (301, 302, 303, 307, 308):
+                        url = urljoin(url, response.getheader("location", ""))
+                        continue
+                    if response.status != 200:
+                        raise _refused(f"the address answered with status {response.status}")
+                    return _read(response, most, ends)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _refused(f"the address could not be read ({type(error).__name__})") from None
-        finally:
-            connection.close()
     raise _refused(f"the address redirects more than {_MOST_REDIRECTS} times")
 
 
@@ -89,19 +91,41 @@ def is_public(address: str) -> bool:
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def _connect(scheme: str, host: str, ends: float) -> http.client.HTTPConnection:
-    """A connection to an address that was checked, under the host's own name."""
+@contextlib.contextmanager
+def _connected(scheme: str, host: str, ends: float) -> Iterator[http.client.HTTPConnection]:
+    """A connection to an address that was checked, under the host's own name; it is cut off when the time is over."""
     port = _PORTS[scheme]
     address = public_address(host, port)
     left = max(0.1, ends - time.monotonic())
-    connection = http.client.HTTPConnection(host, port, timeout=left)
-    try:
-        plain = socket.create_connection((address, port), timeout=left)
-        context = ssl.create_default_context() if scheme == "https" else None
-        connection.sock = plain if context is None else context.wrap_socket(plain, server_hostname=host)
-    except OSError as error:
-        raise _refused(f"{host!r} cannot be reached ({type(error).__name__})") from None
-    return connection
+    connection = http.client.HTTPConnection(host, port)
+    with contextlib.ExitStack() as stack:
+        stack.callback(connection.close)
+        try:
+            connection.sock = plain = socket.create_connection((address, port), timeout=left)
+            stack.enter_context(_cut_off_after(left, plain))
+            if scheme == "https":
+                connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+        except OSError as error:
+            raise _refused(f"{host!r} cannot be reached ({type(error).__name__})") from None
+        yield connection
+
+
+@contextlib.contextmanager
+def _cut_off_after(seconds: float, connected: socket.socket) -> Iterator[None]:
+    """Within, a connection is shut down once its time is over: a socket's timeout is of each byte that it waits for."""
+
+    def cut_off() -> None:
+        with contextlib.suppress(OSError):  # the other side was faster
+            handle.shutdown(socket.SHUT_RDWR)
+
+    with connected.dup() as handle:  # TLS takes the socket itself over
+        timer = threading.Timer(seconds, cut_off)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 def _read(response: http.client.HTTPResponse, most: int, ends: float) -> bytes:
@@ -110,9 +134,16 @@ def _read(response: http.client.HTTPResponse, most: int, ends: float) -> bytes:
         data += block
         if len(data) > most:
             raise _refused(f"the clip has more than {most} bytes")
-        if time.monotonic() > ends:
-            raise _refused("the clip took too long to come")
+    if time.monotonic() > ends:  # perhaps it was cut off
+        raise _refused("the clip took too long to come")
     return bytes(data)
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as "http://["
+        raise _refused("the address cannot be read") from None
 
 
 def _port(parts: Any) -> int:

@@ -7,12 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from pydantic_core import from_json
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
 from chatterbox_vllm.server.errors import ApiError
 
 _MOST_NONSENSE = 20  # messages that are no JSON object
 _POLICY, _GOING = 1008, 1001  # status of closing, by RFC 6455
+
+
+def is_open(socket: WebSocket) -> bool:
+    """Whether somebody is there to be told anything."""
+    return socket.client_state is socket.application_state is WebSocketState.CONNECTED
 
 
 class Inbox:

@@ -129,7 +129,6 @@ class Speaker:
         started = time.monotonic()
         async with self._engine(order) as engine:
             request = await self._request(engine, order)
-            tokens = _text_tokens(engine, order)
             result = await engine.speak(request, number)
             if result.error is not None:
                 raise result.error
@@ -140,7 +139,7 @@ class Speaker:
         seconds = time.monotonic() - started
         self.metrics.first_audio(seconds, streamed=False)
         self.metrics.spoken(result.samples / rate, seconds)
-        return Spoken(data, samples / rate, tokens, result)
+        return Spoken(data, samples / rate, result)
 
     @contextlib.asynccontextmanager
     async def _engine(self, order: Order) -> AsyncIterator[AsyncChatterbox]:
@@ -202,7 +201,7 @@ class Speaker:
         async with self._engine(order) as engine:
             pace = Pace(engine.tts.sr)
             request = await self._request(engine, order)
-            told.input_tokens = _text_tokens(engine, order)
+            told.input_tokens = await asyncio.to_thread(_text_tokens, engine, order)
             tempo = Tempo(order.speed, engine.tts.sr)
             async with contextlib.aclosing(engine.generate(request, number, stream=True)) as events:
                 async for event in events:
@@ -245,12 +244,10 @@ class Spoken:
 
     Attributes:
         seconds: of audio, at its speed.
-        tokens: of the text.
     """
 
     data: bytes
     seconds: float
-    tokens: int
     result: SpeechResult
 
     @property

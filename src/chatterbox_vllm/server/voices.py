@@ -7,6 +7,7 @@ import base64
 import binascii
 import difflib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -55,7 +56,8 @@ class VoiceBook:
     def __init__(self, options: ServerOptions):
         self.library = VoiceLibrary(options.voices_directory)
         self._options = options
-        self._enrolling = asyncio.Semaphore(_ENROLLING)
+        # Threads of its own: what was begun goes on when its client has left, and is to count until it ends.
+        self._enrolling = ThreadPoolExecutor(_ENROLLING, "chatterbox-enrol")
         self._own: dict[str, tuple[str, ...]] = {}  # by the model's name
         self._kinds: dict[str, str | None] = {}  # likewise, of the voices that it can use
 
@@ -98,11 +100,11 @@ class VoiceBook:
             AudioError: the clip cannot serve.
             ApiError: the model does not do with its loudness what is asked for.
         """
-        async with self._enrolling:
-            try:
-                return await asyncio.to_thread(tts.enrol_clip, clip, norm_loudness)
-            except ConfigError as error:
-                raise api_error(error, "norm_loudness") from error
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._enrolling, tts.enrol_clip, clip, norm_loudness)
+        except ConfigError as error:
+            raise api_error(error, "norm_loudness") from error
 
     async def clip(self, given: str) -> bytes:
         """The bytes of `ref_audio`.

@@ -15,11 +15,9 @@ from chatterbox_vllm.cuda.memory import spare_device_memory
 from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.listening import SourceReader
 from chatterbox_vllm.engine.preparation import Preparation
-from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import make_synthesis
 from chatterbox_vllm.engine.talker import NoTalker
-from chatterbox_vllm.errors import ChatterboxError, DeviceError
+from chatterbox_vllm.errors import DeviceError
 from chatterbox_vllm.families.layout import check_module_file
 from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.quantization.config import AUTO, QuantizationConfig
@@ -31,6 +29,7 @@ from chatterbox_vllm.setup.planning import Settings, automatic_tier
 from chatterbox_vllm.setup.preflight import cpu_watermarker, free_bytes
 from chatterbox_vllm.setup.support import require_support
 from chatterbox_vllm.setup.tiers import CPU_PLAN, GIB, Plan, tier_named
+from chatterbox_vllm.setup.voicing import start_synthesis
 from chatterbox_vllm.t3.quantization.methods import method_in_force
 from chatterbox_vllm.voices.hearing import Hearing, Target
 
@@ -119,13 +118,8 @@ def load_converter(settings: Settings, plan: Plan) -> Converter:
         cuda_graphs=settings.cuda_graphs,
         quantization=scheme_in_force(wanted, "s3gen", stored),
     )
-    voicing = make_synthesis(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
-    if target is not None:
-        try:
-            voicing.warm_up(target, family.defaults_of(config).diffusion_steps)
-        except ChatterboxError as error:
-            voicing.close()
-            raise DeviceError(f"S3Gen cannot start: {error}") from error
+    steps = family.defaults_of(config).diffusion_steps
+    voicing = start_synthesis(s3gen, plan, watermarker, device, target, steps)
     talker = NoTalker()
     scheduler = Scheduler(
         config.t3,

@@ -29,6 +29,7 @@ from chatterbox_vllm.setup.tiers import TIERS, Plan, Tier
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
+from chatterbox_vllm.t3.quantization.methods import AWQ_GROUP
 from chatterbox_vllm.voices.nets.voice_encoder import VoiceEncoder
 
 _ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others take one
@@ -44,7 +45,6 @@ _EXACT = (
     "S3Gen, the rest",
 )
 _HEAD_MULTIPLE = 64  # rows that vLLM rounds a vocabulary up to
-_AWQ_GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _t3_linear_bytes(
     if method in SCHEMES:
         return scheme_of(method, quantization.double_quant).stored_bytes(shape)
     if method == "awq":
-        groups = rows * columns // _AWQ_GROUP
+        groups = rows * columns // AWQ_GROUP
         return rows * columns // 2 + groups * 2 + groups // 2
     return rows * columns + rows * 4  # a byte each, and a float32 scale for each row
 

@@ -19,11 +19,9 @@ from chatterbox_vllm.engine.engine import Engine
 from chatterbox_vllm.engine.listening import SourceReader
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
-from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import make_synthesis
 from chatterbox_vllm.engine.talker import TalkerStage
-from chatterbox_vllm.errors import ChatterboxError, ConfigError, DeviceError
+from chatterbox_vllm.errors import ConfigError, DeviceError
 from chatterbox_vllm.families.layout import check_parts
 from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.quantization.config import COMPONENTS, QuantizationConfig
@@ -35,6 +33,7 @@ from chatterbox_vllm.setup.preflight import cpu_watermarker, preflight
 from chatterbox_vllm.setup.support import require_support, support
 from chatterbox_vllm.setup.talkers import open_talker
 from chatterbox_vllm.setup.tiers import Plan
+from chatterbox_vllm.setup.voicing import start_synthesis
 from chatterbox_vllm.t3.options import T3Options
 from chatterbox_vllm.t3.quantization.methods import check_decoding, method_in_force
 from chatterbox_vllm.voices.enrolment import VoiceEnroller
@@ -73,7 +72,7 @@ def load(settings: Settings, plan: Plan, fallback: bool) -> tuple[Parts, tuple[s
         steps.append(name)
         return replace(plan, quantization=config)
 
-    # A quantized file stays what it is, and what contradicts it is no matter of what can be had.
+    # A quantized file stays what it is: a method that contradicts it is an error, whatever `fallback` says.
     onto_stored = {part: plan.quantization.methods[part] for part in settings.stored.parts}
     contradicting = QuantizationConfig(**onto_stored, double_quant=plan.quantization.double_quant)
     in_force(contradicting, settings.directory, config_of(settings.directory))
@@ -146,14 +145,12 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         quantization=s3gen_scheme,
     )
     talker = open_talker(config.t3, files["t3"], options, device)
-    voicing = make_synthesis(S3GenStage(s3gen, plan.s3gen_batch, plan.s3gen_frames), watermarker, device)
-    if voice is not None:
-        try:
-            voicing.warm_up(voice, family.defaults_of(config).diffusion_steps)
-        except ChatterboxError as error:
-            voicing.close()
-            talker.close()
-            raise DeviceError(f"S3Gen cannot start: {error}") from error
+    try:
+        steps = family.defaults_of(config).diffusion_steps
+        voicing = start_synthesis(s3gen, plan, watermarker, device, voice, steps)
+    except BaseException:
+        talker.close()
+        raise
     scheduler = Scheduler(
         config.t3,
         Preparation(

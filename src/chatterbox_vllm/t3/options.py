@@ -24,8 +24,8 @@ class T3Options:
         cuda_graphs: capture decode steps; CUDA only.
         max_batched_tokens: most rows that one step takes in (prompts are split to fit).
         deterministic: tokens that do not depend on the batch in half precision either; CUDA only, and slower.
-        quantization: of the linear layers, one of `quantization.t3.T3_METHODS`; None leaves a plain checkpoint as it is
-            and takes a quantized one's own. Embeddings and the head stay in `dtype`.
+        quantization: of the linear layers, one of `T3_METHODS` in `t3/quantization/methods.py`; None leaves a plain
+            checkpoint as it is and takes a quantized one's own. Embeddings and the head stay in `dtype`.
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: rows that CUDA graphs are recorded for; None takes those of `t3.graph_sizes`.
         teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.

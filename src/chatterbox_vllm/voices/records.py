@@ -270,7 +270,11 @@ class Consents:
                 file.write(recording)
         except OSError as error:
             raise OutputError(f"{self.directory}: cannot be written ({error.strerror or error})") from error
-        self.records.put(consent)
+        try:
+            self.records.put(consent)
+        except BaseException:  # nobody would find it to remove it
+            self._recording(consent.id).unlink(missing_ok=True)
+            raise
         return consent
 
     def rename(self, consent: Consent, name: str) -> Consent:
@@ -284,11 +288,18 @@ class Consents:
         return changed
 
     def delete(self, consent: str) -> bool:
-        """Remove a consent and its recording; False where there was none."""
-        there = self.records.delete(consent)
-        if there:
+        """Remove a consent and its recording; False where there was none.
+
+        Raises:
+            OutputError: the recording cannot be removed; the consent then stays, to be removed again.
+        """
+        try:
             self._recording(consent).unlink(missing_ok=True)
-        return there
+        except ConfigError:  # it is no id
+            return False
+        except OSError as error:
+            raise OutputError(f"{self.directory}: {consent} cannot be removed ({error.strerror or error})") from error
+        return self.records.delete(consent)
 
     def _recording(self, consent: str) -> Path:
         return self.records.path(consent).with_suffix(".audio")

@@ -17,10 +17,10 @@ from fastapi import APIRouter, WebSocket
 from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from chatterbox_vllm.server.errors import ApiError, api_error
+from chatterbox_vllm.server.errors import ApiError, told_error
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
-from chatterbox_vllm.server.sockets import Inbox
+from chatterbox_vllm.server.sockets import Inbox, is_open
 from chatterbox_vllm.server.speaking import Told
 from chatterbox_vllm.text.arriving import ArrivingText
 
@@ -88,7 +88,9 @@ class _Session:
             place = ".".join(str(part) for part in problem["loc"])
             await self.fail(ApiError(400, f"{place}: {problem['msg']}", place, "invalid_value"))
         except Exception as error:
-            await self.fail(api_error(error))
+            if not is_open(self.socket):
+                raise
+            await self.fail(told_error(error, number_of(self.socket)))
         return False
 
     def _hear(self, text: Any) -> None:
@@ -129,23 +131,23 @@ class _Session:
         await self.socket.send_json({"type": "session.done", "total_sentences": count})
 
     async def _speak(self, text: str, index: int) -> None:
-        sent, failed = 0, False
+        sent, failed, number = 0, False, f"{number_of(self.socket)}-{index}"
         try:
             order = await self.service.speaker.order(self.wishes, text)
             note_order(self.socket, order)
             start = {"sentence_index": index, "sentence_text": text, "format": order.format}
             start["sample_rate"] = order.sample_rate
             await self.socket.send_json({"type": "audio.start", **start})
-            parts = self.service.speaker.stream(order, f"{number_of(self.socket)}-{index}", Told())
+            parts = self.service.speaker.stream(order, number, Told())
             async with contextlib.aclosing(parts):
                 async for part in parts:
                     sent += len(part)
                     await self.socket.send_bytes(part)
-        except (WebSocketDisconnect, ConnectionError, RuntimeError):
-            raise
         except Exception as error:
+            if not is_open(self.socket):
+                raise
             failed = True
-            await self.fail(api_error(error))
+            await self.fail(told_error(error, number))
         except asyncio.CancelledError:
             failed = True
         done = {"type": "audio.done", "sentence_index": index, "total_bytes": sent, "error": failed}

@@ -15,10 +15,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from chatterbox_vllm.audio.streams import pcm16
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
-from chatterbox_vllm.server.errors import ApiError, api_error
+from chatterbox_vllm.server.errors import ApiError, told_error
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
-from chatterbox_vllm.server.sockets import Inbox
+from chatterbox_vllm.server.sockets import Inbox, is_open
 from chatterbox_vllm.server.speaking import Told
 
 router = APIRouter()
@@ -31,8 +31,8 @@ async def realtime(socket: WebSocket, service: Here) -> None:
     offered = socket.scope.get("subprotocols", ())
     await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
     session = _Session(socket, service, socket.query_params.get("model"))
-    await session.send("session.created", session=session.described())
     try:
+        await session.send("session.created", session=session.described())
         async for event in Inbox(socket, service.options.max_seconds, session.fail):
             await session.take(event)
     except WebSocketDisconnect:
@@ -70,9 +70,10 @@ class _Session:
     async def send(self, kind: str, **fields: Any) -> None:
         await self.socket.send_json({"type": kind, "event_id": f"event_{secrets.token_hex(8)}", **fields})
 
-    async def fail(self, error: ApiError, cause: str | None = None) -> None:
-        """Tell of an error that ends nothing."""
-        await self.send("error", error={**error.body()["error"], "event_id": cause})
+    async def fail(self, error: ApiError, cause: object = None) -> None:
+        """Tell of an error that ends nothing, and by what event it came."""
+        event_id = cause if isinstance(cause, str) else None
+        await self.send("error", error={**error.body()["error"], "event_id": event_id})
 
     async def take(self, event: dict[str, Any]) -> None:
         """Do what an event asks for."""
@@ -89,10 +90,12 @@ class _Session:
                 await self.cancel()
             else:
                 raise ApiError(400, f"there is no event {kind!r} here: this server speaks text only", "type")
-        except (ApiError, ValidationError) as error:
-            found = error if isinstance(error, ApiError) else ApiError(400, str(error.errors()[0]["msg"]))
-            cause = event.get("event_id")
-            await self.fail(found, cause if isinstance(cause, str) else None)
+        except ValidationError as error:
+            await self.fail(ApiError(400, str(error.errors()[0]["msg"])), event.get("event_id"))
+        except Exception as error:
+            if not is_open(self.socket):
+                raise
+            await self.fail(told_error(error, number_of(self.socket)), event.get("event_id"))
 
     def _update(self, session: dict[str, Any]) -> None:
         """Take down how to speak; nothing changes where something cannot be had."""
@@ -147,13 +150,11 @@ class _Session:
         number = secrets.token_hex(8)
         names = {"response_id": f"resp_{number}", "item_id": f"item_{number}", "output_index": 0, "content_index": 0}
         answer: dict[str, Any] = {"id": f"resp_{number}", "object": "realtime.response", "output": []}
-        await self.send("response.created", response={**answer, "status": "in_progress"})
-        told = Told()
+        told, request = Told(), f"{number_of(self.socket)}-{number}"
         status, details = "completed", None
         try:
-            async with contextlib.aclosing(
-                self.service.speaker.waves(order, f"{number_of(self.socket)}-{number}", told)
-            ) as waves:
+            await self.send("response.created", response={**answer, "status": "in_progress"})
+            async with contextlib.aclosing(self.service.speaker.waves(order, request, told)) as waves:
                 async for wave in waves:
                     audio = base64.b64encode(pcm16(wave)).decode()
                     await self.send("response.output_audio.delta", delta=audio, **names)
@@ -161,10 +162,10 @@ class _Session:
             await self.send("response.output_audio_transcript.done", transcript=text, **names)
         except asyncio.CancelledError:
             status, details = "cancelled", {"type": "cancelled", "reason": "client_cancelled"}
-        except (WebSocketDisconnect, ConnectionError, RuntimeError):  # nobody is there to be told
-            return
         except Exception as error:
-            status, details = "failed", {"type": "failed", "error": api_error(error).body()["error"]}
+            if not is_open(self.socket):
+                return
+            status, details = "failed", {"type": "failed", "error": told_error(error, request).body()["error"]}
         done = {**answer, "status": status, "status_details": details, "usage": told.usage}
         with contextlib.suppress(WebSocketDisconnect, ConnectionError, RuntimeError):
             await self.send("response.done", response=done)

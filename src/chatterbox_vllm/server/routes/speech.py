@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
-from chatterbox_vllm.server.errors import ApiError, api_error, documented
+from chatterbox_vllm.server.errors import ApiError, documented, told_error
 from chatterbox_vllm.server.order import MOST_IGNORED, Order, ignored_fields, ignored_header
 from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
@@ -92,19 +92,19 @@ async def speech(body: SpeechBody, request: Request, service: Here) -> Response:
 
 async def _events(request: Request, service: Service, order: Order) -> Response:
     note_order(request, order)
-    told = Told()
-    parts = service.speaker.stream(order, number_of(request), told)
+    number, told = number_of(request), Told()
+    parts = service.speaker.stream(order, number, told)
     first = await while_connected(request, anext(parts))
-    return AudioStream(_delta(first), _deltas(parts, told), "text/event-stream", order.headers)
+    return AudioStream(_delta(first), _deltas(parts, told, number), "text/event-stream", order.headers)
 
 
-async def _deltas(parts: AsyncGenerator[bytes, None], told: Told) -> AsyncGenerator[bytes, None]:
+async def _deltas(parts: AsyncGenerator[bytes, None], told: Told, number: str) -> AsyncGenerator[bytes, None]:
     try:
         async with contextlib.aclosing(parts):
             async for part in parts:
                 yield _delta(part)
     except Exception as error:  # the status has gone out
-        yield _event({"type": "error", **api_error(error).body()})
+        yield _event({"type": "error", **told_error(error, number).body()})
         return
     yield _event({"type": "speech.audio.done", "usage": told.usage})
 
@@ -121,7 +121,8 @@ def _event(content: dict[str, Any]) -> bytes:
 async def batch(body: BatchBody, request: Request, response: Response, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
-    Fields of the batch stand for items that do not have them.
+    Fields of the batch stand for items that do not have them. Half of the requests that the server takes at once may be
+    items of one batch; its other items wait.
     """
     common = body.model_dump(exclude={"items"}, exclude_none=True)
     wishes = [
@@ -131,8 +132,9 @@ async def batch(body: BatchBody, request: Request, response: Response, service: 
     response.headers.update(ignored_header(islice(ignored, MOST_IGNORED)))
     number = number_of(request)
     note(request.scope)["items"] = len(body.items)
+    places = asyncio.Semaphore(max(1, service.pool.most // 2))  # so that others find room beside a batch
     tasks = (
-        _item(service, wish, item.input, index, number)
+        _item(service, places, wish, item.input, index, number)
         for index, (wish, item) in enumerate(zip(wishes, body.items, strict=True))
     )
     results = await while_connected(request, asyncio.gather(*tasks))
@@ -142,14 +144,15 @@ async def batch(body: BatchBody, request: Request, response: Response, service: 
     )
 
 
-async def _item(service: Service, wish: Speaking, text: str, index: int, number: str) -> BatchResult:
+async def _item(
+    service: Service, places: asyncio.Semaphore, wish: Speaking, text: str, index: int, number: str
+) -> BatchResult:
     try:
-        order = await service.speaker.order(wish, text)
-        spoken = await service.speaker.whole(order, f"{number}-{index}")
+        async with places:
+            order = await service.speaker.order(wish, text)
+            spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
-        found = api_error(error)
-        if found.code == "internal_error":
-            raise
+        found = told_error(error, f"{number}-{index}")
         return BatchResult(index=index, status="error", error=found.body()["error"])
     return BatchResult(
         index=index,

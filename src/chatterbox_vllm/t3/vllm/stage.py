@@ -94,11 +94,14 @@ class T3Stage:
         except BaseException as error:
             self._directory.close()
             if isinstance(error, (RuntimeError, ValueError, MemoryError, torch.OutOfMemoryError)):
-                remedy = _LESS_MEMORY if "memory" in f"{type(error).__name__} {error}".lower() else ""
-                raise DeviceError(f"the T3 engine cannot start: {error}{remedy}") from error
+                raise _cannot_start(error) from error
             raise
         if device.type == "cuda":
-            self._speak_once()
+            try:
+                self._speak_once()
+            except GenerationError as error:
+                self.close()
+                raise _cannot_start(error.__cause__ or error) from error
 
     def _start(self, directory: Path, quantization: str | None) -> Any:
         from vllm import ModelRegistry
@@ -356,6 +359,11 @@ class T3Stage:
             place = urlsplit(meeting_place)
             if place.scheme == "file":
                 Path(place.path).unlink(missing_ok=True)
+
+
+def _cannot_start(error: BaseException) -> DeviceError:
+    remedy = _LESS_MEMORY if "memory" in f"{type(error).__name__} {error}".lower() else ""
+    return DeviceError(f"the T3 engine cannot start: {error}{remedy}")
 
 
 def _finish_reason(output: Any) -> Literal["stop", "length"]:
