@@ -104,12 +104,13 @@ def test_voices_of_one_model(tmp_path: Path) -> None:
 
 
 def test_a_name_with_voices_of_two_kinds_is_listed_once(tmp_path: Path) -> None:
-    facts = {"second": {"voice_kind": "turbo"}, "third": {"voice_kind": "other"}}
+    turbos = replace(a_voice(), recipe="turbo")
+    facts = {"second": {"voice_kind": turbos.kind}, "third": {"voice_kind": "other"}}
     others = {"second": FakeEngine, "third": FakeEngine}
     with running(tmp_path, others=others, facts=facts) as server, client_of(server) as client:
         library = VoiceLibrary(server.voices)
         clip = About(preview=preview_of_clip(a_clip()))
-        library.keep("ada", replace(a_voice(), recipe="turbo"), about=clip)
+        library.keep("ada", turbos, about=clip)
         library.keep("ada", a_voice(), about=clip)
         for model in (None, "fake", "second", "third"):
             params = {} if model is None else {"model": model}
