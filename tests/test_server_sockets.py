@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.text.arriving import ArrivingText
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, eventually, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, FakeEngine, Running, eventually, running
 
 TEXT = "Speak this to me, please."
 
@@ -159,6 +162,66 @@ def test_a_client_that_leaves_frees_the_engine(server: Running) -> None:
         eventually(lambda: engine.dropped == dropped + 1 and engine.running == 0)
     finally:
         engine.gate.set()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_all_text_has_come_and_the_client_changes_its_mind(server: Running, leaves: bool) -> None:
+    engine, dropped = server.engine, server.engine.dropped
+    engine.gate.clear()
+    try:
+        with opened(server, "/v1/audio/speech/stream") as socket:
+            send(socket, "input.text", text=f"{TEXT} {TEXT}\n{TEXT}")
+            send(socket, "input.done")
+            until(socket, "audio.start")
+            eventually(lambda: engine.running == 1)
+            if not leaves:
+                send(socket, "input.text", text=TEXT)
+                assert "input.done" in until(socket, "error")[-1]["error"]["message"]
+                send(socket, "cancel")
+                assert until(socket, "audio.done")[-1]["error"] is True
+                assert until(socket, "session.done")[-1]["total_sentences"] == 1
+        eventually(lambda: engine.dropped == dropped + 1 and engine.running == 0)
+    finally:
+        engine.gate.set()
+
+
+def test_what_a_configuration_does_not_say_and_one_that_is_refused(server: Running) -> None:
+    with opened(server, "/v1/audio/speech/stream") as socket:
+        send(socket, "session.config", seed=9, response_format=None)
+        send(socket, "session.config", model="none of ours", seed=8)
+        assert until(socket, "error")[-1]["error"]["code"] == "model_not_found"
+        send(socket, "input.text", text=TEXT)
+        send(socket, "input.done")
+        assert until(socket, "audio.start")[-1]["format"] == "pcm"
+        until(socket, "session.done")
+    assert server.engine.requests[-1].parameters.seed == 9
+
+
+class Broken(FakeEngine):
+    """An engine with a fault that nobody has foreseen."""
+
+    async def generate(self, request: Any, request_id: str | None = None, *, stream: bool = False) -> Any:
+        yield SimpleNamespace(audio=self.wave(request), start=0)
+        raise ZeroDivisionError("a fault of ours")
+
+
+def test_faults_of_our_own_are_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def logged() -> int:
+        return sum(record.exc_info is not None and "failed" in record.getMessage() for record in caplog.records)
+
+    with running(tmp_path, Broken) as broken:
+        body = {"input": TEXT, "stream_format": "sse", "response_format": "pcm"}
+        assert "internal_error" in httpx.post(broken.url + "/v1/audio/speech", json=body).text
+        assert logged() == 1
+        with opened(broken, "/v1/audio/speech/stream") as socket:
+            send(socket, "input.text", text=TEXT)
+            send(socket, "input.done")
+            assert until(socket, "error")[-1]["error"]["code"] == "internal_error"
+        assert logged() == 2
+        with opened(broken, "/v1/realtime") as socket:
+            send(socket, "response.create", response={"instructions": TEXT})
+            until(socket, "response.done")
+        assert logged() == 3
 
 
 def test_a_flood_of_nonsense_and_large_messages_are_cut_off(server: Running) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatterbox_vllm.server.asgi import REQUEST_ID, note, refuse
-from chatterbox_vllm.server.errors import CLIENT_GONE, api_error
+from chatterbox_vllm.server.errors import CLIENT_GONE, answer_to
 from chatterbox_vllm.server.limits import Stalled
 from chatterbox_vllm.server.metrics import Metrics
 
@@ -42,9 +42,7 @@ class Access:
                 answer.status = CLIENT_GONE
                 note(scope)["end"] = str(error)
             except Exception as error:
-                found = api_error(error)
-                if found.code == "internal_error":
-                    logger.exception("%s failed", number)
+                found = answer_to(error, number)
                 answer.failed = True
                 if answer.started:
                     raise

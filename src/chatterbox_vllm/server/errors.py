@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from chatterbox_vllm.errors import (
     DeadlineError,
     OverloadedError,
 )
+
+logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499  # nginx's status for a client that has hung up; nobody receives it
 
@@ -102,6 +105,18 @@ def api_error(error: Exception, param: str | None = None, retry_after: float = 2
     if isinstance(error, ChatterboxError):
         return ApiError(500, str(error), code="generation_failed")
     return ApiError(500, "the server met an error of its own; its log tells more", code="internal_error")
+
+
+def answer_to(error: Exception, number: str) -> ApiError:
+    """The answer to whatever ended a request. The log has what the answer does not tell.
+
+    Args:
+        number: of the request.
+    """
+    found = api_error(error)
+    if found.code == "internal_error":
+        logger.error("%s failed", number, exc_info=error)
+    return found
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from chatterbox_vllm.audio.streams import pcm16
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE
-from chatterbox_vllm.server.errors import ApiError, api_error
+from chatterbox_vllm.server.errors import ApiError, answer_to
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
 from chatterbox_vllm.server.sockets import Inbox
@@ -164,7 +164,7 @@ class _Session:
         except (WebSocketDisconnect, ConnectionError, RuntimeError):  # nobody is there to be told
             return
         except Exception as error:
-            status, details = "failed", {"type": "failed", "error": api_error(error).body()["error"]}
+            status, details = "failed", {"type": "failed", "error": answer_to(error, number_of(self.socket)).body()["error"]}
         done = {**answer, "status": status, "status_details": details, "usage": told.usage}
         with contextlib.suppress(WebSocketDisconnect, ConnectionError, RuntimeError):
             await self.send("response.done", response=done)

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
-from chatterbox_vllm.server.errors import ApiError, api_error, documented
+from chatterbox_vllm.server.errors import ApiError, answer_to, api_error, documented
 from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchItem, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
@@ -94,16 +94,16 @@ async def _events(request: Request, service: Service, order: Order) -> Response:
     told = Told()
     parts = service.speaker.stream(order, number_of(request), told)
     first = await while_connected(request, anext(parts))
-    return AudioStream(_delta(first), _deltas(parts, told), "text/event-stream", order.headers)
+    return AudioStream(_delta(first), _deltas(parts, told, number_of(request)), "text/event-stream", order.headers)
 
 
-async def _deltas(parts: AsyncGenerator[bytes, None], told: Told) -> AsyncGenerator[bytes, None]:
+async def _deltas(parts: AsyncGenerator[bytes, None], told: Told, number: str) -> AsyncGenerator[bytes, None]:
     try:
         async with contextlib.aclosing(parts):
             async for part in parts:
                 yield _delta(part)
     except Exception as error:  # the status has gone out
-        yield _event({"type": "error", **api_error(error).body()})
+        yield _event({"type": "error", **answer_to(error, number).body()})
         return
     yield _event({"type": "speech.audio.done", "usage": told.usage})
 
