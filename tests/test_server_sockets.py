@@ -76,7 +76,12 @@ def test_realtime_answers_can_be_cancelled_and_errors_end_nothing(server: Runnin
             {"type": "session.update"},
             {"type": "session.update", "session": {"speed": 9}},
             {"type": "session.update", "session": {"audio": {"output": {"format": {"type": "audio/pcmu"}}}}},
+            {
+                "type": "session.update",
+                "session": {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 8000}}}},
+            },
             {"type": "response.create"},
+            {"type": "response.create", "response": {"instructions": TEXT, "output_audio_format": "g711_ulaw"}},
             {"type": "response.create", "response": {"instructions": "x" * 601}},
             {"type": "response.create", "response": [1]},
         ):
@@ -250,6 +255,15 @@ def test_what_no_answer_could_repeat_is_refused_and_ends_nothing(server: Running
         assert error["code"] == "invalid_json" and "line 1 column" in error["message"]
         send(socket, "no such thing")
         assert "no such thing" in until(socket, "error")[-1]["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/models"])
+def test_a_socket_that_is_none(server: Running, path: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        opened(server, path)
+    answer = refused.value.response
+    assert answer.status_code == 404 and answer.headers["x-request-id"].startswith("req_")
+    assert json.loads(answer.body)["error"]["code"] == "not_found"
 
 
 def test_keys_and_origins_hold_for_sockets(server: Running, tmp_path_factory: pytest.TempPathFactory) -> None:

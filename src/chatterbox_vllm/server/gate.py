@@ -55,11 +55,14 @@ class Gate:
         except ApiError as error:
             await refuse(scope, receive, send, error)
             return
+        if scope["type"] == "websocket" and not self._is_taken(scope):
+            await refuse(scope, receive, send, ApiError(404, f"{scope['path']} is no WebSocket", code="not_found"))
+            return
         if scope["type"] == "http":
             if scope["method"] == "OPTIONS":
                 await self._options(scope, receive, send)
                 return
-            if scope["method"] == "HEAD" and "HEAD" not in (methods := self._methods(scope)) and "GET" in methods:
+            if scope["method"] == "HEAD" and not self._is_taken(scope) and "GET" in methods_of(self._routes, scope):
                 scope["method"] = "GET"
                 send = _without_body(send)
         await self.app(scope, receive, send)
@@ -99,20 +102,16 @@ class Gate:
         same = parts.netloc != "" and parts.netloc == headers_of(scope).get("host")
         return same or ("loopback" in self._origins and is_loopback(_host_name(parts.netloc)))
 
-    def _methods(self, scope: Scope) -> set[str]:
-        """The methods of all routes that fit the path."""
-        probe = {**scope, "type": "http"}
-        fitting = (route for route in self._routes if route.matches(probe)[0] is not Match.NONE)
-        return {method for route in fitting for method in getattr(route, "methods", None) or ()}
+    def _is_taken(self, scope: Scope) -> bool:
+        """Whether a route is for this path and method, or for a WebSocket there."""
+        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
 
     async def _options(self, scope: Scope, receive: Receive, send: Send) -> None:
-        methods = self._methods(scope)
+        methods = methods_of(self._routes, scope)
         if not methods:
             await refuse(scope, receive, send, ApiError(404, f"there is no {scope['path']}", code="not_found"))
             return
-        if "GET" in methods:
-            methods.add("HEAD")
-        allowed = ", ".join(sorted({*methods, "OPTIONS"})).encode()
+        allowed = ", ".join(methods).encode()
         raw = [(b"allow", allowed)]
         if _is_preflight(scope):
             asked = headers_of(scope).get("access-control-request-headers", "authorization, content-type")
@@ -124,6 +123,13 @@ class Gate:
             ]
         await send({"type": "http.response.start", "status": 204, "headers": raw})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def methods_of(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that a path takes; none where there is no such path."""
+    fitting = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    found = {method for route in fitting for method in getattr(route, "methods", None) or ()}
+    return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set())) if found else []
 
 
 def _digest(key: str) -> bytes:

@@ -2,8 +2,8 @@
 
 The client sends `{"type": "session.config", …}` with fields of the speech endpoint (optional), `{"type": "input.text",
 "text": …}` any number of times, `{"type": "input.flush"}` to have all of it spoken, and `{"type": "input.done"}`.
-`{"type": "cancel"}` drops what is not spoken yet, at any time. For each stretch of whole sentences the server sends `audio.start`,
-binary messages of audio, and `audio.done`; in the end `session.done`.
+`{"type": "cancel"}` drops what is not spoken yet, at any time. For each stretch of whole sentences the server sends
+`audio.start`, binary messages of audio, and `audio.done`; in the end `session.done`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class _Session:
         kind = event.get("type")
         try:
             if self.ended and kind != "cancel":
-                raise ApiError(400, "after input.done only cancel is taken; open another connection", "type", "invalid_value")
+                raise ApiError(
+                    400, "after input.done only cancel is taken; open another connection", "type", "invalid_value"
+                )
             if kind == "session.config":
                 wishes = Speaking.model_validate({name: value for name, value in event.items() if name != "type"})
                 order = await self._order(wishes, "")  # refused now rather than later

@@ -135,8 +135,10 @@ async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer
 
 async def _item(service: Service, common: dict[str, Any], item: BatchItem, index: int, number: str) -> BatchResult:
     try:
-        fields = common | item.model_dump(exclude={"input"}, exclude_none=True)
-        order = await service.speaker.order(Speaking.model_validate(fields), item.input)
+        own = item.model_dump(exclude={"input"}, exclude_none=True)
+        if "voice" in own:  # in place of the batch's, whether that is a name or a clip
+            common = {name: value for name, value in common.items() if name != "ref_audio"}
+        order = await service.speaker.order(Speaking.model_validate(common | own), item.input)
         spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
         found = api_error(error)
