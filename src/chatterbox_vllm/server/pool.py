@@ -93,7 +93,7 @@ class ModelPool:
     ):
         check_models(models, budget)
         self.models = {model.name: model for model in models}
-        self._most, self._budget, self._on_failure = most, budget, on_failure
+        self.most, self._budget, self._on_failure = most, budget, on_failure
         self.default = models[0].name
         self._taken: dict[str, None] = {}  # names of the models that take memory
         self._deciding = asyncio.Lock()
@@ -139,7 +139,7 @@ class ModelPool:
             OverloadedError: there are as many requests as may be.
         """
         users = sum(keeper.users for keeper in self.keepers.values())
-        if users >= self._most:
+        if users >= self.most:
             raise OverloadedError(f"{users} requests are on their way, the most that are taken; try again later")
         return self.keepers[name].use()
 

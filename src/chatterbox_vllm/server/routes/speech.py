@@ -120,12 +120,15 @@ def _event(content: dict[str, Any]) -> bytes:
 async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
+    Where they are many, some wait for the others: half of the requests that the server takes at once is left for others.
+
     Fields of the batch stand for items that do not have them.
     """
     common = body.model_dump(exclude={"items"}, exclude_none=True)
     number = number_of(request)
     note(request.scope)["items"] = len(body.items)
-    tasks = (_item(service, common, item, index, number) for index, item in enumerate(body.items))
+    places = asyncio.Semaphore(max(1, service.pool.most // 2))  # the rest are for others
+    tasks = (_item(service, common, item, index, number, places) for index, item in enumerate(body.items))
     results = await while_connected(request, asyncio.gather(*tasks))
     succeeded = sum(result.status == "success" for result in results)
     return BatchAnswer(
@@ -133,13 +136,16 @@ async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer
     )
 
 
-async def _item(service: Service, common: dict[str, Any], item: BatchItem, index: int, number: str) -> BatchResult:
+async def _item(
+    service: Service, common: dict[str, Any], item: BatchItem, index: int, number: str, places: asyncio.Semaphore
+) -> BatchResult:
     try:
         own = item.model_dump(exclude={"input"}, exclude_none=True)
         if "voice" in own:  # in place of the batch's, whether that is a name or a clip
             common = {name: value for name, value in common.items() if name != "ref_audio"}
         order = await service.speaker.order(Speaking.model_validate(common | own), item.input)
-        spoken = await service.speaker.whole(order, f"{number}-{index}")
+        async with places:
+            spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
         found = api_error(error)
         if found.code == "internal_error":
