@@ -20,7 +20,7 @@ MOST_HEADER_BYTES = 16 << 10
 OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/health", "/health/live", "/health/ready", "/docs", "/openapi.json"})
 OPEN_PATHS |= {"/page/facts.json", *(f"/page/{name}" for name in assets())}
 # Browsers cannot set headers of a WebSocket; OpenAI's clients then send the key as a subprotocol.
-_KEY_PROTOCOL = "openai-insecure-api-key."
+KEY_PROTOCOL = "openai-insecure-api-key."
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _PREFLIGHT_SECONDS = 600
 _EXPOSED = f"{REQUEST_ID}, retry-after, retry-after-ms, x-chatterbox-seed, x-chatterbox-finish-reason, " + (
@@ -142,7 +142,7 @@ def _key_of(scope: Scope) -> str:
     if scheme.lower() == "bearer":
         return key.strip()
     protocols = [word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")]
-    return next((word.removeprefix(_KEY_PROTOCOL) for word in protocols if word.startswith(_KEY_PROTOCOL)), "")
+    return next((word.removeprefix(KEY_PROTOCOL) for word in protocols if word.startswith(KEY_PROTOCOL)), "")
 
 
 def _host_name(netloc: str) -> str:

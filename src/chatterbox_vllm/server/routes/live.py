@@ -3,7 +3,8 @@
 The client sends `{"type": "session.config", …}` with fields of the speech endpoint (optional), `{"type": "input.text",
 "text": …}` any number of times, `{"type": "input.flush"}` to have all of it spoken, and `{"type": "input.done"}`.
 `{"type": "cancel"}` drops what is not spoken yet, at any time. For each stretch of whole sentences the server sends
-`audio.start`, binary messages of audio, and `audio.done`; in the end `session.done`.
+`audio.start`, binary messages of audio, and `audio.done`; in the end `session.done`. Where a key is needed, a browser's
+page, which cannot set headers, offers two subprotocols: any name, and `openai-insecure-api-key.KEY`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
 from chatterbox_vllm.server.errors import ApiError, answer_to
+from chatterbox_vllm.server.gate import KEY_PROTOCOL
 from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
@@ -31,7 +33,9 @@ router = APIRouter()
 @router.websocket("/audio/speech/stream")
 async def live(socket: WebSocket, service: Here) -> None:
     """Speak text that arrives in pieces."""
-    await socket.accept()
+    offered = socket.scope.get("subprotocols", ())
+    # Browsers hang up where none of those that they offer is chosen. A key is not repeated.
+    await socket.accept(subprotocol=next((name for name in offered if not name.startswith(KEY_PROTOCOL)), None))
     session = _Session(socket, service)
     # Both until the end: a client may cancel or leave while the last of its text is spoken.
     tasks = [asyncio.create_task(session.speak_all()), asyncio.create_task(session.hear_all())]

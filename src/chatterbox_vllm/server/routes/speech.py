@@ -120,7 +120,7 @@ def _event(content: dict[str, Any]) -> bytes:
 async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
-    Where they are many, some wait for the others: half of the requests that the server takes at once is left for others.
+    Where they are many, some wait for the rest, so that half of the server's places is left for other requests.
 
     Fields of the batch stand for items that do not have them.
     """
