@@ -120,13 +120,14 @@ def _event(content: dict[str, Any]) -> bytes:
 async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
-    Fields of the batch stand for items that do not have them. Half of the requests that the server takes at once may be
-    items of one batch; its other items wait.
+    Where they are many, some wait for the rest, so that half of the server's places is left for other requests.
+
+    Fields of the batch stand for items that do not have them.
     """
     common = body.model_dump(exclude={"items"}, exclude_none=True)
     number = number_of(request)
     note(request.scope)["items"] = len(body.items)
-    places = asyncio.Semaphore(max(1, service.pool.most // 2))  # so that others find room beside a batch
+    places = asyncio.Semaphore(max(1, service.pool.most // 2))  # the rest are for others
     tasks = (_item(service, places, common, item, index, number) for index, item in enumerate(body.items))
     results = await while_connected(request, asyncio.gather(*tasks))
     succeeded = sum(result.status == "success" for result in results)
@@ -139,9 +140,11 @@ async def _item(
     service: Service, places: asyncio.Semaphore, common: dict[str, Any], item: BatchItem, index: int, number: str
 ) -> BatchResult:
     try:
-        fields = common | item.model_dump(exclude={"input"}, exclude_none=True)
+        own = item.model_dump(exclude={"input"}, exclude_none=True)
+        if "voice" in own:  # in place of the batch's, whether that is a name or a clip
+            common = {name: value for name, value in common.items() if name != "ref_audio"}
         async with places:
-            order = await service.speaker.order(Speaking.model_validate(fields), item.input)
+            order = await service.speaker.order(Speaking.model_validate(common | own), item.input)
             spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
         found = told_error(error, f"{number}-{index}")
