@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -222,6 +223,19 @@ def test_previews_languages_and_voices_of_other_models(http: httpx.Client, serve
     assert damaged.status_code == 409 and damaged.json()["error"]["code"] == "voice_unusable"
 
 
+@pytest.mark.parametrize("name", ["Anna / 1", "default"])
+def test_any_name_of_a_kept_voice_serves(http: httpx.Client, server: Running, name: str) -> None:
+    consent = http.post("/v1/audio/voice_consents", data={"name": "x", "language": "en"}, files={"recording": a_clip()})
+    form = {"name": name, "consent": consent.json()["id"]}
+    assert http.post("/v1/audio/voices", data=form, files={"audio_sample": a_clip()}).status_code == 200
+    kept = VoiceLibrary(server.voices).get(name)
+    assert http.post("/v1/audio/speech", json={"input": TEXT, "voice": name}).status_code == 200
+    assert server.engine.requests[-1].voice is server.engine.tts.named[kept.path.stem]
+    address = f"/v1/audio/voices/{quote(name, safe='')}"
+    assert http.get(f"{address}/preview").headers["content-type"] == "audio/flac"
+    assert http.delete(address).json()["id"] == kept.id
+
+
 def test_batch(http: httpx.Client) -> None:
     items = [{"input": TEXT}, {"input": "mute"}, {"input": TEXT, "response_format": "pcm", "voice": "anna", "seed": 4}]
     answer = http.post("/v1/audio/speech/batch", json={"items": items, "response_format": "wav", "voice": "bert"})
@@ -249,6 +263,15 @@ def test_what_the_server_itself_fails_of_is_one_items_alone(
     answer = http.post("/v1/audio/speech/batch", json={"items": [{"input": "bug"}, {"input": TEXT}]})
     assert answer.status_code == 200 and (answer.json()["succeeded"], answer.json()["failed"]) == (1, 1)
     assert answer.json()["results"][0]["error"]["code"] == "internal_error"
+
+
+def test_an_items_voice_is_spoken_and_not_the_batchs_clip(http: httpx.Client, server: Running) -> None:
+    clip = base64.b64encode(a_clip()).decode()
+    body = {"items": [{"input": "One."}, {"input": "Two.", "voice": "anna"}], "ref_audio": clip}
+    assert http.post("/v1/audio/speech/batch", json=body).json()["succeeded"] == 2
+    spoken = {request.text: request.voice for request in server.engine.requests[-2:]}
+    named = server.engine.tts.named
+    assert spoken["Two."] is named["anna"] and spoken["One."] is named["clip"]
 
 
 def test_a_clip_in_the_request(http: httpx.Client, server: Running) -> None:
@@ -316,6 +339,21 @@ def test_every_answer_has_a_number_and_every_error_the_same_form(http: httpx.Cli
     assert len(numbers) == len(asked)
 
 
+@pytest.mark.parametrize("voice", [5, [], {}, {"id": ""}, {"id": 5}])
+def test_a_voice_that_is_none_is_told_by_its_field(http: httpx.Client, voice: object) -> None:
+    one = http.post("/v1/audio/speech", json={"input": TEXT, "voice": voice}).json()["error"]
+    many = http.post("/v1/audio/speech/batch", json={"items": [{"input": TEXT, "voice": voice}]}).json()["error"]
+    assert one["param"] == "voice" and many["param"] == "items.voice" and "an object with its id" in one["message"]
+
+
+def test_a_body_that_is_no_json_is_told_what_to_be(http: httpx.Client) -> None:
+    body = json.dumps({"input": TEXT}).encode()
+    for sent in ({"content": body}, {"data": {"input": TEXT}}, {"json": [TEXT]}, {}):
+        answer = http.post("/v1/audio/speech", **sent)
+        assert answer.status_code == 400
+        assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
 def test_accept_is_never_refused_and_options_and_head_are_answered(http: httpx.Client) -> None:
     body = {"input": TEXT}
     for accept in ("application/octet-stream", "text/html", "image/png;q=0.1"):
@@ -328,6 +366,8 @@ def test_accept_is_never_refused_and_options_and_head_are_answered(http: httpx.C
     assert http.options("/v1/audio/speech").headers["allow"] == "OPTIONS, POST"
     assert http.options("/v1/nothing").status_code == 404
     assert http.head("/v1/audio/speech").status_code == 405
+    for path in ("/v1/audio/voice_consents", "/v1/models"):
+        assert http.put(path).headers["allow"] == http.options(path).headers["allow"]
 
 
 def test_the_page_of_the_description_needs_nothing_from_elsewhere(http: httpx.Client) -> None:

@@ -40,11 +40,17 @@ def test_a_full_server_says_when_to_come_again(tmp_path: Path) -> None:
         assert 'chatterbox_failures_total{code="rate_limit_exceeded"} 3.0' in client.get("/metrics").text
 
 
-def test_a_batch_may_have_more_items_than_the_server_takes_requests(tmp_path: Path) -> None:
-    with running(tmp_path, max_requests=3) as server, httpx.Client(base_url=server.url, timeout=10) as client:
-        items = [{"input": TEXT} for _ in range(7)]
-        answer = client.post("/v1/audio/speech/batch", json={"items": items, "response_format": "pcm"}).json()
-        assert (answer["succeeded"], answer["failed"]) == (7, 0)
+def test_a_batch_of_more_texts_than_the_server_takes_at_once_is_spoken(tmp_path: Path) -> None:
+    with running(tmp_path, max_requests=4) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+        server.engine.gate.clear()
+        with ThreadPoolExecutor() as pool:
+            batch = {"items": [BODY] * 9, "response_format": "pcm"}
+            answer = pool.submit(client.post, "/v1/audio/speech/batch", json=batch)
+            eventually(lambda: server.engine.running == 2)
+            alone = pool.submit(client.post, "/v1/audio/speech", json=BODY)
+            eventually(lambda: server.engine.running == 3)
+            server.engine.gate.set()
+            assert answer.result().json()["succeeded"] == 9 and alone.result().status_code == 200
 
 
 def test_options_that_name_no_voice_are_refused_at_the_start(tmp_path: Path) -> None:
@@ -139,12 +145,16 @@ def test_told_to_end_it_finishes_what_it_has_begun(tmp_path: Path) -> None:
 def test_told_to_end_it_does_not_wait_for_ever(tmp_path: Path) -> None:
     with running(tmp_path, drain_seconds=0.5) as server, httpx.Client(base_url=server.url, timeout=10) as client:
         server.engine.gate.clear()
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             begun = pool.submit(client.post, "/v1/audio/speech", json=BODY)
-            eventually(lambda: server.engine.running == 1)
+            waiting = pool.submit(client.post, "/v1/audio/speech", json=BODY | {"stream": False})
+            eventually(lambda: server.engine.running == 2)
             server.server.handle_exit(15, None)
             with pytest.raises(httpx.TransportError):
                 begun.result()
+            answer = waiting.result()  # nothing of it had been sent
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "ending"
+            assert answer.headers["retry-after"] and answer.headers["x-request-id"]
         server.thread.join(10)
         assert not server.thread.is_alive() and server.engine.running == 0
 

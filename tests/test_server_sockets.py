@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.text.arriving import ArrivingText
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, eventually, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, FakeEngine, Running, eventually, running
 
 TEXT = "Speak this to me, please."
 
@@ -73,7 +76,12 @@ def test_realtime_answers_can_be_cancelled_and_errors_end_nothing(server: Runnin
             {"type": "session.update"},
             {"type": "session.update", "session": {"speed": 9}},
             {"type": "session.update", "session": {"audio": {"output": {"format": {"type": "audio/pcmu"}}}}},
+            {
+                "type": "session.update",
+                "session": {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 8000}}}},
+            },
             {"type": "response.create"},
+            {"type": "response.create", "response": {"instructions": TEXT, "output_audio_format": "g711_ulaw"}},
             {"type": "response.create", "response": {"instructions": "x" * 601}},
             {"type": "response.create", "response": [1]},
         ):
@@ -181,6 +189,66 @@ def test_a_client_that_leaves_frees_the_engine(server: Running) -> None:
         engine.gate.set()
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_all_text_has_come_and_the_client_changes_its_mind(server: Running, leaves: bool) -> None:
+    engine, dropped = server.engine, server.engine.dropped
+    engine.gate.clear()
+    try:
+        with opened(server, "/v1/audio/speech/stream") as socket:
+            send(socket, "input.text", text=f"{TEXT} {TEXT}\n{TEXT}")
+            send(socket, "input.done")
+            until(socket, "audio.start")
+            eventually(lambda: engine.running == 1)
+            if not leaves:
+                send(socket, "input.text", text=TEXT)
+                assert "input.done" in until(socket, "error")[-1]["error"]["message"]
+                send(socket, "cancel")
+                assert until(socket, "audio.done")[-1]["error"] is True
+                assert until(socket, "session.done")[-1]["total_sentences"] == 1
+        eventually(lambda: engine.dropped == dropped + 1 and engine.running == 0)
+    finally:
+        engine.gate.set()
+
+
+def test_what_a_configuration_does_not_say_and_one_that_is_refused(server: Running) -> None:
+    with opened(server, "/v1/audio/speech/stream") as socket:
+        send(socket, "session.config", seed=9, response_format=None)
+        send(socket, "session.config", model="none of ours", seed=8)
+        assert until(socket, "error")[-1]["error"]["code"] == "model_not_found"
+        send(socket, "input.text", text=TEXT)
+        send(socket, "input.done")
+        assert until(socket, "audio.start")[-1]["format"] == "pcm"
+        until(socket, "session.done")
+    assert server.engine.requests[-1].parameters.seed == 9
+
+
+class Broken(FakeEngine):
+    """An engine with a fault that nobody has foreseen."""
+
+    async def generate(self, request: Any, request_id: str | None = None, *, stream: bool = False) -> Any:
+        yield SimpleNamespace(audio=self.wave(request), start=0)
+        raise ZeroDivisionError("a fault of ours")
+
+
+def test_faults_of_our_own_are_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def logged() -> int:
+        return sum(record.exc_info is not None and "failed" in record.getMessage() for record in caplog.records)
+
+    with running(tmp_path, Broken) as broken:
+        body = {"input": TEXT, "stream_format": "sse", "response_format": "pcm"}
+        assert "internal_error" in httpx.post(broken.url + "/v1/audio/speech", json=body).text
+        assert logged() == 1
+        with opened(broken, "/v1/audio/speech/stream") as socket:
+            send(socket, "input.text", text=TEXT)
+            send(socket, "input.done")
+            assert until(socket, "error")[-1]["error"]["code"] == "internal_error"
+        assert logged() == 2
+        with opened(broken, "/v1/realtime") as socket:
+            send(socket, "response.create", response={"instructions": TEXT})
+            until(socket, "response.done")
+        assert logged() == 3
+
+
 def test_a_flood_of_nonsense_and_large_messages_are_cut_off(server: Running) -> None:
     with opened(server, "/v1/realtime") as socket, pytest.raises(ConnectionClosed):
         for _ in range(50):
@@ -209,6 +277,15 @@ def test_what_no_answer_could_repeat_is_refused_and_ends_nothing(server: Running
         assert "no such thing" in until(socket, "error")[-1]["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/models"])
+def test_a_socket_that_is_none(server: Running, path: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        opened(server, path)
+    answer = refused.value.response
+    assert answer.status_code == 404 and answer.headers["x-request-id"].startswith("req_")
+    assert json.loads(answer.body)["error"]["code"] == "not_found"
+
+
 def test_keys_and_origins_hold_for_sockets(server: Running, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(InvalidStatus, match="403"):
         opened(server, "/v1/realtime", origin="https://evil.example")
@@ -218,8 +295,9 @@ def test_keys_and_origins_hold_for_sockets(server: Running, tmp_path_factory: py
         with opened(locked, "/v1/realtime", additional_headers={"Authorization": "Bearer correct-horse"}) as socket:
             until(socket, "session.created")
         names = ["realtime", "openai-insecure-api-key.correct-horse"]
-        with opened(locked, "/v1/realtime", subprotocols=names) as socket:
-            assert socket.subprotocol == "realtime"
+        for path in ("/v1/realtime", "/v1/audio/speech/stream"):
+            with opened(locked, path, subprotocols=names[::-1]) as socket:
+                assert socket.subprotocol == "realtime"  # browsers hang up where none is chosen
 
 
 def test_arriving_text_is_cut_where_sentences_certainly_end() -> None:

@@ -91,9 +91,11 @@ def test_training_goes_through_both_stages_and_goes_on(tmp_path: Path, monkeypat
         ["--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "out"), "--device", "cpu", "--seconds", "8"]
         + ["--rows", "2", "--crop", "12", "--warm-up", "0.5", "--resume"]
     )
-    hift.train(arguments, S3GenConfig(hift=TINY))
+    trained = hift.train(arguments, S3GenConfig(hift=TINY))
     log = (tmp_path / "out" / "log.jsonl").read_text()
-    assert "judge" in log and "held_out_mels" in log
+    assert "judge" in log and "held_out_mels" in log and "held_out_unexcited" in log
+    # Learnt, it would shrink until nobody hears the source.
+    assert trained.m_source.l_linear.weight[0].tolist() == [1.0] + 8 * [0.0]
     arguments.seconds = 0.5
     hift.train(arguments, S3GenConfig(hift=TINY))
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) > len(log.splitlines())

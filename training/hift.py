@@ -44,6 +44,9 @@ _PITCH_SCALE = 30.0  # of the learning rate of the layer that speaks in Hz
 _PREDICTED = 0.5  # share of rows that the predicted pitch excites once the discriminators are there
 _QUIET = -4.0  # log magnitude of the first spectra
 _FIRST_RESIDUAL = 0.2
+# How much of each harmonic the source has. It is not learnt: while the vocoder cannot use the source yet, a smaller one
+# is better for its loss, and within a few hundred steps it is gone for good. Then the pitch comes from the mel alone.
+_FUNDAMENTAL, _OVERTONES = 1.0, 0.0
 _HELD_OUT_EVERY = 200  # steps
 _HELD_OUT_CROPS = 32
 
@@ -92,8 +95,11 @@ def starts_of(counts: np.ndarray, utterances: list[int], length: int) -> torch.T
 
 
 def initialise(hift: HiFT) -> None:
-    """Begin quietly, with small residuals, and with a pitch of some Hz."""
+    """Begin quietly, with small residuals, a source that is heard, and a pitch of some Hz."""
     with torch.no_grad():
+        harmonics = hift.m_source.l_linear
+        harmonics.weight.fill_(_OVERTONES)[:, 0] = _FUNDAMENTAL
+        harmonics.bias.zero_()
         for block in hift.modules():
             if isinstance(block, ResBlock):
                 for conv in block.convs2:
@@ -123,11 +129,12 @@ class VocoderTraining:
         self.crops, self.rows, self.device = crops, rows, device
         self.hift = HiFT(config)
         initialise(self.hift)
-        self.hift.to(device)
+        self.hift.to(device).m_source.requires_grad_(False)
+        self.learning = [p for p in self.hift.parameters() if p.requires_grad]
         self.judge = Discriminators().to(device)
         self.distance = SpectralDistance().to(device)
         classifier = set(self.hift.f0_predictor.classifier.parameters())
-        others = [p for p in self.hift.parameters() if p not in classifier]
+        others = [p for p in self.learning if p not in classifier]
         self.optimizer = self._adamw([{"params": others}, {"params": [*classifier], "scale": _PITCH_SCALE}], rate)
         self.judge_optimizer = self._adamw([{"params": [*self.judge.parameters()]}], rate)
 
@@ -171,25 +178,28 @@ class VocoderTraining:
 
     def _improve(self, made: torch.Tensor, wave: torch.Tensor, more: torch.Tensor) -> Noted:
         mels, spectra = self.distance(made, wave)
-        parameters = [*self.hift.parameters()]
         self.optimizer.zero_grad(set_to_none=True)
-        (_MELS * mels + _SPECTRA * spectra + more).backward(inputs=parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, _CLIP)
+        (_MELS * mels + _SPECTRA * spectra + more).backward(inputs=self.learning)
+        norm = nn.utils.clip_grad_norm_(self.learning, _CLIP)
         self.optimizer.step()
         return {"mels": mels.detach(), "spectra": spectra.detach(), "norm": norm}
 
     @torch.no_grad()
     def held_out(self, average: Average, starts: torch.Tensor) -> Noted:
-        """Of the averaged vocoder with its own pitch: the mels' distance, errors of voicing, and of pitch in Hz."""
+        """Of the averaged vocoder with its own pitch: the mels' distance, errors of voicing, and of pitch in Hz.
+
+        Without the pitch the distance has to be larger. Where it is not, the vocoder does not listen to its source.
+        """
         mel, pitch, wave = self.crops.at(starts)
         with average.applied():
             predicted = self.hift.f0_predictor(mel)
             mels, _ = self.distance(generate(self.hift, mel, predicted), wave)
+            unexcited, _ = self.distance(generate(self.hift, mel, torch.zeros_like(pitch)), wave)
         threshold = self.hift.config.voiced_threshold
         both = (pitch > threshold) & (predicted > threshold)
         off = ((predicted - pitch).abs() * both).sum() / both.sum().clamp(min=1)
         wrong = ((pitch > threshold) != (predicted > threshold)).float().mean()
-        return {"held_out_mels": mels, "held_out_hz": off, "held_out_voicing": wrong}
+        return {"held_out_mels": mels, "held_out_unexcited": unexcited, "held_out_hz": off, "held_out_voicing": wrong}
 
 
 def train(arguments: argparse.Namespace, config: S3GenConfig = SMALL.s3gen) -> HiFT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -10,13 +11,14 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatterbox_vllm.server.asgi import REQUEST_ID, note, refuse
-from chatterbox_vllm.server.errors import CLIENT_GONE, api_error
+from chatterbox_vllm.server.errors import CLIENT_GONE, ApiError, told_error
 from chatterbox_vllm.server.limits import Stalled
 from chatterbox_vllm.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 # Probes come every few seconds, and the page in many files.
 _QUIET = ("/health", "/metrics", "/page")
+_ENDING = ApiError(503, "the server is ending; ask again when it has been started", code="ending", retry_after=5.0)
 
 
 class Access:
@@ -41,10 +43,12 @@ class Access:
             except Stalled as error:
                 answer.status = CLIENT_GONE
                 note(scope)["end"] = str(error)
+            except asyncio.CancelledError:  # the server ends, and has waited for its requests as long as it does
+                if answer.started:
+                    raise
+                await refuse(scope, receive, answer, _ENDING)
             except Exception as error:
-                found = api_error(error)
-                if found.code == "internal_error":
-                    logger.exception("%s failed", number)
+                found = told_error(error, number)
                 answer.failed = True
                 if answer.started:
                     raise

@@ -18,7 +18,7 @@ from chatterbox_vllm import __version__
 from chatterbox_vllm.errors import ChatterboxError
 from chatterbox_vllm.server.access import Access
 from chatterbox_vllm.server.errors import ApiError, api_error
-from chatterbox_vllm.server.gate import Gate
+from chatterbox_vllm.server.gate import Gate, methods_of
 from chatterbox_vllm.server.limits import Limits
 from chatterbox_vllm.server.metrics import Metrics, Moment
 from chatterbox_vllm.server.options import ServerOptions
@@ -126,7 +126,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     }
     message = messages.get(error.status_code, str(error.detail))
     found = ApiError(error.status_code, message, code=codes.get(error.status_code, "invalid_request"))
-    return JSONResponse(found.body(), found.status, {**(error.headers or {}), **found.headers()})
+    headers = error.headers
+    if error.status_code == 405:  # FastAPI tells the methods of one route of several
+        headers = {"allow": ", ".join(methods_of(request.app.routes, request.scope))}
+    return JSONResponse(found.body(), found.status, headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -138,6 +141,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     param = ".".join(map(str, place)) or None
     codes = {"missing": "missing_required_parameter", "json_invalid": "invalid_json"}
     message = problem["msg"] if param is None else f"{param}: {problem['msg']}"
+    if problem["loc"] == ("body",):  # there is none, or none that was read as JSON
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
     found = ApiError(400, message[:500], param[:100] if param else None, codes.get(problem["type"], "invalid_value"))
     return JSONResponse(found.body(), 400)
 

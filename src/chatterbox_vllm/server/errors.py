@@ -108,7 +108,7 @@ def api_error(error: Exception, param: str | None = None, retry_after: float = 2
 
 
 def told_error(error: Exception, request: str) -> ApiError:
-    """`api_error` where an error goes no further than into an answer; one of the server's own goes into the log, too.
+    """What a client is told of whatever ended a request; the log has what the answer does not tell.
 
     Args:
         request: its number.

@@ -20,7 +20,7 @@ MOST_HEADER_BYTES = 16 << 10
 OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/health", "/health/live", "/health/ready", "/docs", "/openapi.json"})
 OPEN_PATHS |= {"/page/facts.json", *(f"/page/{name}" for name in assets())}
 # Browsers cannot set headers of a WebSocket; OpenAI's clients then send the key as a subprotocol.
-_KEY_PROTOCOL = "openai-insecure-api-key."
+KEY_PROTOCOL = "openai-insecure-api-key."
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _PREFLIGHT_SECONDS = 600
 _EXPOSED = f"{REQUEST_ID}, retry-after, retry-after-ms, x-chatterbox-seed, x-chatterbox-finish-reason, " + (
@@ -55,11 +55,14 @@ class Gate:
         except ApiError as error:
             await refuse(scope, receive, send, error)
             return
+        if scope["type"] == "websocket" and not self._is_taken(scope):
+            await refuse(scope, receive, send, ApiError(404, f"{scope['path']} is no WebSocket", code="not_found"))
+            return
         if scope["type"] == "http":
             if scope["method"] == "OPTIONS":
                 await self._options(scope, receive, send)
                 return
-            if scope["method"] == "HEAD" and "HEAD" not in (methods := self._methods(scope)) and "GET" in methods:
+            if scope["method"] == "HEAD" and not self._is_taken(scope) and "GET" in methods_of(self._routes, scope):
                 scope["method"] = "GET"
                 send = _without_body(send)
         await self.app(scope, receive, send)
@@ -102,20 +105,16 @@ class Gate:
         same = netloc != "" and netloc == headers_of(scope).get("host")
         return same or ("loopback" in self._origins and is_loopback(_host_name(netloc)))
 
-    def _methods(self, scope: Scope) -> set[str]:
-        """The methods of all routes that fit the path."""
-        probe = {**scope, "type": "http"}
-        fitting = (route for route in self._routes if route.matches(probe)[0] is not Match.NONE)
-        return {method for route in fitting for method in getattr(route, "methods", None) or ()}
+    def _is_taken(self, scope: Scope) -> bool:
+        """Whether a route is for this path and method, or for a WebSocket there."""
+        return any(route.matches(scope)[0] is Match.FULL for route in self._routes)
 
     async def _options(self, scope: Scope, receive: Receive, send: Send) -> None:
-        methods = self._methods(scope)
+        methods = methods_of(self._routes, scope)
         if not methods:
             await refuse(scope, receive, send, ApiError(404, f"there is no {scope['path']}", code="not_found"))
             return
-        if "GET" in methods:
-            methods.add("HEAD")
-        allowed = ", ".join(sorted({*methods, "OPTIONS"})).encode()
+        allowed = ", ".join(methods).encode()
         raw = [(b"allow", allowed)]
         if _is_preflight(scope):
             asked = headers_of(scope).get("access-control-request-headers", "authorization, content-type")
@@ -129,6 +128,13 @@ class Gate:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def methods_of(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that a path takes; none where there is no such path."""
+    fitting = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    found = {method for route in fitting for method in getattr(route, "methods", None) or ()}
+    return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set())) if found else []
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
@@ -139,7 +145,7 @@ def _key_of(scope: Scope) -> str:
     if scheme.lower() == "bearer":
         return key.strip()
     protocols = [word.strip() for word in headers.get("sec-websocket-protocol", "").split(",")]
-    return next((word.removeprefix(_KEY_PROTOCOL) for word in protocols if word.startswith(_KEY_PROTOCOL)), "")
+    return next((word.removeprefix(KEY_PROTOCOL) for word in protocols if word.startswith(KEY_PROTOCOL)), "")
 
 
 def _host_name(netloc: str) -> str:

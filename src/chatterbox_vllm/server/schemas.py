@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from chatterbox_vllm.audio.tempo import FASTEST, SLOWEST
 from chatterbox_vllm.families.parameters import MOST_TOP_K
@@ -20,6 +21,14 @@ class VoiceId(BaseModel):
     id: str = Field(min_length=1, max_length=200)
 
 
+def _check_voice(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One error of the field `voice`, in place of one for each of the types that it may have."""
+    try:
+        return check(given)
+    except ValidationError:
+        raise PydanticCustomError("voice_type", "Input should be a voice's name, or an object with its id") from None
+
+
 class Speaking(BaseModel):
     """How to speak: what OpenAI's speech endpoint takes beside the text, and the model's own parameters.
 
@@ -29,7 +38,9 @@ class Speaking(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(default=None, max_length=200, description="the model's name, or one of OpenAI's")
-    voice: str | VoiceId | None = Field(default=None, description="a voice's name or id; the default voice without")
+    voice: Annotated[str | VoiceId | None, WrapValidator(_check_voice)] = Field(
+        default=None, description="a voice's name or id; the default voice without"
+    )
     instructions: str | None = Field(default=None, max_length=4096, description="is not followed: the model takes none")
     response_format: Format | None = Field(default=None, description="mp3 where it is not given")
     sample_rate: SampleRate | None = Field(

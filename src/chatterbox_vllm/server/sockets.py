@@ -24,21 +24,21 @@ class Inbox:
     """The JSON objects that a client sends. It ends when the client goes, says nothing for long, or sends nonsense.
 
     Args:
-        seconds: of silence, after which the connection is closed.
+        seconds: of silence, after which the connection is closed; None waits.
         complain: told of messages that cannot be read.
     """
 
-    def __init__(self, socket: WebSocket, seconds: float, complain: Callable[[ApiError], Awaitable[None]]):
-        self._socket, self._seconds, self._complain = socket, seconds, complain
+    def __init__(self, socket: WebSocket, seconds: float | None, complain: Callable[[ApiError], Awaitable[None]]):
+        self._socket, self.seconds, self._complain = socket, seconds, complain
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         nonsense = 0
         while True:
             try:
-                async with asyncio.timeout(self._seconds):
+                async with asyncio.timeout(self.seconds):
                     message = await self._socket.receive()
             except TimeoutError:
-                await self._socket.close(_GOING, f"nothing came for {self._seconds:g} s")
+                await self._socket.close(_GOING, f"nothing came for {self.seconds:g} s")
                 return
             if message["type"] == "websocket.disconnect":
                 return

@@ -130,12 +130,12 @@ class VoiceBook:
         if name is not None and saved is None and name not in own:
             target = self._stands_for(name, own)
             saved = None if target is None else self.library.look_for(target, tts.voice_kind)
+        if saved is not None:
+            return self.library.read(saved.source(tts.voice_kind), tts.enrol)
         if target is None or target == DEFAULT:
             if tts.conds is None:
                 raise ApiError(400, "the model has no voice of its own: name one", "voice", "voice_needed")
             return tts.conds
-        if saved is not None:
-            return self.library.read(saved.source(tts.voice_kind), tts.enrol)
         if target in own:
             return tts.builtin_voice(target)
         raise self._unknown(str(name), own)

@@ -100,8 +100,6 @@ class _Session:
     def _update(self, session: dict[str, Any]) -> None:
         """Take down how to speak; nothing changes where something cannot be had."""
         output = _output(session)
-        if output.get("format") not in (None, "pcm16") and _kind(output["format"]) != "audio/pcm":
-            raise ApiError(400, "audio goes out as audio/pcm of 24000 Hz only", "session.audio.output.format")
         own = {name: session[name] for name in Speaking.model_fields if name in session and name != "instructions"}
         wishes = self.wishes | own | _voice_and_speed(output)
         wishes.pop("model", None)
@@ -179,20 +177,24 @@ def _mapping(event: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _output(session: dict[str, Any]) -> dict[str, Any]:
-    """Voice, speed and format, of the protocol's newer and older form."""
+    """Voice, speed and format, of the protocol's newer and older form.
+
+    Raises:
+        ApiError: the format is another than ours.
+    """
     audio = session.get("audio")
     output = audio.get("output") if isinstance(audio, dict) else None
     older = {"voice": session.get("voice"), "speed": session.get("speed"), "format": session.get("output_audio_format")}
     found = {**older, **(output if isinstance(output, dict) else {})}
+    form = found["format"]
+    kind, rate = (form.get("type"), form.get("rate")) if isinstance(form, dict) else (form, None)
+    if kind not in (None, "pcm16", "audio/pcm") or rate not in (None, SAMPLE_RATE):
+        raise ApiError(400, "audio goes out as audio/pcm of 24000 Hz only", "audio.output.format", "invalid_value")
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _voice_and_speed(output: dict[str, Any]) -> dict[str, Any]:
     return {name: output[name] for name in ("voice", "speed") if name in output}
-
-
-def _kind(form: Any) -> Any:
-    return form.get("type") if isinstance(form, dict) else form
 
 
 def _text_of(item: Any) -> str:

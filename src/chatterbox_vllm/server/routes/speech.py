@@ -18,7 +18,7 @@ from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
 from chatterbox_vllm.server.errors import ApiError, documented, told_error
 from chatterbox_vllm.server.order import MOST_IGNORED, Order, ignored_fields, ignored_header
-from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchResult, Speaking, SpeechBody
+from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchItem, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
 from chatterbox_vllm.server.speaking import Told
 
@@ -121,18 +121,17 @@ def _event(content: dict[str, Any]) -> bytes:
 async def batch(body: BatchBody, request: Request, response: Response, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
-    Fields of the batch stand for items that do not have them. Half of the requests that the server takes at once may be
-    items of one batch; its other items wait.
+    Where they are many, some wait for the rest, so that half of the server's places is left for other requests.
+
+    Fields of the batch stand for items that do not have them.
     """
     common = body.model_dump(exclude={"items"}, exclude_none=True)
-    wishes = [
-        Speaking.model_validate(common | item.model_dump(exclude={"input"}, exclude_none=True)) for item in body.items
-    ]
+    wishes = [_wish(common, item) for item in body.items]
     ignored = dict.fromkeys(name for wish in wishes for name in ignored_fields(wish))
     response.headers.update(ignored_header(islice(ignored, MOST_IGNORED)))
     number = number_of(request)
     note(request.scope)["items"] = len(body.items)
-    places = asyncio.Semaphore(max(1, service.pool.most // 2))  # so that others find room beside a batch
+    places = asyncio.Semaphore(max(1, service.pool.most // 2))  # the rest are for others
     tasks = (
         _item(service, places, wish, item.input, index, number)
         for index, (wish, item) in enumerate(zip(wishes, body.items, strict=True))
@@ -142,6 +141,13 @@ async def batch(body: BatchBody, request: Request, response: Response, service: 
     return BatchAnswer(
         id=number, results=results, total=len(results), succeeded=succeeded, failed=len(results) - succeeded
     )
+
+
+def _wish(common: dict[str, Any], item: BatchItem) -> Speaking:
+    own = item.model_dump(exclude={"input"}, exclude_none=True)
+    if "voice" in own:  # in place of the batch's, whether that is a name or a clip
+        common = {name: value for name, value in common.items() if name != "ref_audio"}
+    return Speaking.model_validate(common | own)
 
 
 async def _item(

@@ -91,7 +91,7 @@ def _languages(given: str) -> tuple[str, ...]:
 
 
 @router.get(
-    "/audio/voices/{voice}/preview",
+    "/audio/voices/{voice:path}/preview",
     summary="Hear who a voice is",
     response_class=Response,
     responses=_PREVIEW | documented(404, 409),
@@ -107,7 +107,7 @@ async def preview_voice(voice: str, service: Here) -> Response:
     return Response(data, media_type="audio/flac", headers={"cache-control": "private, no-cache"})
 
 
-@router.delete("/audio/voices/{voice}", summary="Remove a voice", responses=documented(404))
+@router.delete("/audio/voices/{voice:path}", summary="Remove a voice", responses=documented(404))
 async def delete_voice(voice: str, service: Here) -> Deleted:
     """Remove a voice of the library, by its id or its name."""
     found = await asyncio.to_thread(service.voices.delete, voice)
