@@ -343,7 +343,7 @@ def test_every_answer_has_a_number_and_every_error_the_same_form(http: httpx.Cli
 def test_a_voice_that_is_none_is_told_by_its_field(http: httpx.Client, voice: object) -> None:
     one = http.post("/v1/audio/speech", json={"input": TEXT, "voice": voice}).json()["error"]
     many = http.post("/v1/audio/speech/batch", json={"items": [{"input": TEXT, "voice": voice}]}).json()["error"]
-    assert one["param"] == "voice" and many["param"] == "items.voice" and "an object with its id" in one["message"]
+    assert one["param"] == "voice" and many["param"] == "items.0.voice" and "an object with its id" in one["message"]
 
 
 def test_a_body_that_is_no_json_is_told_what_to_be(http: httpx.Client) -> None:
