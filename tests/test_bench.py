@@ -67,4 +67,5 @@ def test_a_text_of_ours_fills_several_batches_of_a_gpu() -> None:
 def test_bad_calls(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "--model", "babble", "--text", str(tmp_path / "none")]) == 2
     assert main(["bench", "--model", "babble", "--only", "t3", "--batch", "0"]) == 2
-    assert capsys.readouterr().err.count("error:") == 2
+    assert main(["bench", "--model", "babble", "--only", "t3", "--language", "de"]) == 2
+    assert capsys.readouterr().err.count("error:") == 3

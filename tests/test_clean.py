@@ -72,6 +72,15 @@ def test_lines_stay_lines() -> None:
         ("At www.example.org.", "At example dot org."),
         ("Write to jo.doe@example.org!", "Write to jo dot doe at example dot org!"),
         ("<https://example.com> it is", "example dot com it is"),
+        ("请看https://example.cn/a?b=1。", "请看example dot cn。"),
+        ("https://example.jp/a?b=1を見てください。", "example dot jpを見てください。"),
+        ("https://example.kr/a에서 보세요", "example dot kr에서 보세요"),
+        ("发给jo@example.cn吧", "发给jo at example dot cn吧"),
+        (
+            "See https://example.com/a—it is “https://example.org/b” now",
+            "See example dot com—it is “example dot org” now",
+        ),
+        ("https://ru.example.org/wiki/Москва есть", "ru dot example dot org есть"),
         ("[example.com/x](https://example.com/x) v1.2.3 and 3.14", "example.com/x v1.2.3 and 3.14"),
     ],
 )

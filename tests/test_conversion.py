@@ -223,7 +223,7 @@ def test_what_cannot_be_converted(vc: ChatterboxVC, clips: Path, tmp_path: Path)
         vc.generate(tmp_path / "none.wav")
     with pytest.raises(ConfigError, match="audio must be a path or the bytes of a file, not int"):
         vc.generate(5)  # type: ignore[call-overload]
-    with pytest.raises(BatchError) as failed:
+    with pytest.raises(BatchError, match=r"1 of 2 recordings failed \(recording 1: .*short") as failed:
         vc.generate([clips / "two.wav", short], seed=1)
     assert isinstance(failed.value.results[1], AudioError) and failed.value.results[0].shape == (1, 48_000)
     with pytest.raises(ConfigError, match="a conversion has no temperature"):
@@ -236,6 +236,23 @@ def test_what_cannot_be_converted(vc: ChatterboxVC, clips: Path, tmp_path: Path)
     assert isinstance(result.error, DeadlineError)
     (result,) = vc.run([SpeechRequest("Hello.", Voice.load(vc.directory / "conds.pt", BABBLE_CONFIG))])  # type: ignore[list-item]
     assert "ChatterboxTTS speaks texts" in str(result.error)
+
+
+def test_samples_on_the_scale_of_integers(
+    vc: ChatterboxVC, clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wave = soundfile.read(clips / "two.wav", dtype="float32")[0]
+    soundfile.write(tmp_path / "plain.wav", wave, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "as-integers.wav", wave * np.float32(2**15), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "beyond.wav", wave * np.float32(1e12), RATE, subtype="FLOAT")
+    plain = vc.generate(tmp_path / "plain.wav", seed=1)
+    assert torch.equal(vc.generate(tmp_path / "as-integers.wav", seed=1), plain)
+    (warned,) = [
+        record.getMessage() for record in caplog.records if "they were divided by 32768" in record.getMessage()
+    ]
+    assert "as-integers.wav: holds samples of" in warned
+    with pytest.raises(AudioError, match=r"beyond\.wav: holds samples of .*export it anew"):
+        vc.generate(tmp_path / "beyond.wav")
 
 
 def test_noise_is_for_what_is_rendered_at_once(vc: ChatterboxVC, clips: Path) -> None:

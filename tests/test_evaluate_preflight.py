@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,27 @@ def refused(baseline: Path, candidate: Path, capsys: pytest.CaptureFixture, *wor
 
 
 @pytest.mark.parametrize(
+    ("words", "language"),
+    [(["--language", "English"], "en"), (["--language", "en-GB"], "en"), ([], "en"), (["--text", "FILE"], None)],
+)
+def test_a_language_is_given_as_everywhere(
+    babbler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], language: str | None
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("Good morning.")
+    plans: list[Any] = []
+
+    def judged(sides: Any, plan: Any, *others: Any) -> int:
+        plans.append(plan)
+        return 0
+
+    monkeypatch.setattr("chatterbox_vllm.cli.evaluate._judged", judged)
+    words = [str(file) if word == "FILE" else word for word in words]
+    assert main(["evaluate", "--baseline", str(babbler), "--candidate", str(babbler), *words]) == 0
+    assert [plan.language for plan in plans] == [language]
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--baseline-options", "dtype"], "KEY=VALUE"),
@@ -47,6 +69,7 @@ def refused(baseline: Path, candidate: Path, capsys: pytest.CaptureFixture, *wor
         (["--text", "none.txt"], "none.txt"),
         (["--voice", "none.wav"], "none.wav"),
         (["--batch", "0"], "--max-batch-size"),
+        (["--language", "de"], "does not speak 'de'"),
         (["--thresholds", "none.toml"], "none.toml"),
         (["--asr", "no.such:thing"], "no.such"),
         (["--asr", ""], "recogniser"),

@@ -225,6 +225,7 @@ def reader(tmp_path: Path) -> Reader:
 
 def test_plain_text() -> None:
     assert plain("ÄÖ ﬁ ＡＢ 안") == "a\u0308o\u0308 fi ab \u110b\u1161\u11ab"
+    assert plain("1½ km², 10² ½") == "1 1\u20442 km2, 10 2 1\u20442"
 
 
 def test_cangjie(reader: Reader, tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_control_tokens_do_not_act_in_any_spelling(tokenizer: MultilingualTokeni
 
 
 def test_letters_without_a_token(tokenizer: MultilingualTokenizer, caplog: pytest.LogCaptureFixture) -> None:
-    assert tokenizer.unknown_letters("Tag đ ð, đ €!", "de") == ["đ", "ð"]
+    assert tokenizer.unknown_letters("Tag đ ð, đ 5 €!", "de") == ["đ", "ð", "€"]
     assert tokenizer.unknown_letters("你好丂", "zh", True) == []
     assert tokenizer.unknown_id in tokenizer.encode("đ", "de")
     assert tokenizer.unknown_id not in tokenizer.encode("Grüße, Straße, année", "de")

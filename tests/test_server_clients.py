@@ -246,6 +246,13 @@ def test_batch(http: httpx.Client) -> None:
     assert second["error"]["code"] == "invalid_value" and second["audio_data"] is None
     assert third["seed"] == 4 and len(base64.b64decode(third["audio_data"])) == 2 * round(SECONDS * RATE)
     assert http.post("/v1/audio/speech/batch", json={"items": []}).status_code == 400
+    assert "x-chatterbox-ignored" not in answer.headers
+    items = [{"input": TEXT, "backend": "x"}, {"input": TEXT, "norm_loudness": True}]
+    answer = http.post("/v1/audio/speech/batch", json={"items": items, "stream_format": "sse"})
+    assert answer.json()["succeeded"] == 2
+    assert answer.headers["x-chatterbox-ignored"] == "stream_format, backend, norm_loudness"
+    refused = http.post("/v1/audio/speech/batch", json={"items": [{"input": TEXT}, {"input": TEXT, "temperature": 9}]})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "items.1.temperature"
 
 
 def test_what_the_server_itself_fails_of_is_one_items_alone(
@@ -336,7 +343,7 @@ def test_every_answer_has_a_number_and_every_error_the_same_form(http: httpx.Cli
 def test_a_voice_that_is_none_is_told_by_its_field(http: httpx.Client, voice: object) -> None:
     one = http.post("/v1/audio/speech", json={"input": TEXT, "voice": voice}).json()["error"]
     many = http.post("/v1/audio/speech/batch", json={"items": [{"input": TEXT, "voice": voice}]}).json()["error"]
-    assert one["param"] == "voice" and many["param"] == "items.voice" and "an object with its id" in one["message"]
+    assert one["param"] == "voice" and many["param"] == "items.0.voice" and "an object with its id" in one["message"]
 
 
 def test_a_body_that_is_no_json_is_told_what_to_be(http: httpx.Client) -> None:

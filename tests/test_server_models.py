@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from chatterbox_vllm.server import keeper
 from chatterbox_vllm.server.errors import ApiError
 from chatterbox_vllm.server.options import ServerOptions
 from chatterbox_vllm.server.pool import ModelPool, ServedModel
-from chatterbox_vllm.server.voices import VoiceBook
+from chatterbox_vllm.server.voices import VoiceBook, preview_of_clip
+from chatterbox_vllm.voices.entries import About
+from chatterbox_vllm.voices.library import VoiceLibrary
 from chatterbox_vllm.voices.voice import Voice
-from tests.fake_server import FakeEngine, FakeTTS, Running, eventually, running
+from tests.fake_server import FakeEngine, FakeTTS, Running, a_clip, eventually, running
 from tests.fakes import a_voice
 
 TEXT = "Two of us live in one house."
@@ -98,6 +101,21 @@ def test_voices_of_one_model(tmp_path: Path) -> None:
         assert [voice["id"] for voice in listed if voice["kind"] == "model"] == ["default", "builtin", "clara"]
         assert {voice["speaks_as"] for voice in listed if voice["kind"] == "alias"} == {"clara"}
         assert client.get("/v1/audio/voices", params={"model": "third"}).status_code == 404
+
+
+def test_a_name_with_voices_of_two_kinds_is_listed_once(tmp_path: Path) -> None:
+    turbos = replace(a_voice(), recipe="turbo")
+    facts = {"second": {"voice_kind": turbos.kind}, "third": {"voice_kind": "other"}}
+    others = {"second": FakeEngine, "third": FakeEngine}
+    with running(tmp_path, others=others, facts=facts) as server, client_of(server) as client:
+        library = VoiceLibrary(server.voices)
+        clip = About(preview=preview_of_clip(a_clip()))
+        library.keep("ada", turbos, about=clip)
+        library.keep("ada", a_voice(), about=clip)
+        for model in (None, "fake", "second", "third"):
+            params = {} if model is None else {"model": model}
+            listed = client.get("/v1/audio/voices", params=params).json()["voices"]
+            assert [voice["name"] for voice in listed if voice["kind"] == "library"] == ["ada"], model
 
 
 def test_by_turns_where_there_is_room_for_one(tmp_path: Path) -> None:

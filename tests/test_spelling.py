@@ -129,6 +129,8 @@ OURS = (
     ("I paid $5.5 for 5 amps.", "I paid five dollars, fifty cents for five amps."),
     ("Call 0049 30 123456, please.", "Call zero zero four nine, three zero, one two, three four five six, please."),
     ("At 0:30.", "At zero thirty."),
+    ("The ’90s, the '20s, and '30s'.", "The nineties, the twenties, and 'thirty seconds'."),
+    ("1½ cups, or 10² of them.", "one one/two cups, or ten two of them."),
     ('(5kg) "3rd" [£5]; £.50', '(five kilograms) "third" [five pounds]; zero pounds fifty'),
 )
 

@@ -177,6 +177,10 @@ def test_the_published_class_warns_where_it_passes_over(
     with caplog.at_level(logging.WARNING):
         assert torch.equal(turbo.generate("Hi there.", 1.2, 0.1, 0.95, None, 0.5, 0.5, 0.8, 1000, True, seed=1), plain)
     assert "turbo has no exaggeration, cfg_weight, min_p" in caplog.text
+    for name in ("exaggeration", "cfg_weight", "min_p"):
+        for bad in ("0.5", -1, float("nan")):
+            with pytest.raises(ConfigError, match=f"{name} must be a number"):
+                turbo.generate("Hi there.", **{name: bad})
 
 
 def test_the_published_class_takes_its_own_models_alone(turbo_babbler: Path, babbler: Path) -> None:
@@ -248,7 +252,12 @@ def test_a_voice_says_how_it_was_enrolled(turbo: ChatterboxTTS, clip: Path, tmp_
 
 
 def test_a_name_of_the_library_serves_models_of_both_kinds(
-    turbo: ChatterboxTTS, babbler: Path, clip: Path, tmp_path: Path
+    turbo: ChatterboxTTS,
+    turbo_babbler: Path,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     library = VoiceLibrary(tmp_path / "voices")
     voice, config = turbo.enrol(clip), ModelConfig()
@@ -258,7 +267,12 @@ def test_a_name_of_the_library_serves_models_of_both_kinds(
     source = library.find("ada", kind=turbo.voice_kind, or_clip=True)
     assert source.suffix == ".flac" and turbo.enrol(source).kind == turbo.voice_kind
     assert library.find("ada", kind=turbo.voice_kind).suffix == ".pt"
+    monkeypatch.setenv("CHATTERBOX_VOICES", str(library.directory))
+    assert main(["voices", "show", "ada", "--model", str(turbo_babbler)]) == 0
+    assert f"{turbo_babbler}, which enrols its preview" in capsys.readouterr().out
     library.save("ada", voice)
+    assert main(["voices", "show", "ada", "--model", str(turbo_babbler)]) == 0
+    assert "which enrols its preview" not in capsys.readouterr().out
     assert len(library.voices()) == 2 and library.load("ada", BABBLE_TURBO_CONFIG).key == voice.key
     assert library.find("ada", kind=turbo.voice_kind, or_clip=True).suffix == ".pt"
     assert library.sweep().faults == ()

@@ -227,6 +227,6 @@ def test_limits() -> None:
 
 
 def test_a_batch_error_survives_pickling() -> None:
-    error = BatchError([torch.zeros(1, 3), GenerationError("no")])
+    error = BatchError([torch.zeros(1, 3), GenerationError("no")], "recording")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) and len(again.results) == 2

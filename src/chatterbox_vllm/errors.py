@@ -63,23 +63,24 @@ class GenerationError(ChatterboxError):
 
 
 class BatchError(GenerationError):
-    """Some texts of a list failed.
+    """Some texts or recordings of a list failed.
 
     Attributes:
-        results: an entry for each text, in the list's order: its audio (1, n), or the error that it met.
+        results: an entry for each, in the list's order: its audio (1, n), or the error that it met.
+        unit: what each is, "text" or "recording".
     """
 
-    def __init__(self, results: list[Any]):
-        self.results = results
+    def __init__(self, results: list[Any], unit: str = "text"):
+        self.results, self.unit = results, unit
         failed = [(i, result) for i, result in enumerate(results) if isinstance(result, Exception)]
-        first = "; ".join(f"text {i}: {error}" for i, error in failed[:3])
+        first = "; ".join(f"{unit} {i}: {error}" for i, error in failed[:3])
         super().__init__(
-            f"{len(failed)} of {len(results)} texts failed ({first}); the others' audio is in this error's `results`, "
-            "or pass return_exceptions=True"
+            f"{len(failed)} of {len(results)} {unit}s failed ({first}); the others' audio is in this error's "
+            "`results`, or pass return_exceptions=True"
         )
 
-    def __reduce__(self) -> tuple[type[BatchError], tuple[list[Any]]]:
-        return type(self), (self.results,)
+    def __reduce__(self) -> tuple[type[BatchError], tuple[list[Any], str]]:
+        return type(self), (self.results, self.unit)
 
 
 class AbortedError(GenerationError):

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.families.family import Family
 from chatterbox_vllm.families.links import linked_directory
+from chatterbox_vllm.families.parameters import SpeechParameters
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.turbo import NANO, TURBO
 from chatterbox_vllm.quantization.config import AUTO
@@ -104,8 +105,8 @@ class ChatterboxTurboTTS(ChatterboxTTS):
         Raises:
             As `ChatterboxTTS.generate`.
         """
-        unused = {"exaggeration": exaggeration, "cfg_weight": cfg_weight, "min_p": min_p}
-        given = [name for name, value in unused.items() if value is not None and value > 0]
+        unused = SpeechParameters(exaggeration=exaggeration, cfg_weight=cfg_weight, min_p=min_p)
+        given = [name for name in ("exaggeration", "cfg_weight", "min_p") if getattr(unused, name)]
         if given:
             logger.warning("%s has no %s: passed over", self.family.name, ", ".join(given))
         return super().generate(

@@ -131,6 +131,10 @@ def bench(
         check_writable(json)
     steps = given.pop("diffusion_steps") if "diffusion_steps" in given else _published_steps(given)
     language = given.pop("language", None)
+    if language is not None:
+        from chatterbox_vllm.families.registry import family_of
+
+        language = family_of(model_config(given).family).language(language)
     measured = Measured(only, batch_sizes, lengths, tokens, steps, repeats, text, language, synthetic)
     clip = check_voice(voice, given)
     # Before our model loads, so that each side has the machine to itself.

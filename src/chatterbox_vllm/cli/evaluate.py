@@ -35,7 +35,6 @@ _SPEECH = (BY_KEYWORD["max_tokens"], BY_KEYWORD["diffusion_steps"], LANGUAGE)
 _PLAN_OPTIONS = {
     "batch_size": "--max-batch-size",
     "diffusion_steps": "--diffusion-steps",
-    "language": "--language",
     "max_tokens": "--max-tokens",
     "repeats": "--repeats",
     "seed": "--seed",
@@ -129,8 +128,7 @@ def evaluate(
     )
     outputs = _Outputs(json, report, listen, keep)
     texts = None if file is None else tuple(read_texts(file))
-    if texts is None:
-        given.setdefault("language", "en")  # ours are English
+    language = given.pop("language", None)
     with _no_false_verdict():
         absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if absent:
@@ -157,10 +155,15 @@ def evaluate(
         models = resolve_model(baseline), resolve_model(candidate)
         check_models(models, options)
         config = config_of(models[0])
-        usual = family_of(config.family).defaults_of(config)
+        family = family_of(config.family)
+        usual = family.defaults_of(config)
         # Guidance and steps are the baseline's own, since models differ in what they have.
         steps = given.get("diffusion_steps", usual.diffusion_steps)
         plan = replace(plan, cfg_weight=usual.cfg_weight, diffusion_steps=steps)
+        if language is not None:
+            plan = replace(plan, language=family.language(language))
+        elif texts is None:
+            plan = replace(plan, language=family.language_of_english)
         ears = VoiceJudge(models[0] if judge is None else resolve_model(judge))
         sides = tuple(map(_Side, ("baseline", "candidate"), (baseline, candidate), models, options))
         return _judged(sides, plan, device, outputs, ears, recogniser, bounds)

@@ -215,15 +215,18 @@ def show(
     # Without a model's name, the published sizes are enough and nothing is downloaded.
     config = model_config(given) if "model" in given else DEFAULT_FAMILY.config
     path = library.find(voice, own, config.voice_kind)
-    found = Voice.load(path, config)
     kept = None if Path(voice).is_file() else library.look_for(voice, config.voice_kind)
+    # Of a voice for other models, those that it was not made for enrol the clip that was kept of it.
+    by_clip = kept is not None and kept.source(config.voice_kind) == kept.preview
+    found = Voice.unchecked(path) if by_clip else Voice.load(path, config)
+    model = given.get("model", DEFAULT_FAMILY.name)
     facts: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,
         "T3's speech prompt, tokens": len(found.conditioning.speech_prompt),
         "flow's prompt, tokens": len(found.prompt.tokens),
         "flow's prompt, mel frames": len(found.prompt.mel),
-        "fits": given.get("model", DEFAULT_FAMILY.name),
+        "fits": f"{model}, which enrols its preview" if by_clip else model,
         "key": found.key,
     }
     if kept is not None:

@@ -18,6 +18,7 @@ from chatterbox_vllm.errors import AudioError, ConfigError
 from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.text.split import Segment
 from chatterbox_vllm.voices.hearing import Hearing, check_target
+from chatterbox_vllm.voices.reference import in_range
 
 LEAST_SECONDS = 0.1
 _SAMPLES_PER_TOKEN = RATE_16K // TOKENS_PER_SECOND
@@ -70,4 +71,4 @@ class SourceReader:
             raise AudioError(
                 f"{request.name}: lasts {len(wave) / rate:.2f} s, at least {LEAST_SECONDS} s is needed to convert it"
             )
-        return resample(wave, rate, RATE_16K)
+        return resample(in_range(wave, request.name), rate, RATE_16K)

@@ -48,7 +48,7 @@ class TextTokenizer(Protocol):
         """
 
     def unknown_letters(self, text: str, language: str | None = None, prepared: bool = False) -> list[str]:
-        """Letters and digits that become `unknown_id`, each once."""
+        """Letters, digits and signs of currencies that become `unknown_id`, each once."""
 
 
 class Normalizer(Protocol):

@@ -92,7 +92,7 @@ class LoadedModel(Generic[Speaker, Talking]):
             count: how many there are.
             several: whether a list was given, and is to be returned.
             return_exceptions, progress: as for `ChatterboxTTS.generate`.
-            unit: what each is, for the bar.
+            unit: what each is, for the bar and for errors.
 
         Raises:
             ChatterboxError: the only one failed.
@@ -113,7 +113,7 @@ class LoadedModel(Generic[Speaker, Talking]):
                 raise results[0]
             return results[0]
         if not return_exceptions and any(isinstance(result, Exception) for result in results):
-            raise BatchError(results)
+            raise BatchError(results, unit)
         return results
 
     @property

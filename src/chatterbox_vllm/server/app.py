@@ -136,8 +136,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """Fields that are missing or out of range: status 400, as OpenAI's service answers."""
     assert isinstance(error, RequestValidationError)
     problem: dict[str, Any] = error.errors()[0]
-    place = [part for part in problem["loc"] if isinstance(part, str)][1:]
-    param = ".".join(place) or None
+    # Behind "body"; of what is no JSON it is where the reading stopped.
+    place = () if problem["type"] == "json_invalid" else problem["loc"][1:]
+    param = ".".join(map(str, place)) or None
     codes = {"missing": "missing_required_parameter", "json_invalid": "invalid_json"}
     message = problem["msg"] if param is None else f"{param}: {problem['msg']}"
     if problem["loc"] == ("body",):  # there is none, or none that was read as JSON

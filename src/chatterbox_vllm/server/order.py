@@ -12,6 +12,8 @@ from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.voices import VoiceWish
 
+MOST_IGNORED = 16  # names in a header
+
 
 @dataclass(frozen=True)
 class Order:
@@ -47,10 +49,13 @@ class Order:
     @property
     def headers(self) -> dict[str, str]:
         """What is known before the first audio."""
-        headers = {"x-chatterbox-seed": str(self.parameters.seed)}
-        if self.ignored:
-            headers["x-chatterbox-ignored"] = ", ".join(self.ignored)
-        return headers
+        return {"x-chatterbox-seed": str(self.parameters.seed), **ignored_header(self.ignored)}
+
+
+def ignored_header(names: Iterable[str]) -> dict[str, str]:
+    """The header that tells which fields change nothing, where there are any."""
+    told = ", ".join(names)
+    return {"x-chatterbox-ignored": told} if told else {}
 
 
 def ignored_fields(body: Speaking) -> tuple[str, ...]:
@@ -66,4 +71,4 @@ def ignored_fields(body: Speaking) -> tuple[str, ...]:
 def header_words(names: Iterable[str]) -> tuple[str, ...]:
     """Names of fields, fit for a header."""
     plain = (re.sub(r"[^\w.-]", "?", name, flags=re.ASCII)[:40] or "?" for name in names)
-    return tuple(plain)[:16]
+    return tuple(plain)[:MOST_IGNORED]

@@ -195,13 +195,18 @@ class VoiceBook:
         return entries
 
     def _saved(self, model: str | None) -> list[NamedVoice]:
-        """The voices of the library that a model can use, by their kept clips, too; None is any, without the clips."""
+        """The voices of the library that a model can use, by their kept clips, too; None is any, without the clips.
+
+        Of a name that has voices of several kinds, it is the one that fits, or else the first.
+        """
         saved = [voice for voice in self.library.voices() if voice.is_plain or voice.kind in self._kinds.values()]
-        if model is None:
-            return saved
-        fitting = [voice for voice in saved if voice.is_plain or voice.kind == self._kinds[model]]
-        names = {voice.name for voice in fitting}
-        return fitting + [voice for voice in saved if voice.name not in names and voice.preview is not None]
+        kind = self._default_kind if model is None else self._kinds[model]
+        fitting = [voice for voice in saved if voice.is_plain or voice.kind == kind]
+        others = saved if model is None else [voice for voice in saved if voice.preview is not None]
+        named: dict[str, NamedVoice] = {}
+        for voice in (*fitting, *others):
+            named.setdefault(voice.name, voice)
+        return list(named.values())
 
     def add(self, name: str, voice: Voice, about: About) -> NamedVoice:
         """Keep a voice of an owner's.

@@ -22,6 +22,8 @@ _LINE_BREAKS["\u2029"] = "\n\n"
 # take time with the square of their number.
 _MOST_MARKS = 30
 _WORD_CHARACTER = re.compile(r"[^\W_]")
+# Between a digit and a raised, lowered or ringed one, or a fraction.
+_BEFORE_SMALL_DIGIT = re.compile(r"(?<=\d)(?=[²³¹¼½¾\u2070-\u209f\u2150-\u215f\u2189\u2460-\u24ff\u2776-\u2793])")
 
 
 def require_encodable(text: str) -> None:
@@ -56,6 +58,11 @@ def tidy_characters(text: str) -> str:
     if marks:
         text = re.sub(f"([{re.escape(marks)}]{{{_MOST_MARKS}}})[{re.escape(marks)}]+", r"\1", text)
     return unicodedata.normalize("NFC", text)
+
+
+def part_small_digits(text: str) -> str:
+    """A text whose compatibility forms keep its numbers: "1½" would become 11⁄2 in them, and "10²" 102."""
+    return _BEFORE_SMALL_DIGIT.sub(" ", text)
 
 
 def has_words(text: str) -> bool:

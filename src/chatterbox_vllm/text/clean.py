@@ -49,9 +49,16 @@ DEFAULT_CLEANING = Cleaning()
 
 # All emoji lie beyond Latin-1, but for keycaps and the two signs.
 _MAYBE_EMOJI = re.compile("[#*0-9©®]?[^\x00-\xff]+")
+# Where an address ends that no space ends: marks that none holds, and letters of scripts that put a particle or no
+# space behind it (Thai to Burmese, Khmer, kana, Han, Hangul).
+_ENDS_ADDRESS = (
+    "«»،؛؟۔।॥\u2010-\u2027\u2030-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+    "\u0e00-\u0eff\u1000-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff"
+)
 _ADDRESS = re.compile(
-    r"(?P<mail>(?<![\w.+-])[\w.+-]{1,64}@(?P<mail_host>(?:[\w-]{1,63}\.){1,8}[a-z]{2,24}))\b"
-    r"|(?:\b(?:https?|ftp)://|\bwww\.)(?:www\.)?(?P<host>[^\s/?#<>\"'()\[\]{},;:]+)(?::\d+)?(?P<path>[/?#][^\s<>\"]*)?",
+    r"(?P<mail>(?<![\w.+-])[\w.+-]{1,64}@(?P<mail_host>(?:[\w-]{1,63}\.){1,8}[a-z]{2,24}))(?![a-z0-9_])"
+    r"|(?<![a-z0-9_])(?:(?:https?|ftp)://|www\.)(?:www\.)?(?P<host>[^\s/?#<>\"'()\[\]{},;:]+)(?::\d+)?"
+    rf"(?P<path>[/?#][^\s<>\"{_ENDS_ADDRESS}]*)?",
     re.IGNORECASE,
 )
 _TRAILING = ".,;:!?)]}'\"*_"

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from functools import partial
 
+from chatterbox_vllm.text.characters import part_small_digits
 from chatterbox_vllm.text.spelling.abbreviations import spell_abbreviations
 from chatterbox_vllm.text.spelling.amounts import spell_amounts
 from chatterbox_vllm.text.spelling.times import spell_telephone_numbers, spell_times, spell_years
@@ -74,6 +75,7 @@ _DASH = re.compile(
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=\w)|(?<=\d)-(?=[^\W\d_])")
 _BETWEEN_NUMBERS = re.compile(r"(?<=\d)-(?=\d)")
 _COMPARISON = re.compile(r"(?<=\d )([<>])(?= \d)")
+_PLAIN = str.maketrans("\N{FRACTION SLASH}–—“”‘’", "/--\"\"''")
 _COMPARED = {"<": "is less than", ">": "is greater than"}
 
 
@@ -87,9 +89,8 @@ def normalize_spelled_out(text: str, *, starts_sentence: bool = True, ends_sente
         starts_sentence: of no effect.
         ends_sentence: of no effect.
     """
-    text = spell_abbreviations(" ".join(unicodedata.normalize("NFKC", text).split()))
-    for old, new in (("–", "-"), ("—", "-"), ("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'")):
-        text = text.replace(old, new)
+    text = spell_abbreviations(" ".join(unicodedata.normalize("NFKC", part_small_digits(text)).split()))
+    text = text.translate(_PLAIN)
     text = _BETWEEN_NUMBERS.sub(" - ", _HYPHEN.sub(" ", _DASH.sub(", ", text)))
     text = _COMPARISON.sub(lambda found: _COMPARED[found[1]], text)
     return spell_amounts(spell_years(spell_telephone_numbers(spell_times(text))))

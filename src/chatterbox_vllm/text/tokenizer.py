@@ -16,6 +16,11 @@ _UNKNOWN = "[UNK]"
 _REQUIRED = ("[START]", "[STOP]", _UNKNOWN, _SPACE)
 
 
+def _is_word(category: str) -> bool:
+    """Whether characters of a Unicode category are said: letters, marks on them, digits, and signs of currencies."""
+    return category[0] in "LMN" or category == "Sc"
+
+
 class BpeTokenizer:
     """Chatterbox's tokenizer: BPE over characters, with a token of its own for the space.
 
@@ -50,14 +55,14 @@ class BpeTokenizer:
         return self._tokenizer.encode(text.replace(" ", _SPACE)).ids
 
     def unknown_letters(self, text: str, language: str | None = None, prepared: bool = False) -> list[str]:
-        """Letters and digits of a text that the vocabulary lacks, each once."""
+        """Letters, digits and signs of currencies in a text that the vocabulary lacks, each once."""
         return self._unknown(text)
 
     def _unknown(self, text: str) -> list[str]:
         return [
             character
             for character in dict.fromkeys(text)
-            if unicodedata.category(character)[0] in "LMN" and self._tokenizer.token_to_id(character) is None
+            if _is_word(unicodedata.category(character)) and self._tokenizer.token_to_id(character) is None
         ]
 
 
@@ -94,7 +99,7 @@ class MultilingualTokenizer(BpeTokenizer):
         return super().encode(tag + self._read(text, language, prepared))
 
     def unknown_letters(self, text: str, language: str | None = None, prepared: bool = False) -> list[str]:
-        """Letters and digits of a text, as it is prepared, that the vocabulary lacks, each once."""
+        """Letters, digits and signs of currencies, as the text is prepared, that the vocabulary lacks, each once."""
         return self._unknown(speak_special_tokens(self._read(text, language, prepared), self.special_tokens))
 
     def _read(self, text: str, language: str | None, prepared: bool) -> str:

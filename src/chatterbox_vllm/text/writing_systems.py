@@ -101,11 +101,12 @@ def warn_of_unsaid_letters(unsaid: dict[str, int], scripts: frozenset[str]) -> N
 
 
 def warn_of_unknown_letters(letters: list[str]) -> None:
-    """Log one warning that names letters and digits that a model has no token for; none for none."""
+    """Log one warning that names letters, digits and signs that a model has no token for; none for none."""
     if letters:
         shown = ", ".join(f"{letter} ({unicodedata.name(letter, 'no name')})" for letter in letters[:8])
         logger.warning(
-            "the text holds letters that this model has no token for: %s%s; their words will be missing or garbled",
+            "the text holds letters or signs that this model has no token for: %s%s; their words will be missing or "
+            "garbled",
             shown,
             f" and {len(letters) - 8} more" if len(letters) > 8 else "",
         )

@@ -50,7 +50,7 @@ def check_reference(wave: np.ndarray, rate: int, least_seconds: float = 0.0) -> 
     Raises:
         AudioError: it cannot serve; the message says why and what to do.
     """
-    wave = _in_range(_floats(wave, rate))
+    wave = in_range(_floats(wave, rate), "reference audio")
     seconds = len(wave) / rate
     peak = peak_of(wave, rate)
     if peak < 10 ** (MIN_REFERENCE_PEAK_DB / 20):
@@ -126,20 +126,31 @@ def _floats(wave: np.ndarray, rate: int) -> np.ndarray:
     return wave
 
 
-def _in_range(wave: np.ndarray) -> np.ndarray:
-    """Samples of about -1..1: floats on the scale of integers are divided by it, louder ones by their peak."""
+def in_range(wave: np.ndarray, name: str) -> np.ndarray:
+    """Samples of about -1..1: floats on the scale of integers are divided by it, louder ones by their peak.
+
+    A warning tells it.
+
+    Args:
+        wave: finite floats [samples], at least one.
+        name: of the clip, for warning and error.
+
+    Raises:
+        AudioError: they are beyond every scale of integers.
+    """
     largest = max(float(wave.max()), -float(wave.min()))
     if largest <= _LARGEST_FLOAT:
         return wave
     if largest > _FULL_SCALES[-1]:
-        raise _error(
-            f"the clip holds samples of {largest:.3g}, floats must be in -1..1; export it anew from its source"
+        raise AudioError(
+            f"{name}: holds samples of {largest:.3g}, floats must be in -1..1; export it anew from its source"
         )
     scale = largest
     if largest > 2.0**7:
         scale = next(full for full in _FULL_SCALES if largest <= full)
     logger.warning(
-        "reference audio: the clip holds samples of %.6g, floats must be in -1..1; they were divided by %.6g",
+        "%s: holds samples of %.6g, floats must be in -1..1; they were divided by %.6g",
+        name,
         largest,
         scale,
     )

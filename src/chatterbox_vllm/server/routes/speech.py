@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from itertools import islice
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from chatterbox_vllm.audio.streams import STREAM_FORMATS
 from chatterbox_vllm.server.asgi import note
 from chatterbox_vllm.server.errors import ApiError, documented, told_error
-from chatterbox_vllm.server.order import Order
+from chatterbox_vllm.server.order import MOST_IGNORED, Order, ignored_fields, ignored_header
 from chatterbox_vllm.server.schemas import BatchAnswer, BatchBody, BatchItem, BatchResult, Speaking, SpeechBody
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of, while_connected
 from chatterbox_vllm.server.speaking import Told
@@ -117,7 +118,7 @@ def _event(content: dict[str, Any]) -> bytes:
 
 
 @router.post("/audio/speech/batch", summary="Speak several texts", responses=documented(404, 409, 429, 504))
-async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer:
+async def batch(body: BatchBody, request: Request, response: Response, service: Here) -> BatchAnswer:
     """Audio of several texts, spoken together. What one of them fails of does not harm the others.
 
     Where they are many, some wait for the rest, so that half of the server's places is left for other requests.
@@ -125,10 +126,16 @@ async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer
     Fields of the batch stand for items that do not have them.
     """
     common = body.model_dump(exclude={"items"}, exclude_none=True)
+    wishes = [_wish(common, item) for item in body.items]
+    ignored = dict.fromkeys(name for wish in wishes for name in ignored_fields(wish))
+    response.headers.update(ignored_header(islice(ignored, MOST_IGNORED)))
     number = number_of(request)
     note(request.scope)["items"] = len(body.items)
     places = asyncio.Semaphore(max(1, service.pool.most // 2))  # the rest are for others
-    tasks = (_item(service, places, common, item, index, number) for index, item in enumerate(body.items))
+    tasks = (
+        _item(service, places, wish, item.input, index, number)
+        for index, (wish, item) in enumerate(zip(wishes, body.items, strict=True))
+    )
     results = await while_connected(request, asyncio.gather(*tasks))
     succeeded = sum(result.status == "success" for result in results)
     return BatchAnswer(
@@ -136,15 +143,19 @@ async def batch(body: BatchBody, request: Request, service: Here) -> BatchAnswer
     )
 
 
+def _wish(common: dict[str, Any], item: BatchItem) -> Speaking:
+    own = item.model_dump(exclude={"input"}, exclude_none=True)
+    if "voice" in own:  # in place of the batch's, whether that is a name or a clip
+        common = {name: value for name, value in common.items() if name != "ref_audio"}
+    return Speaking.model_validate(common | own)
+
+
 async def _item(
-    service: Service, places: asyncio.Semaphore, common: dict[str, Any], item: BatchItem, index: int, number: str
+    service: Service, places: asyncio.Semaphore, wish: Speaking, text: str, index: int, number: str
 ) -> BatchResult:
     try:
-        own = item.model_dump(exclude={"input"}, exclude_none=True)
-        if "voice" in own:  # in place of the batch's, whether that is a name or a clip
-            common = {name: value for name, value in common.items() if name != "ref_audio"}
         async with places:
-            order = await service.speaker.order(Speaking.model_validate(common | own), item.input)
+            order = await service.speaker.order(wish, text)
             spoken = await service.speaker.whole(order, f"{number}-{index}")
     except Exception as error:
         found = told_error(error, f"{number}-{index}")

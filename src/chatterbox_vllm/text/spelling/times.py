@@ -18,6 +18,7 @@ _YEAR = re.compile(
     r"(?P<year>1[1-9]\d\d|20\d\d)(?!\d)(?P<dash>\s?-)?",
     re.IGNORECASE,
 )
+_DECADE = re.compile(r"(?<![\w'])'(?P<ten>[2-9]0)s\b(?!')")
 # What stands between two letters and holds nothing but what telephone numbers are written with.
 _RUN = re.compile(r"[^a-zA-Z]+")
 _CALLED = re.compile(r"[\d.+\-()\[\] ]+")
@@ -44,9 +45,10 @@ def _time(found: re.Match[str]) -> str:
 
 
 def spell_years(text: str) -> str:
-    """ "in 1999" is "in nineteen ninety nine", "from 1990 - 1995" says "to"."""
+    """ "in 1999" is "in nineteen ninety nine", "from 1990 - 1995" says "to", "the '90s" is "the nineties"."""
     # Twice, as what the first puts for a dash stands before another year.
-    return _YEAR.sub(_year, _YEAR.sub(_year, text))
+    text = _YEAR.sub(_year, _YEAR.sub(_year, text))
+    return _DECADE.sub(lambda found: f"{number_words(int(found['ten']))[:-1]}ies", text)
 
 
 def _year(found: re.Match[str]) -> str:
