@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-from chatterbox_vllm.text.characters import part_small_digits
 from chatterbox_vllm.text.languages.chinese import ChineseReader
 from chatterbox_vllm.text.languages.hebrew import HebrewReader
 from chatterbox_vllm.text.languages.japanese import JapaneseReader
@@ -52,5 +51,5 @@ class Reader:
 
 
 def plain(text: str) -> str:
-    """Lower case, decomposed (Unicode's NFKD); "1½" and "10²" stay the numbers that they are."""
-    return unicodedata.normalize("NFKD", part_small_digits(text.lower()))
+    """Lower case, decomposed (Unicode's NFKD)."""
+    return unicodedata.normalize("NFKD", text.lower())
