@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from chatterbox_vllm.batch.folder import Folder
 from chatterbox_vllm.batch.rows import Input
 from chatterbox_vllm.batch.run import Batch, Summary
+from chatterbox_vllm.batch.voices import RowVoices
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import AudioError, GenerationError
 from tests.fakes import a_voice
@@ -82,13 +83,15 @@ def speak(
     overwrite: bool = False,
     retry_failed: bool = False,
     norm_loudness: bool | None = None,
+    own: Mapping[str, Path] | None = None,
     **parameters: Any,
 ) -> Summary:
     with Input(str(source)) as rows, Folder(out) as folder:
         folder.begin(folder.open(run, rows.check(), overwrite, retry_failed), engine)
         settings = SpeechParameters(seed=5, **parameters)
         speaker = speaker or FakeSpeaker()
-        return Batch(rows, folder, speaker, settings, None, ".wav", norm_loudness=norm_loudness).run()
+        voices = RowVoices(rows.directory, own or {}, None)
+        return Batch(rows, folder, speaker, settings, voices, None, ".wav", norm_loudness=norm_loudness).run()
 
 
 def manifest(out: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,9 @@ from chatterbox_vllm.batch.rows import Input
 from chatterbox_vllm.caches.atomic import partial_name
 from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError, OutputError
+from chatterbox_vllm.voices import VoiceLibrary
 from tests.batches import RUN, FakeSpeaker, audio_files, manifest, speak, write
+from tests.fakes import a_voice
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -60,6 +62,23 @@ def test_a_clips_loudness_is_the_rows_or_else_the_batchs(tmp_path: Path) -> None
         speaker = FakeSpeaker()
         assert speak(source, tmp_path / name, speaker, norm_loudness=norm_loudness).spoken == 4
         assert speaker.loudness == wanted
+
+
+def test_rows_name_files_and_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATTERBOX_VOICES", str(tmp_path / "library"))
+    library = VoiceLibrary()
+    anna, clip, own = library.save("anna", a_voice()), tmp_path / "ben", tmp_path / "own"
+    library.save("ben", a_voice())
+    library.set_alias("alloy", "of the model")
+    clip.touch()  # a file beside the input goes before a voice
+    names = ("anna", "ben", "of the model", "alloy", "anna", "anne")
+    source = write(tmp_path / "in.jsonl", *({"text": name, "voice": name} for name in names))
+    speaker = FakeSpeaker()
+    summary = speak(source, tmp_path / "out", speaker, own={"of the model": own})
+    assert speaker.enrolled == [anna, clip, own, own, anna]
+    assert summary.failed == 1
+    (fault,) = (entry["error"] for entry in manifest(tmp_path / "out") if entry["error"])
+    assert "neither a file" in fault and str(tmp_path / "anne") in fault and "anna" in fault
 
 
 def test_bad_rows_do_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

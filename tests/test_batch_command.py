@@ -16,6 +16,7 @@ import pytest
 from chatterbox_vllm.batch.folder import Folder
 from chatterbox_vllm.batch.rows import Input
 from chatterbox_vllm.batch.run import Batch, tell_faults
+from chatterbox_vllm.batch.voices import RowVoices
 from chatterbox_vllm.cli import main
 from chatterbox_vllm.engine.request import SpeechParameters
 from tests.batches import RUN, FakeSpeaker, manifest, write
@@ -51,13 +52,14 @@ def test_faults_are_told_before_the_model_loads(tmp_path: Path, capsys: pytest.C
     )
     with Input(str(source)) as rows, Folder(tmp_path / "out") as folder:
         folder.begin(folder.open(RUN, rows.check(), False, False))
-        told = tell_faults(rows, folder)
+        voices = RowVoices(rows.directory, {}, None)
+        told = tell_faults(rows, folder, voices)
         lines = capsys.readouterr().err.splitlines()
         assert told == {1, 2, 3}
         assert "row 1 (line 2, id 'dots'): there is no text to speak" in lines[0]
         assert "row 2 (line 3," in lines[1] and "unknown key 'exageration'" in lines[1]
         assert "row 3 (line 4," in lines[2] and "none.wav" in lines[2]
-        summary = Batch(rows, folder, FakeSpeaker(), SpeechParameters(), None, ".wav", told).run()
+        summary = Batch(rows, folder, FakeSpeaker(), SpeechParameters(), voices, None, ".wav", told).run()
         assert (summary.spoken, summary.failed) == (1, 3) and capsys.readouterr().err == ""
 
 

@@ -21,6 +21,7 @@ from chatterbox_vllm.audio.encode import write_audio
 from chatterbox_vllm.batch.folder import Folder
 from chatterbox_vllm.batch.reading import Reading
 from chatterbox_vllm.batch.rows import Input, Row
+from chatterbox_vllm.batch.voices import RowVoices
 from chatterbox_vllm.engine.request import MAX_SEED, SpeechParameters, SpeechRequest, SpeechResult
 from chatterbox_vllm.errors import AudioError, ChatterboxError, ConfigError, GenerationError, OutputError
 from chatterbox_vllm.voices.voice import Voice
@@ -67,16 +68,19 @@ class Summary:
     wall: float = 0.0
 
 
-def fault_of(row: Row, source: Input) -> str | None:
-    """Why a row cannot be spoken by any model, or None."""
+def fault_of(row: Row, voices: RowVoices) -> str | None:
+    """Why a row cannot be spoken, as far as it is known without the model; or None."""
     if row.error is not None:
         return row.error
-    if row.voice is not None and not (source.directory / row.voice).is_file():
-        return f"{source.directory / row.voice}: there is no such file to take the voice from"
+    try:
+        if row.voice is not None:
+            voices.find(row.voice)
+    except ChatterboxError as error:
+        return str(error)
     return None
 
 
-def tell_faults(source: Input, folder: Folder) -> set[int]:
+def tell_faults(source: Input, folder: Folder, voices: RowVoices) -> set[int]:
     """Say on standard error which open rows cannot be spoken, and why, before a model is loaded.
 
     Returns:
@@ -84,7 +88,7 @@ def tell_faults(source: Input, folder: Folder) -> set[int]:
     """
     faulty = set()
     for row in source.rows():
-        if folder.done[row.index] == Folder.OPEN and (fault := fault_of(row, source)):
+        if folder.done[row.index] == Folder.OPEN and (fault := fault_of(row, voices)):
             faulty.add(row.index)
             _tell(row, fault)
     return faulty
@@ -100,6 +104,7 @@ class Batch:
     Args:
         speaker: the model; None where all open rows are known to be faulty.
         parameters: of rows that set none; row i has its seed + i.
+        voices: those that rows name.
         voice: reference clip or saved voice of rows that name none; None is the model's own voice.
         suffix: of the audio files, such as ".wav".
         told: rows whose faults `tell_faults` has told.
@@ -113,6 +118,7 @@ class Batch:
         folder: Folder,
         speaker: Speaker | None,
         parameters: SpeechParameters,
+        voices: RowVoices,
         voice: Path | None,
         suffix: str,
         told: Collection[int] = (),
@@ -123,6 +129,7 @@ class Batch:
         self.folder = folder
         self.speaker = speaker
         self.parameters = parameters
+        self.voices = voices
         self.voice = voice
         self.suffix = suffix
         self.reading = reading or Reading()
@@ -203,7 +210,7 @@ class Batch:
                 continue
             parameters = None
             try:
-                if fault := fault_of(row, self.source):
+                if fault := fault_of(row, self.voices):
                     raise ConfigError(fault)
                 seed = (self.parameters.seed or 0) + row.index
                 parameters = replace(self.parameters, **{"seed": seed % (MAX_SEED + 1), **row.parameters})
@@ -219,7 +226,7 @@ class Batch:
     def _voice(self, row: Row) -> Voice:
         """The row's own clip or saved voice, the batch's, or the model's own. `Speaker.enrol` keeps those in use."""
         assert self.speaker is not None
-        path = self.voice if row.voice is None else self.source.directory / row.voice
+        path = self.voice if row.voice is None else self.voices.find(row.voice)
         if path is None:
             if self.speaker.conds is None:
                 raise ConfigError(

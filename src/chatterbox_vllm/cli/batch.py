@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 SOME_FAILED = 1
 _INPUT_HELP = (
     ".txt: a text a line. .jsonl: objects; .csv: columns, named in the first line; their keys are text, id (names the "
-    "audio file), voice (a clip, relative to INPUT), norm_loudness (of that clip, true or false), language, and "
-    "exaggeration, cfg_weight, temperature, min_p, top_p, top_k, repetition_penalty, max_tokens, diffusion_steps, "
-    "seed. - reads standard input"
+    "audio file), voice (a clip, relative to INPUT, or a voice's name), norm_loudness (of that clip, true or false), "
+    "language, and exaggeration, cfg_weight, temperature, min_p, top_p, top_k, repetition_penalty, max_tokens, "
+    "diffusion_steps, seed. - reads standard input"
 )
 
 
@@ -62,7 +62,10 @@ def batch(
     from chatterbox_vllm.batch.reading import Reading
     from chatterbox_vllm.batch.rows import Input
     from chatterbox_vllm.batch.run import Batch, Summary, tell_faults
+    from chatterbox_vllm.batch.voices import RowVoices
     from chatterbox_vllm.engine.request import draw_seed
+    from chatterbox_vllm.families.registry import config_of
+    from chatterbox_vllm.families.voices import voices_of
     from chatterbox_vllm.setup.device import resolve_device
     from chatterbox_vllm.setup.models import resolve_model
 
@@ -90,8 +93,9 @@ def batch(
             if Folder.OPEN not in folder.done:
                 summary = Summary(rows, rows, failed=folder.done.count(Folder.FAILED))
             else:
-                told = tell_faults(source, folder)
-                work = parameters, clip, suffix, told, reading, norm_loudness
+                voices = RowVoices(source.directory, voices_of(model), config_of(model).voice_kind)
+                told = tell_faults(source, folder, voices)
+                work = parameters, voices, clip, suffix, told, reading, norm_loudness
                 if len(told) == folder.done.count(Folder.OPEN):  # nothing that a model could speak
                     folder.begin(run, None, named)
                     summary = Batch(source, folder, None, *work).run()

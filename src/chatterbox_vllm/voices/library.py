@@ -278,18 +278,22 @@ class VoiceLibrary:
         else:
             self._aliases.put(alias, voice)
 
-    def look_up(self, name_or_path: str, kind: str | None = None, or_clip: bool = False) -> Path | None:
+    def look_up(
+        self, name_or_path: str, kind: str | None = None, or_clip: bool = False, start: Path | None = None
+    ) -> Path | None:
         """An existing file, or that of the voice of a name; None where there is neither.
 
         Args:
             kind: as for `look_for`.
             or_clip: where the voice is for other models, its clip if that was kept, to be enrolled.
+            start: the directory where relative paths begin; None is the current one.
 
         Raises:
             CheckpointError: the voice of that name is damaged.
         """
-        if _is_file(Path(name_or_path)):
-            return Path(name_or_path)
+        path = (start or Path()) / name_or_path
+        if _is_file(path):
+            return path
         found = self.look_for(name_or_path, kind)
         if found is None:
             return None
@@ -301,28 +305,30 @@ class VoiceLibrary:
         own: Mapping[str, Path] | None = None,
         kind: str | None = None,
         or_clip: bool = False,
+        start: Path | None = None,
     ) -> Path:
         """The file that a user of this machine means: an existing file, or the voice of that name, here or a model's.
 
         Args:
             own: files of the voices that come with a model, by name; a saved voice of the same name goes before.
             kind: of the model that is to speak.
-            or_clip: as for `look_up`.
+            or_clip, start: as for `look_up`.
 
         Raises:
             ConfigError: there is no such file or voice.
             CheckpointError: the voice of that name is damaged.
         """
         own = own or {}
-        path = self.look_up(name_or_path, kind, or_clip) or own.get(name_or_path)
+        path = self.look_up(name_or_path, kind, or_clip, start) or own.get(name_or_path)
         if path is None and (meant := self.alias(name_or_path)) is not None:
-            path = self.look_up(meant, kind, or_clip) or own.get(meant)
+            path = self.look_up(meant, kind, or_clip, start) or own.get(meant)
         if path is None:
             others = " or with the model" if own else ""
             names = [*(voice.name for voice in self.voices()), *own]
             raise ConfigError(
-                f"there is neither a file {name_or_path!r} nor a voice of that name in {self.directory}{others}; give "
-                f"a clip, a saved voice, or the name of one{named_alike(name_or_path, names)}"
+                f"there is neither a file {str((start or Path()) / name_or_path)!r} nor a voice of that name in "
+                f"{self.directory}{others}; give a clip, a saved voice, or the name of one"
+                f"{named_alike(name_or_path, names)}"
             )
         return path
 
