@@ -71,13 +71,13 @@ def test_rows_name_files_and_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     library.save("ben", a_voice())
     library.set_alias("alloy", "of the model")
     clip.touch()  # a file beside the input goes before a voice
-    names = ("anna", "ben", "of the model", "alloy", "anna", "anne")
+    names = ("anna", "ben", "of the model", "alloy", "anna", "anne", 300 * "a")
     source = write(tmp_path / "in.jsonl", *({"text": name, "voice": name} for name in names))
     speaker = FakeSpeaker()
     summary = speak(source, tmp_path / "out", speaker, own={"of the model": own})
     assert speaker.enrolled == [anna, clip, own, own, anna]
-    assert summary.failed == 1
-    (fault,) = (entry["error"] for entry in manifest(tmp_path / "out") if entry["error"])
+    assert summary.failed == 2
+    fault, _ = (entry["error"] for entry in manifest(tmp_path / "out") if entry["error"])
     assert "neither a file" in fault and str(tmp_path / "anne") in fault and "anna" in fault
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +35,9 @@ class RowVoices:
             CheckpointError: the voice of that name is damaged.
         """
         beside = self._directory / voice
-        if beside.is_file():
-            return beside
+        with contextlib.suppress(OSError):  # such as a name that is too long for a file
+            if beside.is_file():
+                return beside
         if voice not in self._named:  # looked for once, as many rows have the same
             self._named[voice] = self._library.find(voice, self._own, self._kind, True, self._directory)
         return self._named[voice]
