@@ -80,6 +80,8 @@ def test_realtime_answers_can_be_cancelled_and_errors_end_nothing(server: Runnin
                 "type": "session.update",
                 "session": {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 8000}}}},
             },
+            {"type": "session.update", "session": {"sample_rate": 8000}},
+            {"type": "session.update", "session": {"response_format": "mp3"}},
             {"type": "response.create"},
             {"type": "response.create", "response": {"instructions": TEXT, "output_audio_format": "g711_ulaw"}},
             {"type": "response.create", "response": {"instructions": "x" * 601}},
@@ -89,6 +91,8 @@ def test_realtime_answers_can_be_cancelled_and_errors_end_nothing(server: Runnin
             assert until(socket, "error")[-1]["error"]["type"] == "invalid_request_error"
         socket.send("no json")
         assert until(socket, "error")[-1]["error"]["code"] == "invalid_json"
+        socket.send(b"{}")
+        assert "not text" in until(socket, "error")[-1]["error"]["message"]
         engine, dropped = server.engine, server.engine.dropped
         engine.gate.clear()
         try:

@@ -44,7 +44,10 @@ class Inbox:
                 return
             try:
                 # Unlike `json.loads` it takes no halves of surrogate pairs, which no answer could repeat.
-                event = from_json(message.get("text") or "", allow_inf_nan=False)
+                text = message.get("text")
+                if text is None:
+                    raise ValueError("this is not text")
+                event = from_json(text, allow_inf_nan=False)
                 if not isinstance(event, dict):
                     raise ValueError("this is none")
             except ValueError as error:
