@@ -291,7 +291,8 @@ def test_enrolments_of_clients_that_have_left_count_until_they_end(tmp_path: Pat
             await asyncio.sleep(0.02)
             enrolling.cancel()
         last = asyncio.create_task(book.enrol(tts, b"clip"))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(eventually, lambda: running_now == 2)
+        await asyncio.sleep(0.05)  # in which a third one could begin
         may_end.set()
         await last
 

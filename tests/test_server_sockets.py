@@ -159,40 +159,6 @@ def test_pieces_in_other_formats_errors_and_cancelling(server: Running) -> None:
             socket.recv(timeout=5)
 
 
-def test_an_error_of_the_servers_own_is_told_and_logged(
-    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(request: object) -> None:
-        raise RuntimeError("a tensor of the wrong shape")
-
-    monkeypatch.setattr(server.engine, "wave", broken)
-    with opened(server, "/v1/realtime") as socket:
-        send(socket, "response.create", response={"instructions": TEXT})
-        done = until(socket, "response.done")[-1]["response"]
-        assert done["status"] == "failed" and done["status_details"]["error"]["code"] == "internal_error"
-    with opened(server, "/v1/audio/speech/stream") as socket:
-        send(socket, "input.text", text=TEXT)
-        send(socket, "input.done")
-        messages = until(socket, "session.done")
-        assert [m["type"] for m in messages] == ["audio.start", "error", "audio.done", "session.done"]
-        assert messages[1]["error"]["code"] == "internal_error"
-    assert caplog.text.count("RuntimeError: a tensor of the wrong shape") == 2
-
-
-def test_a_client_that_leaves_frees_the_engine(server: Running) -> None:
-    engine, dropped = server.engine, server.engine.dropped
-    engine.gate.clear()
-    try:
-        with opened(server, "/v1/audio/speech/stream") as socket:
-            send(socket, "input.text", text=TEXT)
-            send(socket, "input.flush")
-            until(socket, "audio.start")
-            eventually(lambda: engine.running == 1)
-        eventually(lambda: engine.dropped == dropped + 1 and engine.running == 0)
-    finally:
-        engine.gate.set()
-
-
 @pytest.mark.parametrize("leaves", [False, True])
 def test_all_text_has_come_and_the_client_changes_its_mind(server: Running, leaves: bool) -> None:
     engine, dropped = server.engine, server.engine.dropped
@@ -231,12 +197,12 @@ class Broken(FakeEngine):
 
     async def generate(self, request: Any, request_id: str | None = None, *, stream: bool = False) -> Any:
         yield SimpleNamespace(audio=self.wave(request), start=0)
-        raise ZeroDivisionError("a fault of ours")
+        raise RuntimeError("a tensor of the wrong shape")  # which also stands for a closed socket
 
 
-def test_faults_of_our_own_are_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_faults_of_our_own_are_told_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def logged() -> int:
-        return sum(record.exc_info is not None and "failed" in record.getMessage() for record in caplog.records)
+        return caplog.text.count("RuntimeError: a tensor of the wrong shape")
 
     with running(tmp_path, Broken) as broken:
         body = {"input": TEXT, "stream_format": "sse", "response_format": "pcm"}
@@ -245,40 +211,15 @@ def test_faults_of_our_own_are_in_the_log(tmp_path: Path, caplog: pytest.LogCapt
         with opened(broken, "/v1/audio/speech/stream") as socket:
             send(socket, "input.text", text=TEXT)
             send(socket, "input.done")
-            assert until(socket, "error")[-1]["error"]["code"] == "internal_error"
+            *_, error, done, end = until(socket, "session.done")
+        assert [error["type"], done["type"], end["type"]] == ["error", "audio.done", "session.done"]
+        assert error["error"]["code"] == "internal_error" and done["error"] is True
         assert logged() == 2
         with opened(broken, "/v1/realtime") as socket:
             send(socket, "response.create", response={"instructions": TEXT})
-            until(socket, "response.done")
+            answer = until(socket, "response.done")[-1]["response"]
+        assert answer["status"] == "failed" and answer["status_details"]["error"]["code"] == "internal_error"
         assert logged() == 3
-
-
-def test_a_flood_of_nonsense_and_large_messages_are_cut_off(server: Running) -> None:
-    with opened(server, "/v1/realtime") as socket, pytest.raises(ConnectionClosed):
-        for _ in range(50):
-            socket.send("[]")
-        until(socket, "never")
-    with opened(server, "/v1/realtime") as socket, pytest.raises(ConnectionClosed):
-        socket.send("x" * (2 << 20))
-        until(socket, "never")
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/v1/realtime", r'{"type": "conversation.item.create", "item": {"content": [{"text": "\ud83d"}]}}'),
-        ("/v1/realtime", r'{"type": "session.update", "session": {"voice": "\ud800"}}'),
-        ("/v1/realtime", '{"type": "conversation.item.create", "item": {"id": NaN, "content": [{"text": "Hi."}]}}'),
-        ("/v1/audio/speech/stream", r'{"type": "input.text", "text": "Here it is \ud83d"}'),
-    ],
-)
-def test_what_no_answer_could_repeat_is_refused_and_ends_nothing(server: Running, path: str, message: str) -> None:
-    with opened(server, path) as socket:
-        socket.send(message)
-        error = until(socket, "error")[-1]["error"]
-        assert error["code"] == "invalid_json" and "line 1 column" in error["message"]
-        send(socket, "no such thing")
-        assert "no such thing" in until(socket, "error")[-1]["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/v1/models"])

@@ -44,8 +44,8 @@ _PITCH_SCALE = 30.0  # of the learning rate of the layer that speaks in Hz
 _PREDICTED = 0.5  # share of rows that the predicted pitch excites once the discriminators are there
 _QUIET = -4.0  # log magnitude of the first spectra
 _FIRST_RESIDUAL = 0.2
-# How much of each harmonic the source has. It is not learnt: while the vocoder cannot use the source yet, a smaller one
-# is better for its loss, and within a few hundred steps it is gone for good. Then the pitch comes from the mel alone.
+# How much of each harmonic the source has. It is not learnt: it shrank before the vocoder could use it, in one training
+# of three to nothing, and then the pitch came from the mel alone (docs/small-model.md).
 _FUNDAMENTAL, _OVERTONES = 1.0, 0.0
 _HELD_OUT_EVERY = 200  # steps
 _HELD_OUT_CROPS = 32

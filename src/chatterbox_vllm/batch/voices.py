@@ -39,5 +39,5 @@ class RowVoices:
             if beside.is_file():
                 return beside
         if voice not in self._named:  # looked for once, as many rows have the same
-            self._named[voice] = self._library.find(voice, self._own, self._kind, True, self._directory)
+            self._named[voice] = self._library.find(voice, self._own, self._kind, or_clip=True, start=self._directory)
         return self._named[voice]

@@ -16,7 +16,7 @@ _UNKNOWN = "[UNK]"
 _REQUIRED = ("[START]", "[STOP]", _UNKNOWN, _SPACE)
 
 
-def _is_word(category: str) -> bool:
+def _is_said(category: str) -> bool:
     """Whether characters of a Unicode category are said: letters, marks on them, digits, and signs of currencies."""
     return category[0] in "LMN" or category == "Sc"
 
@@ -62,7 +62,7 @@ class BpeTokenizer:
         return [
             character
             for character in dict.fromkeys(text)
-            if _is_word(unicodedata.category(character)) and self._tokenizer.token_to_id(character) is None
+            if _is_said(unicodedata.category(character)) and self._tokenizer.token_to_id(character) is None
         ]
 
 

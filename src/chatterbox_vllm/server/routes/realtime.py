@@ -188,9 +188,9 @@ def _output(session: dict[str, Any]) -> dict[str, Any]:
     older = {"voice": session.get("voice"), "speed": session.get("speed"), "format": session.get("output_audio_format")}
     found = {**older, **(output if isinstance(output, dict) else {})}
     form = found["format"]
-    form = (form.get("type"), form.get("rate")) if isinstance(form, dict) else (form, None)
-    speechs = session.get("response_format"), session.get("sample_rate")  # as the speech endpoint calls them
-    if any(kind not in _PCM or rate not in (None, SAMPLE_RATE) for kind, rate in (form, speechs)):
+    asked = (form.get("type"), form.get("rate")) if isinstance(form, dict) else (form, None)
+    elsewhere = session.get("response_format"), session.get("sample_rate")  # as the speech endpoint calls them
+    if any(kind not in _PCM or rate not in (None, SAMPLE_RATE) for kind, rate in (asked, elsewhere)):
         raise ApiError(400, "audio goes out as audio/pcm of 24000 Hz only", "audio.output.format", "invalid_value")
     return {name: value for name, value in found.items() if value is not None}
 
