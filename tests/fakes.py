@@ -46,7 +46,7 @@ class ScriptedTalker:
         self.running[request_id] = (len(tokens), tokens)
         self.most = max(self.most, len(self.running))
 
-    def step(self) -> list[T3Output]:
+    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
         done = []
         for request_id, (left, tokens) in list(self.running.items()):
             drawn, told = len(tokens) - left + 1, self.told.get(request_id, 0)

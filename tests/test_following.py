@@ -158,6 +158,24 @@ def test_attention_of_prompts_that_come_in_parts(babbler_with_heads: Path, seen:
         parts.stage.close()
 
 
+def test_attention_of_several_steps_for_a_turn(talk: Talk, babbler_with_heads: Path, seen: dict) -> None:
+    def said_by(own: Talk) -> dict[str, list[int]]:
+        for letters in (15, 28, 41):
+            own.add(str(letters), letters, max_tokens=letters)
+        return own.drain()
+
+    expected = said_by(talk)
+    seen.clear()
+    several = Talk(babbler_with_heads, multi_step=4)
+    try:
+        said = said_by(several)
+        assert said == expected
+        for name, tokens in said.items():
+            check(several, seen, int(name), tokens, 1e-5)
+    finally:
+        several.stage.close()
+
+
 @pytest.fixture
 def preempted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What vLLM takes out of its batch for want of room."""

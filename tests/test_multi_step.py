@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from chatterbox_vllm import ChatterboxTTS, ConfigError, SpeechParameters, SpeechRequest
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.families.registry import config_of, family_of
+from chatterbox_vllm.setup.planning import Settings
 from chatterbox_vllm.t3.options import T3Options, T3Output
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.vllm.stage import T3Stage
@@ -68,6 +69,45 @@ def test_tokens_are_those_of_one_step_at_a_time(kind: str, request: pytest.Fixtu
     )
     said, _ = say(directory, 3, 3 * LONGEST * position)
     assert said == expected
+
+
+def test_a_hurried_turn_is_one_step(babbler: Path) -> None:
+    config = config_of(babbler)
+    options = T3Options(torch.float32, LONGEST, max_batch_size=2, multi_step=8)
+    stage = T3Stage(config.t3, Weights(babbler / family_of(config.family).t3), options, CPU)
+    asked: list[int] = []
+
+    def hurried(after: int) -> bool:
+        asked.append(1)
+        return len(asked) > after
+
+    def turns(after: int) -> int:
+        asked.clear()
+        sampling = Sampling(0.5, 0.0, 0.0, 1.0, 0, 1.0, 25)
+        stage.add("one", torch.zeros(12, config.t3.guidance_streams * config.t3.hidden_size), sampling, seed=1)
+        count = 0
+        while stage.unfinished:
+            count += 1
+            (*_, last) = stage.step(lambda: hurried(after)) or (None,)
+        assert last is not None and len(last.token_ids) == 25
+        return count
+
+    try:
+        assert turns(after=1000) <= 5  # the prompt's, and 24 tokens
+        assert turns(after=0) == 25
+        assert turns(after=3) > 20
+    finally:
+        stage.close()
+
+
+def test_how_many_where_nobody_says(babbler: Path, flash_babbler: Path) -> None:
+    def steps(directory: Path, device: str, **more: bool) -> int:
+        plain = Settings(directory, torch.device(device), None, torch.float32, False, False, False)
+        return replace(plain, **more).t3_multi_step
+
+    assert steps(babbler, "cuda") == 8 and steps(babbler, "cpu") == 1
+    assert steps(babbler, "cuda", deterministic=True) == steps(babbler, "cuda", teacher_forcing=True) == 1
+    assert steps(flash_babbler, "cuda") == 1 and steps(babbler, "cpu", multi_step=3) == 3
 
 
 def test_speech_is_the_same_through_the_engine(babbler: Path) -> None:

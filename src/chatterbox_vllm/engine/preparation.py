@@ -54,6 +54,11 @@ class Preparation:
         """Requests that were handed in and did not come out of `finished` yet."""
         return len(self._pending)
 
+    @property
+    def ready(self) -> bool:
+        """Whether `finished` has something to give."""
+        return not self._finished.empty()
+
     def add(self, serial: int, request: Request) -> None:
         """Hand in a request under its number."""
         self._pending.add(serial)

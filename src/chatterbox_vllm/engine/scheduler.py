@@ -65,6 +65,7 @@ class Scheduler:
         reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
             piece of a long text to end. None where nobody comes unexpectedly.
         meanwhile: called now and then where S3Gen works in this thread; it may submit and abort.
+        called: whether somebody waits for the caller of `step`, so that T3 is not to draw several tokens now.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Scheduler:
         self.chunk_plan, self.lookahead, self.ending = chunk_plan, lookahead, ending
         self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
+        self.called: Callable[[], bool] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
         self._filled = False  # all places were taken, and few are free again
         self._jobs: dict[int, Job] = {}
@@ -206,7 +208,7 @@ class Scheduler:
         self._take_prepared(patience if self.preparation.pending and not busy and not self._ready else 0.0)
         self._admit()
         if len(self.at_t3):
-            for heard in self.at_t3.step():
+            for heard in self.at_t3.step(self._is_called):
                 self._hear(heard)
         self._hand_over()
         self._cut_chunks()
@@ -217,6 +219,12 @@ class Scheduler:
             for job, k, outcome in self.at_s3gen.poll(patience if idle else 0.0, self._between):
                 self._deliver(job, k, outcome)
         return self.collect()
+
+    def _is_called(self) -> bool:
+        """Whether something else is to be done than to draw tokens."""
+        if self.preparation.ready or self.at_s3gen.synthesis.ready:
+            return True
+        return self.called is not None and self.called()
 
     def _between(self) -> None:
         """Between two steps of S3Gen's flow in this thread, each of which may take seconds on a CPU."""

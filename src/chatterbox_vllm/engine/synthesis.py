@@ -67,6 +67,10 @@ class Synthesis(Protocol):
     def busy(self) -> bool:
         """Whether anything was added that has not come back."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether `poll` has something to give without working for it."""
+
     def close(self) -> None: ...
 
 
@@ -137,6 +141,10 @@ class InlineSynthesis:
     @property
     def busy(self) -> bool:
         return bool(self._waiting.entries)
+
+    @property
+    def ready(self) -> bool:
+        return False
 
     def close(self) -> None:
         self._waiting.entries.clear()
@@ -252,6 +260,10 @@ class ThreadedSynthesis:
     def busy(self) -> bool:
         with self._lock:
             return bool(self._waiting.entries or self._out)
+
+    @property
+    def ready(self) -> bool:
+        return not self._finished.empty()
 
     def close(self) -> None:
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -31,7 +31,7 @@ class Talker(Protocol):
         told_every: int | None = None,
         end_held_for: int | None = None,
     ) -> None: ...
-    def step(self) -> list[T3Output]: ...
+    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]: ...
     def abort(self, request_ids: Sequence[str]) -> None: ...
     def close(self) -> None: ...
 
@@ -73,7 +73,7 @@ class NoTalker:
     def add(self, *_: object, **__: object) -> None:
         raise ConfigError("only S3Gen is loaded here, and nobody to speak")
 
-    def step(self) -> list[T3Output]:
+    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
         return []
 
     def abort(self, request_ids: Sequence[str]) -> None: ...

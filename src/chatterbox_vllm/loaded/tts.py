@@ -138,7 +138,7 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
         tier: str | int | None = None,
         cuda_graphs: bool | None = None,
         deterministic: bool = False,
-        multi_step: int = 1,
+        multi_step: int | None = None,
         watermark: bool = True,
         guard: bool = True,
         use_quantization: bool | None = None,
@@ -170,8 +170,9 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
             cuda_graphs: for T3's decode steps and S3Gen's estimator; None does so on CUDA. True on a CPU is an error.
             deterministic: T3's tokens do not depend on the batch in half precision either (vLLM's batch-invariant
                 kernels): CUDA only, slower, and for the first model of a process.
-            multi_step: decode steps of T3 for a turn of vLLM's scheduler, at most. More are less work for the host,
-                which many requests at once keep busier than a GPU; requests that come wait longer for their turn.
+            multi_step: decode steps of T3 for a turn of vLLM's scheduler, at most; fewer as soon as a request comes.
+                More are less work for the host, which many requests at once keep busier than a GPU. None is 8 on CUDA,
+                and 1 on a CPU, with `deterministic` or `teacher_forcing`, and of models that fill in blocks.
             watermark: mark the audio with PerTh, as the published class always does.
             guard: end speech that runs away from its text or leaves most of it out, and try again with other draws;
                 docs/serving.md says when. Streams are ended only. Of the multilingual model, version 2, attention to

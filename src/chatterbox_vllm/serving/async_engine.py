@@ -104,8 +104,9 @@ class AsyncChatterbox:
         self._scheduler, self._talker = tts.lend_scheduler(self.close)
         self._scheduler.max_untaken = self.limits.waiting_seconds
         self._scheduler.reserved = -(-(self._scheduler.max_admitted - 1) // _PLACES_PER_RESERVED)
-        self._scheduler.meanwhile = self._obey
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._scheduler.meanwhile = self._obey
+        self._scheduler.called = lambda: not self._commands.empty()
         self._callers: dict[int, _Caller] = {}  # by the request's number
         self._labels: dict[str, int] = {}
         self._completed = self._failed = 0
@@ -212,7 +213,7 @@ class AsyncChatterbox:
                 self._commands.put(None)
                 self._thread.join()
                 self._scheduler.reserved = 0
-                self._scheduler.meanwhile = None
+                self._scheduler.meanwhile = self._scheduler.called = None
                 self.tts.return_scheduler()
 
     async def __aenter__(self) -> Self:

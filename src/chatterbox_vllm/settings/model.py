@@ -119,9 +119,9 @@ ENGINE = (
     ),
     Setting(
         "multi_step",
-        "decode steps of T3 for a turn of vLLM's scheduler, at most: less work for the host, and requests wait longer "
-        "for their turn",
-        default=1,
+        "decode steps of T3 for a turn of vLLM's scheduler, at most, fewer as soon as a request comes: less work for "
+        "the host",
+        unset="8 with CUDA, else 1",
         option="--multi-step",
     ),
     Setting(

@@ -189,7 +189,7 @@ def _t3_options(settings: Settings, plan: Plan) -> T3Options:
         double_quant=plan.quantization.double_quant,
         graph_sizes=plan.graph_sizes,
         teacher_forcing=settings.teacher_forcing,
-        multi_step=settings.multi_step,
+        multi_step=settings.t3_multi_step,
         follow_text=settings.guard and bool(settings.config.t3.alignment_heads),
     )
 

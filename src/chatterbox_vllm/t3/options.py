@@ -29,7 +29,7 @@ class T3Options:
         double_quant: quantize bnb-4bit's scales too, where it is done while loading.
         graph_sizes: rows that CUDA graphs are recorded for; None takes those of `t3.graph_sizes`.
         teacher_forcing: requests may bring the tokens that they have to say; for evaluation, not for service.
-        multi_step: decode steps for a turn of vLLM's scheduler, at most; requests wait so much longer for their turn.
+        multi_step: decode steps for a turn of vLLM's scheduler, at most.
         follow_text: requests may have their attention to the text followed, see `T3Stage.add`; of models with
             `T3Config.alignment_heads`.
     """

@@ -7,6 +7,7 @@ anew at each of its steps, and once more when it is finished.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
@@ -155,8 +156,11 @@ class BlockStage:
         told, stop = told_every is not None, self.config.stop_speech_token
         self._waiting.append(Sequence(request_id, prompt, sampling, seed, told, self._blocks, stop))
 
-    def step(self) -> list[T3Output]:
+    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
         """One step for the block of every request that has room; return those that finished with it, or tell a block.
+
+        Args:
+            hurried: not asked, since a turn is one step.
 
         Raises:
             GenerationError: the model failed; nothing that it held is left.

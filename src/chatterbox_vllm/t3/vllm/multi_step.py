@@ -12,6 +12,7 @@ end is thrown away by vLLM's own check of its tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,10 +30,14 @@ class MultiStep:
     Args:
         engine: vLLM's, started without asynchronous scheduling.
         most: decode steps for a turn of the scheduler.
+
+    Attributes:
+        hurried: asked between two steps whether the caller would have the turn end.
     """
 
     def __init__(self, engine: Any, most: int):
         self._most = most
+        self.hurried: Callable[[], bool] = _never
         (self._runner,) = engine.collective_rpc(lambda worker: worker.model_runner)
         (self._sampler,) = (s for s in self._runner.input_batch.logitsprocs.all if isinstance(s, SpeechSampler))
         self._scheduler = engine.engine_core.engine_core.scheduler
@@ -61,6 +66,8 @@ class MultiStep:
             return first
         tokens = [first.sampled_token_ids]
         for step in range(1, steps):
+            if self.hurried():
+                break
             logits = self._step(tokens[-1].squeeze(1))
             with self._sampler.going_on(step, tokens[-1].squeeze(1)):
                 tokens.append(self._sample(logits, None).sampled_token_ids)
@@ -102,3 +109,7 @@ class MultiStep:
             if request is not None and output.sampled_token_ids:
                 request.num_computed_tokens += max(0, len(output.sampled_token_ids[row]) - 1)
         return self._update(scheduled, output)
+
+
+def _never() -> bool:
+    return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -44,7 +44,8 @@ from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
 from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURES
 
 if TYPE_CHECKING:
-    from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # imports vllm
+    from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # these import vllm
+    from chatterbox_vllm.t3.vllm.multi_step import MultiStep
 
 _SAMPLER = "chatterbox_vllm.t3.vllm.sampler:SpeechSampler"
 # Before the sampler: what is forced leaves it one token to choose from, and what is followed changes one token's logit.
@@ -74,6 +75,7 @@ class T3Stage:
         self.config, self.options, self.device = config, options, device
         self._stream = new_stream(device, Urgency.HIGHEST)
         self._on_one_thread = device.type == "cpu" and has_small_layers(config)
+        self._multi_step: MultiStep | None = None
         prepare_environment()
         if options.deterministic:
             require_batch_invariance(device)
@@ -162,7 +164,7 @@ class T3Stage:
         if options.multi_step > 1:
             from chatterbox_vllm.t3.vllm.multi_step import MultiStep  # imports vllm
 
-            MultiStep(engine, options.multi_step)
+            self._multi_step = MultiStep(engine, options.multi_step)
         return engine
 
     def _processors(self) -> list[str]:
@@ -318,12 +320,19 @@ class T3Stage:
         )
         self._engine.add_request(request_id, engine_input, told)
 
-    def step(self) -> list[T3Output]:
+    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
         """Generate one token for every request that has room; return those that finished with it, or tell as drawn.
+
+        With `multi_step`, up to so many tokens.
+
+        Args:
+            hurried: asked after each of several tokens whether to return now.
 
         Raises:
             GenerationError: the engine failed; nothing that it held is left.
         """
+        if self._multi_step is not None and hurried is not None:
+            self._multi_step.hurried = hurried
         try:
             with recording, on_stream(self._stream), on_one_thread(self._on_one_thread):
                 outputs = self._engine.step()
