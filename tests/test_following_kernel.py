@@ -91,27 +91,6 @@ def test_the_kernel_by_the_interpreter() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_the_kernel_compiles_for_cards(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No card is needed for it, and the interpreter takes types that the compiler refuses."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default; it warns where nobody says so
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from chatterbox_vllm.t3.following_kernel import _follow
-
-    tensors = [f"*{dtype}", "*i64", "*i64", "*i32", "*i32", "*i32", "*fp32", "*fp32", "fp32"]
-    constants = {"STREAMS": 2, "HEADS": 3, "BLOCK_SIZE": 16, "WIDTH": 64, "TILE": 128, "STATE": STATE_WIDTH, "ROOM": 4}
-    types = [*tensors, *["i32"] * 6, *["constexpr"] * len(constants)]
-    places = {(_follow.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=_follow, signature=dict(zip(_follow.arg_names, types, strict=True)), constexprs=places)
-    for capability in (75, 90):
-        assert triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": 8}).asm["cubin"]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernel_on_a_gpu(dtype: torch.dtype) -> None:
