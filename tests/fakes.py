@@ -47,6 +47,7 @@ class ScriptedTalker:
         self.most = max(self.most, len(self.running))
 
     def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
+        self.hurried = hurried
         done = []
         for request_id, (left, tokens) in list(self.running.items()):
             drawn, told = len(tokens) - left + 1, self.told.get(request_id, 0)

@@ -44,6 +44,37 @@ def test_turns() -> None:
     assert [turns.take() for _ in range(5)] == ["first", "a", "c", "late", None]
 
 
+def test_who_may_end_a_turn_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, voice = Engine(letters, max_batch_size=2), a_voice()
+    scheduler = engine.scheduler
+
+    def submit(delivery: Delivery = Delivery.WHOLE) -> None:
+        scheduler.submit(SpeechRequest("A sentence of some letters.", voice), delivery=delivery)
+
+    def is_hurried() -> bool:
+        return engine.talker.hurried()
+
+    submit()
+    scheduler.step()
+    assert not is_hurried()
+    submit()
+    assert is_hurried()  # there is room for a newcomer
+    scheduler.step()
+    submit()
+    assert not is_hurried()  # there is none
+    scheduler.reserved = 1
+    assert is_hurried()  # a place is kept
+    scheduler.step()
+    monkeypatch.setattr(type(engine.voicing), "ready", True)
+    assert not is_hurried()  # audio is ready, and nobody listens
+    submit(Delivery.STREAM)
+    scheduler.step()
+    assert is_hurried()
+    monkeypatch.undo()
+    scheduler.called = lambda: True
+    assert is_hurried()
+
+
 @pytest.mark.parametrize("max_batch_size", [1, 4])
 def test_a_sentence_beside_a_book_waits_for_a_few_segments_only(max_batch_size: int) -> None:
     engine, voice = engine_for_books(max_batch_size), a_voice()

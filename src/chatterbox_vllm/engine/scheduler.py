@@ -221,8 +221,10 @@ class Scheduler:
         return self.collect()
 
     def _is_called(self) -> bool:
-        """Whether something else is to be done than to draw tokens."""
-        if self.preparation.ready or self.at_s3gen.synthesis.ready:
+        """Whether something else is to be done than to draw tokens: for a newcomer, a listener, or the caller."""
+        if self.preparation.ready and (self.reserved or not self._filled):
+            return True
+        if self._streams and self.at_s3gen.synthesis.ready:
             return True
         return self.called is not None and self.called()
 
