@@ -251,3 +251,9 @@ def a_clip() -> bytes:
     phase = 2 * np.pi * (140 * times + 20 * np.sin(2 * np.pi * 0.7 * times))
     wave = sum(np.sin(k * phase) / k for k in range(1, 9)) * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * times))
     return encode_audio(0.2 * wave.astype(np.float32), RATE, ".wav")
+
+
+def seconds_of(data: bytes) -> float:
+    """How long an answer's audio is, in whatever form."""
+    wave, rate = decode_audio(data)
+    return len(wave) / rate

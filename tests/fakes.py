@@ -46,8 +46,8 @@ class ScriptedTalker:
         self.running[request_id] = (len(tokens), tokens)
         self.most = max(self.most, len(self.running))
 
-    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
-        self.hurried = hurried
+    def step(self, should_yield: Callable[[], bool] | None = None) -> list[T3Output]:
+        self.should_yield = should_yield
         done = []
         for request_id, (left, tokens) in list(self.running.items()):
             drawn, told = len(tokens) - left + 1, self.told.get(request_id, 0)

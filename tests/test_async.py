@@ -131,7 +131,7 @@ def test_a_broken_engine_is_heard_of(tts: ChatterboxTTS, monkeypatch: pytest.Mon
         async with AsyncChatterbox(tts, told.append) as engine:
             assert engine.failure is None
             with monkeypatch.context() as patch:
-                patch.setattr(tts.t3_stage, "step", lambda hurried: 1 / 0)
+                patch.setattr(tts.t3_stage, "step", lambda should_yield: 1 / 0)
                 with pytest.raises(GenerationError, match="ZeroDivisionError"):
                     await engine.speak(request(tts), "broken")
             assert isinstance(engine.failure, ZeroDivisionError) and engine.stats().failed == 1

@@ -71,13 +71,13 @@ def test_tokens_are_those_of_one_step_at_a_time(kind: str, request: pytest.Fixtu
     assert said == expected
 
 
-def test_a_hurried_turn_is_one_step(babbler: Path) -> None:
+def test_a_turn_that_yields_is_one_step(babbler: Path) -> None:
     config = config_of(babbler)
     options = T3Options(torch.float32, LONGEST, max_batch_size=2, multi_step=8)
     stage = T3Stage(config.t3, Weights(babbler / family_of(config.family).t3), options, CPU)
     asked: list[int] = []
 
-    def hurried(after: int) -> bool:
+    def should_yield(after: int) -> bool:
         asked.append(1)
         return len(asked) > after
 
@@ -88,7 +88,7 @@ def test_a_hurried_turn_is_one_step(babbler: Path) -> None:
         count = 0
         while stage.unfinished:
             count += 1
-            (*_, last) = stage.step(lambda: hurried(after)) or (None,)
+            (*_, last) = stage.step(lambda: should_yield(after)) or (None,)
         assert last is not None and len(last.token_ids) == 25
         return count
 

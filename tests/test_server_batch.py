@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from chatterbox_vllm.audio.decode import decode_audio
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running, seconds_of
 
 TEXT = "It is a truth universally acknowledged, that servers are spoken to."
 SECONDS = len(TEXT) * SECONDS_PER_CHARACTER
@@ -25,11 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         yield client
-
-
-def seconds_of(data: bytes) -> float:
-    wave, rate = decode_audio(data)
-    return len(wave) / rate
 
 
 def test_batch(http: httpx.Client) -> None:

@@ -13,10 +13,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.server.names import OPENAI_VOICES
 from chatterbox_vllm.voices.library import VoiceLibrary
-from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running
+from tests.fake_server import RATE, SECONDS_PER_CHARACTER, Running, a_clip, running, seconds_of
 from tests.fakes import a_voice
 
 TEXT = "It is a truth universally acknowledged, that servers are spoken to."
@@ -33,11 +32,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         yield client
-
-
-def seconds_of(data: bytes) -> float:
-    wave, rate = decode_audio(data)
-    return len(wave) / rate
 
 
 def test_livekit(http: httpx.Client) -> None:

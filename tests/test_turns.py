@@ -51,28 +51,28 @@ def test_who_may_end_a_turn_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -
     def submit(delivery: Delivery = Delivery.WHOLE) -> None:
         scheduler.submit(SpeechRequest("A sentence of some letters.", voice), delivery=delivery)
 
-    def is_hurried() -> bool:
-        return engine.talker.hurried()
+    def yields() -> bool:
+        return engine.talker.should_yield()
 
     submit()
     scheduler.step()
-    assert not is_hurried()
+    assert not yields()
     submit()
-    assert is_hurried()  # there is room for a newcomer
+    assert yields()  # there is room for a newcomer
     scheduler.step()
     submit()
-    assert not is_hurried()  # there is none
+    assert not yields()  # there is none
     scheduler.reserved = 1
-    assert is_hurried()  # a place is kept
+    assert yields()  # a place is kept
     scheduler.step()
     monkeypatch.setattr(type(engine.voicing), "ready", True)
-    assert not is_hurried()  # audio is ready, and nobody listens
+    assert not yields()  # audio is ready, and nobody listens
     submit(Delivery.STREAM)
     scheduler.step()
-    assert is_hurried()
+    assert yields()
     monkeypatch.undo()
-    scheduler.called = lambda: True
-    assert is_hurried()
+    scheduler.should_yield = lambda: True
+    assert yields()
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 4])

@@ -75,14 +75,14 @@ class PiecesAtT3:
         self._pieces[piece_id] = job, k, said
         job.live.add(piece_id)
 
-    def step(self, hurried: Callable[[], bool]) -> list[Heard]:
+    def step(self, should_yield: Callable[[], bool]) -> list[Heard]:
         """Let T3 speak on; pieces that are over leave.
 
         Args:
-            hurried: whether T3 is to come back with fewer tokens than it might draw.
+            should_yield: whether T3 is to come back with fewer tokens than it might draw.
         """
         heard = []
-        for output in self.talker.step(hurried):
+        for output in self.talker.step(should_yield):
             job, k, said = self._pieces[output.request_id]
             heard.append(Heard(job, k, said, said.hear(output)))
             if said.over:

@@ -65,7 +65,7 @@ class Scheduler:
         reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
             piece of a long text to end. None where nobody comes unexpectedly.
         meanwhile: called now and then where S3Gen works in this thread; it may submit and abort.
-        called: whether somebody waits for the caller of `step`, so that T3 is not to draw several tokens now.
+        should_yield: whether somebody waits for the caller of `step`, so that T3 is not to draw several tokens now.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Scheduler:
         self.chunk_plan, self.lookahead, self.ending = chunk_plan, lookahead, ending
         self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
-        self.called: Callable[[], bool] | None = None
+        self.should_yield: Callable[[], bool] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
         self._filled = False  # all places were taken, and few are free again
         self._jobs: dict[int, Job] = {}
@@ -208,7 +208,7 @@ class Scheduler:
         self._take_prepared(patience if self.preparation.pending and not busy and not self._ready else 0.0)
         self._admit()
         if len(self.at_t3):
-            for heard in self.at_t3.step(self._is_called):
+            for heard in self.at_t3.step(self._should_yield):
                 self._hear(heard)
         self._hand_over()
         self._cut_chunks()
@@ -220,13 +220,13 @@ class Scheduler:
                 self._deliver(job, k, outcome)
         return self.collect()
 
-    def _is_called(self) -> bool:
+    def _should_yield(self) -> bool:
         """Whether something else is to be done than to draw tokens: for a newcomer, a listener, or the caller."""
         if self.preparation.ready and (self.reserved or not self._filled):
             return True
         if self._streams and self.at_s3gen.synthesis.ready:
             return True
-        return self.called is not None and self.called()
+        return self.should_yield is not None and self.should_yield()
 
     def _between(self) -> None:
         """Between two steps of S3Gen's flow in this thread, each of which may take seconds on a CPU."""

@@ -106,7 +106,7 @@ class AsyncChatterbox:
         self._scheduler.reserved = -(-(self._scheduler.max_admitted - 1) // _PLACES_PER_RESERVED)
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._scheduler.meanwhile = self._obey
-        self._scheduler.called = lambda: not self._commands.empty()
+        self._scheduler.should_yield = lambda: not self._commands.empty()
         self._callers: dict[int, _Caller] = {}  # by the request's number
         self._labels: dict[str, int] = {}
         self._completed = self._failed = 0
@@ -213,7 +213,7 @@ class AsyncChatterbox:
                 self._commands.put(None)
                 self._thread.join()
                 self._scheduler.reserved = 0
-                self._scheduler.meanwhile = self._scheduler.called = None
+                self._scheduler.meanwhile = self._scheduler.should_yield = None
                 self.tts.return_scheduler()
 
     async def __aenter__(self) -> Self:

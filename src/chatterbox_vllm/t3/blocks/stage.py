@@ -156,11 +156,11 @@ class BlockStage:
         told, stop = told_every is not None, self.config.stop_speech_token
         self._waiting.append(Sequence(request_id, prompt, sampling, seed, told, self._blocks, stop))
 
-    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
+    def step(self, should_yield: Callable[[], bool] | None = None) -> list[T3Output]:
         """One step for the block of every request that has room; return those that finished with it, or tell a block.
 
         Args:
-            hurried: not asked, since a turn is one step.
+            should_yield: not asked, since a turn is one step.
 
         Raises:
             GenerationError: the model failed; nothing that it held is left.

@@ -32,12 +32,12 @@ class MultiStep:
         most: decode steps for a turn of the scheduler.
 
     Attributes:
-        hurried: asked between two steps whether the caller would have the turn end.
+        should_yield: asked between two steps whether to end the turn; None never does.
     """
 
     def __init__(self, engine: Any, most: int):
         self._most = most
-        self.hurried: Callable[[], bool] = _never
+        self.should_yield: Callable[[], bool] | None = None
         (self._runner,) = engine.collective_rpc(lambda worker: worker.model_runner)
         (self._sampler,) = (s for s in self._runner.input_batch.logitsprocs.all if isinstance(s, SpeechSampler))
         self._scheduler = engine.engine_core.engine_core.scheduler
@@ -66,7 +66,7 @@ class MultiStep:
             return first
         tokens = [first.sampled_token_ids]
         for step in range(1, steps):
-            if self.hurried():
+            if self.should_yield is not None and self.should_yield():
                 break
             logits = self._step(tokens[-1].squeeze(1))
             with self._sampler.going_on(step, tokens[-1].squeeze(1)):
@@ -109,7 +109,3 @@ class MultiStep:
             if request is not None and output.sampled_token_ids:
                 request.num_computed_tokens += max(0, len(output.sampled_token_ids[row]) - 1)
         return self._update(scheduled, output)
-
-
-def _never() -> bool:
-    return False

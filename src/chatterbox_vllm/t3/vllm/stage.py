@@ -320,19 +320,19 @@ class T3Stage:
         )
         self._engine.add_request(request_id, engine_input, told)
 
-    def step(self, hurried: Callable[[], bool] | None = None) -> list[T3Output]:
+    def step(self, should_yield: Callable[[], bool] | None = None) -> list[T3Output]:
         """Generate one token for every request that has room; return those that finished with it, or tell as drawn.
 
         With `multi_step`, up to so many tokens.
 
         Args:
-            hurried: asked after each of several tokens whether to return now.
+            should_yield: asked after each of several tokens whether to return now.
 
         Raises:
             GenerationError: the engine failed; nothing that it held is left.
         """
-        if self._multi_step is not None and hurried is not None:
-            self._multi_step.hurried = hurried
+        if self._multi_step is not None:
+            self._multi_step.should_yield = should_yield
         try:
             with recording, on_stream(self._stream), on_one_thread(self._on_one_thread):
                 outputs = self._engine.step()
