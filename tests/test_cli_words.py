@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -12,16 +14,17 @@ import typer
 
 from chatterbox_vllm.audio.encode import FORMATS
 from chatterbox_vllm.cli import main
-from chatterbox_vllm.cli.arguments import Command, Strategy, from_settings
+from chatterbox_vllm.cli.arguments import Command, Strategy, from_settings, setting_type
 from chatterbox_vllm.cli.audio import AudioFormat
 from chatterbox_vllm.cli.run import Commands
 from chatterbox_vllm.cli.tables import Grid, drawn, of_rows, show
 from chatterbox_vllm.cli.texts import given_text, read_texts
 from chatterbox_vllm.cli.verbosity import shown
 from chatterbox_vllm.cli.wording import as_typed
+from chatterbox_vllm.engine.request import SpeechParameters
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.config import AUTO, STRATEGIES
-from chatterbox_vllm.settings import GROUPS
+from chatterbox_vllm.settings import BY_KEYWORD, GROUPS
 from tests.command_lines import all_commands, options_of
 
 OPTIONS = {
@@ -81,6 +84,19 @@ def test_every_setting_has_one_option() -> None:
     }
     for name, options in earlier.items():
         assert options <= options_of(commands[name])
+
+
+def test_numbers_and_flags_are_read_as_such() -> None:
+    pytest.importorskip("vllm")
+    from chatterbox_vllm.tts import ChatterboxTTS
+
+    calls = (ChatterboxTTS.from_local, SpeechParameters)
+    taken = {name: p.annotation for call in calls for name, p in inspect.signature(call).parameters.items()}
+    typed = {name: {"int", "float", "bool", "str"} & {*re.findall(r"\w+", kind)} for name, kind in taken.items()}
+    numbers = {name: kinds for name, kinds in typed.items() if kinds and "str" not in kinds}
+    read = {name: setting_type(BY_KEYWORD[name]).__name__ for name in numbers if BY_KEYWORD[name].option}
+    assert {"multi_step", "kv_cache_bytes", "temperature", "watermark"} <= set(read)
+    assert {name: kind for name, kind in read.items() if kind not in numbers[name]} == {}
 
 
 def test_choices_are_those_of_the_library() -> None:

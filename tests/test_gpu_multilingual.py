@@ -46,6 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[int, torch.Tensor]]:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
 def test_attention_in_a_batch(babbler_with_heads: Path, seen: dict, dtype: torch.dtype, bound: float) -> None:  # noqa: F811
     talk = Talk(babbler_with_heads, "cuda", dtype)
+    seen.clear()  # of the warm-up
     try:
         for i in range(7):
             talk.add(f"{10 + 9 * i}", 10 + 9 * i, None if i == 1 else 0, cfg_weight=i / 4, max_tokens=12 + 5 * i)

@@ -33,6 +33,7 @@ _TYPES: dict[str, Any] = {
     "max_batch_size": int,
     "max_model_len": int,
     "max_requests": int,
+    "multi_step": int,
     "norm_loudness": bool,
     "pauses": list[str],
     "quantization_strategy": Strategy,
