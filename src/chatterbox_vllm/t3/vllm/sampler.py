@@ -68,8 +68,9 @@ class _Request:
 class SpeechSampler(LogitsProcessor):
     """Guidance, repetition penalty, temperature, min-p, top-k, top-p and the seeded draw (sampling.py), for every row.
 
-    What has been spoken is a mask on the device that takes in one token a request and step. The draw needs no generator
-    per request: for the same logits the same seed gives the same token on every device and in every batch.
+    What has been spoken is a mask on the device that takes in the token drawn last of each request at every step. The
+    draw needs no generator per request: for the same logits the same seed gives the same token on every device and in
+    every batch.
     """
 
     @classmethod
@@ -96,9 +97,11 @@ class SpeechSampler(LogitsProcessor):
         self.mask = torch.zeros(slots, fields.vocab_size, dtype=torch.bool, device=device)
         self.requests: dict[int, _Request] = {}  # by row
         self.free: list[int] = []
+        self.begun: list[tuple[int, list[int]]] = []  # slots that have just been taken, and what is spoken there
         # What follows from the requests, rebuilt when the batch changes, not at every step.
         self.rows: list[_Request] = []
-        self.seeds = np.zeros(0, np.uint64)
+        self.replayed: list[tuple[int, Sequence[float]]] = []  # rows that bring their draws
+        self.seeds = self.lengths = np.zeros(0, np.uint64)
         self.slots = torch.zeros(0, dtype=torch.int32, device=device)
         self.values = torch.zeros(0, len(_RANGES), device=device)
         self.nucleus = self.top = False  # whether any row has one
@@ -120,7 +123,9 @@ class SpeechSampler(LogitsProcessor):
             self.requests.pop(row, None)
         self.free = sorted(set(range(len(self.mask))) - {request.slot for request in self.requests.values()})
         process_dict_updates(self.requests, batch_update, self._begin)
+        self._prepare_mask()
         self.rows = [self.requests[row] for row in range(batch_update.batch_size)]
+        self.replayed = [(row, own.given) for row, own in enumerate(self.rows) if own.given is not None]
         self.seeds = np.array([request.seed for request in self.rows], np.uint64)
         self.slots = async_tensor_h2d([request.slot for request in self.rows], self.device, torch.int32)
         table = np.array([request.values for request in self.rows], np.float32).reshape(-1, len(_RANGES))
@@ -129,11 +134,10 @@ class SpeechSampler(LogitsProcessor):
 
     def _begin(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Request:
         slot = self.free.pop()
-        self.mask[slot].fill_(False)
         # All rows of a prompt have the id of start-of-speech.
         start = set(prompt or ())
-        if not self.penalty_last:
-            self._mark([slot * self.mask.shape[1] + token for token in start])
+        # There is an output already where a request is back after preemption.
+        self.begun.append((slot, [*output[:-1], *(() if self.penalty_last else start)]))
         extra: dict[str, Any] = params.extra_args or {}
         seed = extra.get("seed")
         return _Request(
@@ -145,10 +149,16 @@ class SpeechSampler(LogitsProcessor):
             output=output,
         )
 
-    def _mark(self, places: list[int]) -> None:
-        """Note tokens as spoken, by their place in the flattened mask."""
+    def _prepare_mask(self) -> None:
+        """Note what the requests that have begun speak after, for all of them together."""
+        begun, self.begun = self.begun, []
+        width = self.mask.shape[1]
+        slots = [slot for slot, _ in begun]
+        places = [slot * width + token for slot, spoken in begun for token in spoken]
+        # Indexed assignment of a Python scalar would copy it to the device and wait for all that runs there.
+        if slots:
+            self.mask.index_fill_(0, async_tensor_h2d(slots, self.device, torch.int64), False)
         if places:
-            # Indexed assignment of a Python scalar would copy it to the device and wait for all that runs there.
             self.mask.view(-1).index_fill_(0, async_tensor_h2d(places, self.device, torch.int64), True)
 
     @contextlib.contextmanager
@@ -195,21 +205,15 @@ class SpeechSampler(LogitsProcessor):
 
     def _step(self) -> np.ndarray:
         """[3, N] float64, see `choose_one_hot`: the draws, the tokens to note, and what the penalty falls on once."""
-        lengths = np.fromiter((len(request.output) for request in self.rows), np.uint64, len(self.rows))
-        lengths += np.uint64(self._ahead)
         step = np.full((3, len(self.rows)), -1.0)
-        step[0] = uniforms(self.seeds, lengths)
-        for row, request in enumerate(self.rows):
-            if request.given is not None:  # a token behind the last of them is one that vLLM throws away
-                step[0, row] = request.given[min(len(request.output) + self._ahead, len(request.given) - 1)]
-            if self._ahead:
-                continue
-            fresh = request.output[request.noted :]
-            request.noted += len(fresh)
-            if len(fresh) == 1:
-                step[1, row] = fresh[0]
-            elif fresh:  # back after preemption
-                self._mark([request.slot * self.mask.shape[1] + token for token in fresh])
-            if not request.output:
-                step[2, row] = request.passing
+        if not self._ahead:  # else what was drawn is on the device alone
+            self.lengths = np.fromiter((len(request.output) for request in self.rows), np.uint64, len(self.rows))
+            for row, request in enumerate(self.rows):
+                if request.output:
+                    step[1, row] = request.output[-1]
+                else:
+                    step[2, row] = request.passing
+        step[0] = uniforms(self.seeds, self.lengths + np.uint64(self._ahead))
+        for row, given in self.replayed:  # a token behind the last of them is one that vLLM throws away
+            step[0, row] = given[min(int(self.lengths[row]) + self._ahead, len(given) - 1)]
         return step
