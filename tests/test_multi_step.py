@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,12 +101,41 @@ def test_a_turn_that_yields_is_one_step(babbler: Path) -> None:
         stage.close()
 
 
+def test_a_turn_ends_where_tokens_are_told(babbler: Path) -> None:
+    config = config_of(babbler)
+    options = T3Options(torch.float32, LONGEST, max_batch_size=2, multi_step=9)
+    endless = replace(config.t3, stop_speech_token=5000)
+    stage = T3Stage(endless, Weights(babbler / family_of(config.family).t3), options, CPU)
+
+    def add(name: str, limit: int) -> None:
+        prompt = torch.zeros(12, config.t3.guidance_streams * config.t3.hidden_size)
+        stage.add(name, prompt, Sampling(0.5, 0.0, 0.0, 1.0, 0, 1.0, limit), seed=1, told_every=6)
+
+    try:
+        add("alone", 25)
+        assert [[len(told.token_ids) for told in stage.step()] for _ in range(5)] == [[1], [6], [6], [6], [6]]
+        add("early", 61)
+        told: dict[str, list[int]] = {"early": [], "late": []}
+        for turn in itertools.count():
+            for output in stage.step():
+                told[output.request_id].append(len(output.token_ids))
+            if turn == 1:
+                add("late", 61)
+            if not stage.unfinished:
+                break
+        assert {name: sum(own) for name, own in told.items()} == {"early": 61, "late": 61}
+        assert all(set(own[1:-1]) <= {6, 7} for own in told.values()), told
+        assert turn < 40
+    finally:
+        stage.close()
+
+
 def test_how_many_where_nobody_says(babbler: Path, flash_babbler: Path) -> None:
     def steps(directory: Path, device: str, **more: bool) -> int:
         plain = Settings(directory, torch.device(device), None, torch.float32, False, False, False)
         return replace(plain, **more).t3_multi_step
 
-    assert steps(babbler, "cuda") == 8 and steps(babbler, "cpu") == 1
+    assert steps(babbler, "cuda") == 9 and steps(babbler, "cpu") == 1
     assert steps(babbler, "cuda", deterministic=True) == steps(babbler, "cuda", teacher_forcing=True) == 1
     assert steps(flash_babbler, "cuda") == 1 and steps(babbler, "cpu", multi_step=3) == 3
 

@@ -21,7 +21,9 @@ from vllm.sampling_params import RequestOutputKind
 
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
 
-_TURNS_A_TELLING = 3  # so that what is known is told by a third of a telling late at most
+# A turn ends where a request's tokens are told next, so that a stream alone has them at once. Where many are told at
+# different times it still goes on for a third of a telling, by which one is late at most.
+_TURNS_A_TELLING = 3
 
 
 class MultiStep:
@@ -42,6 +44,7 @@ class MultiStep:
         (self._sampler,) = (s for s in self._runner.input_batch.logitsprocs.all if isinstance(s, SpeechSampler))
         self._scheduler = engine.engine_core.engine_core.scheduler
         self._scheduler.num_lookahead_tokens = most - 1
+        self._told = engine.output_processor.request_states
         self._context: Any = None
         self._forwarded: dict[str, Any] = {}  # what the last forward pass was called with
         self._described: dict[str, Any] = {}  # and what its attention was told of the batch
@@ -81,9 +84,14 @@ class MultiStep:
         batch = [requests[name] for name in runner.input_batch.req_ids if name in requests]
         useful = max((request.max_tokens - request.num_output_tokens for request in batch), default=1)
         room = runner.max_model_len - int(runner.optimistic_seq_lens_cpu[:rows].max())
-        told = (request.sampling_params for request in batch)
-        together = [own.stream_interval for own in told if own.output_kind == RequestOutputKind.DELTA]
-        return max(1, min(self._most, useful, room, *(every // _TURNS_A_TELLING for every in together)))
+        told = (own for own in batch if own.sampling_params.output_kind == RequestOutputKind.DELTA)
+        return max(1, min(self._most, useful, room, *map(self._until_told, told)))
+
+    def _until_told(self, request: Any) -> int:
+        """Steps until a request's tokens are told again, or as many as a turn has at least."""
+        every = request.sampling_params.stream_interval
+        since = request.num_output_tokens - self._told[request.request_id].sent_tokens_offset
+        return max(every - since, every // _TURNS_A_TELLING)
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits after tokens [N]."""
