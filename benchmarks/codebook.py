@@ -79,7 +79,7 @@ def hidden_states(directory: Path) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     found = []
     for text in TEXTS:
-        prompt, values = maker.prompt_of(text, voice, parameters, family.language_of(text))
+        prompt, values = maker.prompt_of(text, voice, parameters, family.language_of_english)
         tokens = torch.randint(config.s3gen.flow.vocab_size, (TOKENS,), generator=generator).tolist()
         x = model.embed(builder, prompt, tokens)
         for layer in model.layers():
