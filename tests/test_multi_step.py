@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
 
 from chatterbox_vllm import ChatterboxTTS, ConfigError, SpeechParameters, SpeechRequest
 from chatterbox_vllm.checkpoint.files import Weights
@@ -17,6 +23,7 @@ from chatterbox_vllm.families.registry import config_of, family_of
 from chatterbox_vllm.setup.planning import Settings
 from chatterbox_vllm.t3.options import T3Options, T3Output
 from chatterbox_vllm.t3.sampling import Sampling
+from chatterbox_vllm.t3.vllm.multi_step import MultiStep
 from chatterbox_vllm.t3.vllm.stage import T3Stage
 
 LONGEST = 150
@@ -128,6 +135,27 @@ def test_a_turn_ends_where_tokens_are_told(babbler: Path) -> None:
         assert turn < 40
     finally:
         stage.close()
+
+
+def test_a_request_ends_where_vllm_would_end_it() -> None:
+    """Of tokens that are given to it together, all lists with a stop, a limit, or the end of the sequence in them."""
+    scheduler = SimpleNamespace(max_model_len=20)
+    ours = MultiStep.__new__(MultiStep)
+    ours._scheduler, ours._append = scheduler, partial(Scheduler._update_request_with_output, scheduler)
+
+    def asked(limit: int, prompt: int) -> Request:
+        params = SamplingParams(max_tokens=limit, stop_token_ids=[7], detokenize=False)
+        return Request("one", [1] * prompt, params, None)
+
+    def state(request: Request) -> tuple:
+        return list(request.output_token_ids), request.num_tokens, request.status, request.stop_reason
+
+    for limit, prompt, drawn in itertools.product((1, 4, 6, 9), (11, 15, 17), itertools.product((3, 7), repeat=5)):
+        by_one, together = asked(limit, prompt), asked(limit, prompt)
+        for tokens in ([3], [*drawn]):
+            if not by_one.is_finished():
+                assert ours._appending(together, [*tokens]) == ours._append(by_one, [*tokens])
+                assert state(together) == state(by_one)
 
 
 def test_how_many_where_nobody_says(babbler: Path, flash_babbler: Path) -> None:

@@ -12,6 +12,7 @@ end is thrown away by vLLM's own check of its tokens.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,9 @@ class MultiStep:
         self._forward, runner._model_forward = runner._model_forward, self._noting_forward
         self._describe, runner._build_attention_metadata = runner._build_attention_metadata, self._noting_description
         self._sample, runner._sample = runner._sample, self._sampling
-        self._update, self._scheduler.update_from_output = self._scheduler.update_from_output, self._updating
+        scheduler = self._scheduler
+        self._update, scheduler.update_from_output = scheduler.update_from_output, self._updating
+        self._append, scheduler._update_request_with_output = scheduler._update_request_with_output, self._appending
 
     def _noting_forward(self, **given: Any) -> Any:
         self._context, self._forwarded = get_forward_context(), given
@@ -117,3 +120,14 @@ class MultiStep:
             if request is not None and output.sampled_token_ids:
                 request.num_computed_tokens += max(0, len(output.sampled_token_ids[row]) - 1)
         return self._update(scheduled, output)
+
+    def _appending(self, request: Any, drawn: list[int], **more: Any) -> tuple[list[int], bool]:
+        """Give a request its tokens. vLLM looks at one after the other; those that cannot end it go in together."""
+        room = min(request.max_tokens - request.num_output_tokens, self._scheduler.max_model_len - request.num_tokens)
+        ends = {*(request.sampling_params.stop_token_ids or ()), request.sampling_params.eos_token_id}
+        before_last = drawn[: max(0, min(len(drawn), room) - 1)]
+        certain = list(itertools.takewhile(lambda token: token not in ends, before_last))
+        if certain:
+            request.append_output_token_ids(certain)
+        told, stopped = self._append(request, drawn[len(certain) :], **more)
+        return certain + told, stopped
