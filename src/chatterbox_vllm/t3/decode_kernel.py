@@ -13,15 +13,16 @@ import torch
 import triton
 import triton.language as tl
 
-from chatterbox_vllm.t3.shared_kernel import TILE, SharedPlaces, attend_shared
+from chatterbox_vllm.t3.shared_kernel import NOTHING, PARTS, TILE, SharedPlaces, attend_shared
 
 
 # What differs from batch to batch is no constant, so that the kernel is compiled once.
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode(
     query, cache, table, lengths, out, shared, state, scale, table_stride,
-    query_stride, out_stride, block_stride, head_stride, place_stride, state_stride,
-    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, STAGES: tl.constexpr, TILE: tl.constexpr,
+    query_stride, out_stride, block_stride, head_stride, place_stride, part_stride, state_stride,
+    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, STAGES: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -33,7 +34,7 @@ def _decode(
     q = q * (scale * 1.4426950408889634)
     table += row.to(tl.int64) * table_stride
     cache += head.to(tl.int64) * head_stride
-    best = tl.full((1,), float("-inf"), tl.float32)
+    best = tl.full((1,), NOTHING, tl.float32)
     total = tl.zeros((1,), tl.float32)
     acc = tl.zeros((WIDTH,), tl.float32)
     first = 0
@@ -42,9 +43,17 @@ def _decode(
         known = tl.minimum(first, length)  # 0 for a row without a sequence
         own = state + row.to(tl.int64) * state_stride + head * (WIDTH + 2)
         one = tl.arange(0, 1)
-        acc = tl.load(own + channels, mask=channels * 0 < known, other=0.0)
-        best = tl.load(own + WIDTH + one, mask=one < known, other=float("-inf"))
-        total = tl.load(own + WIDTH + 1 + one, mask=one < known, other=0.0)
+        for _ in tl.static_range(PARTS):
+            summed = tl.load(own + channels, mask=channels * 0 < known, other=0.0)
+            highest = tl.load(own + WIDTH + one, mask=one < known, other=NOTHING)
+            weight = tl.load(own + WIDTH + 1 + one, mask=one < known, other=0.0)
+            higher = tl.maximum(best, highest)
+            fading = tl.exp2(best - higher)
+            gained = tl.exp2(highest - higher)
+            total = total * fading + weight * gained
+            acc = acc * fading + summed * gained
+            best = higher
+            own += part_stride
     for start in tl.range(first, length, PLACES, num_stages=STAGES):
         at = start + places
         there = at < length
@@ -85,12 +94,12 @@ def decode_attention(
     """
     rows, heads, width = query.shape
     few = rows * heads <= 512
-    known, state, state_stride = lengths, lengths, 0  # which are not read
+    known, state, strides = lengths, lengths, (0, 0)  # which are not read
     if shared is not None:
         attend_shared(query, cache, block_table, shared, scale)
-        known, state, state_stride = shared.lengths, shared.state, shared.state.stride(0)
+        known, state, strides = shared.lengths, shared.state, shared.state.stride()[:2]
     _decode[(heads, rows)](
         query, cache, block_table, lengths, out, known, state, scale, block_table.stride(0),
-        query.stride(0), out.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), state_stride,
-        cache.shape[2], width, 128 if few else 64, 2, 0 if shared is None else TILE, num_warps=4 if few else 2,
+        query.stride(0), out.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), *strides,
+        cache.shape[2], width, 128 if few else 64, 2, 0 if shared is None else TILE, PARTS, num_warps=4 if few else 2,
     )  # fmt: skip

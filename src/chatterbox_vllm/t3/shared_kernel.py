@@ -2,8 +2,9 @@
 
 Sequences of one voice begin with the same places, which lie in the same blocks of the KV cache: 376 for Turbo, most of
 what a decode step reads. Rows are taken in tiles of 16, what matrix units multiply at least. `find_shared` sees how
-many blocks a tile's sequences begin with alike, and `attend_shared` attends to these with matrix products, tile by
-tile. `decode_attention` goes on from there.
+many blocks a tile's sequences begin with alike, and `attend_shared` attends to these with matrix products: each tile in
+a few parts at once, as one after another would keep few of the card's multiprocessors busy. `decode_attention` goes on
+from there.
 """
 
 # mypy: disable-error-code="no-untyped-def, import-untyped"
@@ -17,7 +18,11 @@ import triton
 import triton.language as tl
 
 TILE = 16  # rows
+PARTS = 3  # of what a tile shares
+NOTHING = tl.constexpr(-1e30)  # the highest score where there is none; differences to it are numbers
 _MOST_BLOCKS = 32  # that are looked at
+_PLACES = 128  # that are read together
+_WARPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +31,8 @@ class SharedPlaces:
 
     Attributes:
         lengths: [tiles] int32, places that a tile's sequences share, whole blocks.
-        state: [rows, heads, D + 2] float32: what was summed of the values, the highest score in powers of 2, and the
-            sum of the weights relative to it.
+        state: [PARTS, rows, heads, D + 2] float32, of each part: what was summed of the values, the highest score in
+            powers of 2, and the sum of the weights relative to it.
     """
 
     lengths: torch.Tensor
@@ -39,7 +44,7 @@ class SharedPlaces:
         tiles = -(-rows // TILE)
         return cls(
             torch.zeros(tiles, dtype=torch.int32, device=device),
-            torch.zeros(tiles * TILE, heads, width + 2, device=device),
+            torch.zeros(PARTS, tiles * TILE, heads, width + 2, device=device),
         )
 
 
@@ -66,12 +71,13 @@ def _find(
 @triton.jit(do_not_specialize=["rows", "table_stride"])
 def _attend(
     query, cache, table, shared, state, scale, rows, table_stride,
-    query_stride, block_stride, head_stride, place_stride, state_stride,
-    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr,
+    query_stride, block_stride, head_stride, place_stride, part_stride, state_stride,
+    BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     tile = tl.program_id(1)
+    part = tl.program_id(2)
     length = tl.load(shared + tile)
     if length > 0:
         row = tile * TILE + tl.arange(0, TILE)
@@ -83,12 +89,14 @@ def _attend(
         )
         table += tile.to(tl.int64) * TILE * table_stride  # of its first row, which stands for all
         cache += head.to(tl.int64) * head_stride
-        best = tl.full((TILE,), float("-inf"), tl.float32)
+        best = tl.full((TILE,), NOTHING, tl.float32)
         total = tl.zeros((TILE,), tl.float32)
         acc = tl.zeros((TILE, WIDTH), tl.float32)
-        for start in tl.range(0, length, PLACES, num_stages=STAGES):
+        size = tl.cdiv(tl.cdiv(length, PARTS), PLACES) * PLACES
+        end = tl.minimum(length, (part + 1) * size)
+        for start in tl.range(part * size, end, PLACES, num_stages=STAGES):
             at = start + places
-            inside = at < length
+            inside = at < end
             block = tl.load(table + at // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
             keys = cache + (block * block_stride + (at % BLOCK_SIZE) * place_stride)[:, None] + channels[None, :]
             k = tl.load(keys, mask=inside[:, None], other=0.0)
@@ -101,7 +109,7 @@ def _attend(
             total = total * fading + tl.sum(p, 1)
             acc = acc * fading[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
             best = higher
-        own = state + row.to(tl.int64) * state_stride + head * (WIDTH + 2)
+        own = state + part.to(tl.int64) * part_stride + row.to(tl.int64) * state_stride + head * (WIDTH + 2)
         tl.store(own[:, None] + channels[None, :], acc, mask=there)
         tl.store(own + WIDTH, best, mask=row < rows)
         tl.store(own + WIDTH + 1, total, mask=row < rows)
@@ -130,8 +138,9 @@ def attend_shared(
     """
     rows, heads, width = query.shape
     precision = "ieee" if query.dtype == torch.float32 else "tf32"  # said of float32 alone
-    _attend[(heads, -(-rows // TILE))](
-        query, cache, block_table, shared.lengths, shared.state, scale, rows, block_table.stride(0),
-        query.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), shared.state.stride(0),
-        cache.shape[2], width, 64, TILE, precision, 2, num_warps=4,
+    state = shared.state
+    _attend[(heads, -(-rows // TILE), PARTS)](
+        query, cache, block_table, shared.lengths, state, scale, rows, block_table.stride(0),
+        query.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), state.stride(0), state.stride(1),
+        cache.shape[2], width, _PLACES, TILE, PARTS, precision, 2, num_warps=_WARPS,
     )  # fmt: skip
