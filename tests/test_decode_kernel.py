@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,21 @@ from .reasons import NO_TRITON
 _BLOCK = 16
 
 
-def largest_difference(device: str, dtype: torch.dtype, lengths: list[int], heads: int = 2, width: int = 64) -> float:
-    """Between the kernel's and torch's output, for random keys and values in shuffled blocks."""
+def largest_difference(
+    device: str,
+    dtype: torch.dtype,
+    lengths: list[int],
+    heads: int = 2,
+    width: int = 64,
+    alike: Mapping[int, int] | None = None,
+) -> float:
+    """Between the kernel's and torch's output, for random keys and values in shuffled blocks.
+
+    Args:
+        alike: by the first row of 16, the blocks that these begin with alike; none where they share nothing at all.
+    """
     from chatterbox_vllm.t3.decode_kernel import decode_attention
+    from chatterbox_vllm.t3.shared_kernel import SharedPlaces, find_shared
 
     generator = torch.Generator().manual_seed(0)
     most = -(-max(lengths) // _BLOCK)
@@ -29,7 +42,17 @@ def largest_difference(device: str, dtype: torch.dtype, lengths: list[int], head
     table = torch.randperm(blocks, generator=generator).view(len(lengths), most).to(device, torch.int32)
     query = torch.randn(len(lengths), heads, width, generator=generator).to(device, dtype)
     out = torch.full_like(query, 7.0)
-    decode_attention(query, cache, table, torch.tensor(lengths, dtype=torch.int32, device=device), out, width**-0.5)
+    shared, there = None, torch.tensor(lengths, dtype=torch.int32, device=device)
+    if alike is not None:
+        for first, count in alike.items():
+            table[first : first + 16, :count] = table[first, :count].clone()
+        # Room for more rows, and of an earlier batch.
+        shared = SharedPlaces.empty(len(lengths) + 16, heads, width, torch.device(device))
+        shared.lengths.fill_(48)
+        find_shared(table, there, _BLOCK, shared)
+        expected = [_BLOCK * alike.get(first, 0) for first in range(0, len(lengths), 16)]
+        assert shared.lengths.tolist()[: len(expected)] == expected and not shared.lengths[len(expected) :].any()
+    decode_attention(query, cache, table, there, out, width**-0.5, shared)
     largest = 0.0
     for row, length in enumerate(lengths):
         cached = cache[table[row].long()].transpose(1, 2).reshape(-1, heads, 2 * width)[:length].double()
@@ -40,11 +63,16 @@ def largest_difference(device: str, dtype: torch.dtype, lengths: list[int], head
     return largest
 
 
+# 37 sequences: 16 that begin with 5 blocks alike, 16 with none, and of the last five two that fill up the batch.
+LENGTHS = [*range(81, 97), *range(1, 17), 50, 65, 120, 0, 0]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
-def test_the_kernel_by_the_interpreter() -> None:
+@pytest.mark.parametrize("given", ["[0, 1, 16, 37, 150]", "LENGTHS, alike={0: 5, 32: 3}", "[70] * 18, alike={}"])
+def test_the_kernel_by_the_interpreter(given: str) -> None:
     script = (
-        "import json, torch; from tests.test_decode_kernel import largest_difference as d; "
-        "print(json.dumps(d('cpu', torch.float32, [0, 1, 16, 37, 150])))"
+        "import json, torch; from tests.test_decode_kernel import LENGTHS, largest_difference as d; "
+        f"print(json.dumps(d('cpu', torch.float32, {given})))"
     )
     result = subprocess.run(
         [sys.executable, "-c", script],
@@ -62,5 +90,7 @@ def test_the_kernel_by_the_interpreter() -> None:
 @pytest.mark.parametrize("rows", [1, 7, 130])
 def test_the_kernel_on_a_gpu(rows: int) -> None:
     lengths = [(17 * n) % 700 for n in range(rows - 1)] + [701]
+    alike = dict.fromkeys(range(0, rows - 1, 16), 23)  # the last row alone shares nothing
     for dtype, bound in ((torch.bfloat16, 8e-3), (torch.float16, 1e-3), (torch.float32, 1e-5)):
         assert largest_difference("cuda", dtype, lengths, heads=32) < bound
+        assert largest_difference("cuda", dtype, [380 + length for length in lengths], heads=16, alike=alike) < bound

@@ -69,3 +69,21 @@ def test_awq_speaks(turbo_babbler: Path, tmp_path: Path) -> None:
     with ChatterboxTTS.from_local(tmp_path / "awq", "cuda", watermark=False) as tts:
         assert tts.get_quantization_info()["t3"]["method"] == "awq"
         check_speech(tts)
+
+
+def test_texts_of_one_voice_share_what_they_read(turbo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from chatterbox_vllm.t3.vllm import attention
+
+    found: list[torch.Tensor] = []
+    find = attention.find_shared
+
+    def noting(*args: Any) -> None:
+        find(*args)
+        found.append(args[-1].lengths.clone())
+
+    monkeypatch.setattr(attention, "find_shared", noting)
+    with ChatterboxTTS.from_local(turbo_dir, "cuda", max_model_len=640, max_batch_size=48, watermark=False) as tts:
+        requests = [SpeechRequest(f"{TEXT} {i}", tts.voice, SpeechParameters(seed=i, max_tokens=40)) for i in range(40)]
+        assert all(result.error is None and result.samples for result in tts.run(requests))
+        # Of 376 places of conditioning, 23 blocks of 16 are full; the texts begin alike, too.
+        assert max(int(lengths.max()) for lengths in found) >= 368

@@ -71,12 +71,16 @@ def compiled(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 def decode(dtype: torch.dtype) -> None:
     from chatterbox_vllm.t3.decode_kernel import decode_attention
+    from chatterbox_vllm.t3.shared_kernel import SharedPlaces, find_shared
 
     integers = torch.zeros(40, 8, dtype=torch.int32)
+    shared = SharedPlaces.empty(40, 16, 64, torch.device("cpu"))
+    find_shared(integers, integers[:, 0], 16, shared)
     for rows in (2, 40):
         query = on_card(rows, 16, 64, dtype=dtype)
         cache = on_card(8, 16, 16, 128, dtype=dtype)
-        decode_attention(query, cache, integers[:rows], integers[:rows, 0], query, 0.125)
+        for own in (None, shared):
+            decode_attention(query, cache, integers[:rows], integers[:rows, 0], query, 0.125, own)
 
 
 def follow(dtype: torch.dtype) -> None:

@@ -13,13 +13,16 @@ import torch
 import triton
 import triton.language as tl
 
+from chatterbox_vllm.t3.shared_kernel import NOTHING, PARTS, TILE, SharedPlaces, attend_shared
+
 
 # What differs from batch to batch is no constant, so that the kernel is compiled once.
 @triton.jit(do_not_specialize=["table_stride"])
 def _decode(
-    query, cache, table, lengths, out, scale, table_stride,
-    query_stride, out_stride, block_stride, head_stride, place_stride,
+    query, cache, table, lengths, out, shared, state, scale, table_stride,
+    query_stride, out_stride, block_stride, head_stride, place_stride, part_stride, state_stride,
     BLOCK_SIZE: tl.constexpr, WIDTH: tl.constexpr, PLACES: tl.constexpr, STAGES: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -31,10 +34,27 @@ def _decode(
     q = q * (scale * 1.4426950408889634)
     table += row.to(tl.int64) * table_stride
     cache += head.to(tl.int64) * head_stride
-    best = tl.full((1,), float("-inf"), tl.float32)
+    best = tl.full((1,), NOTHING, tl.float32)
     total = tl.zeros((1,), tl.float32)
     acc = tl.zeros((WIDTH,), tl.float32)
-    for start in tl.range(0, length, PLACES, num_stages=STAGES):
+    first = 0
+    if TILE > 0:
+        first = tl.load(shared + row // TILE)
+        known = tl.minimum(first, length)  # 0 for a row without a sequence
+        own = state + row.to(tl.int64) * state_stride + head * (WIDTH + 2)
+        one = tl.arange(0, 1)
+        for _ in tl.static_range(PARTS):
+            summed = tl.load(own + channels, mask=channels * 0 < known, other=0.0)
+            highest = tl.load(own + WIDTH + one, mask=one < known, other=NOTHING)
+            weight = tl.load(own + WIDTH + 1 + one, mask=one < known, other=0.0)
+            higher = tl.maximum(best, highest)
+            fading = tl.exp2(best - higher)
+            gained = tl.exp2(highest - higher)
+            total = total * fading + weight * gained
+            acc = acc * fading + summed * gained
+            best = higher
+            own += part_stride
+    for start in tl.range(first, length, PLACES, num_stages=STAGES):
         at = start + places
         there = at < length
         block = tl.load(table + at // BLOCK_SIZE, mask=there, other=0).to(tl.int64)
@@ -60,6 +80,7 @@ def decode_attention(
     lengths: torch.Tensor,
     out: torch.Tensor,
     scale: float,
+    shared: SharedPlaces | None = None,
 ) -> None:
     """softmax(q k * scale) v over the cached places of each sequence, summed in float32, written to `out`.
 
@@ -69,11 +90,16 @@ def decode_attention(
         block_table: [N, most blocks] int32, the blocks of each sequence in order.
         lengths: [N] int32, cached places of each sequence, its new token's included; 0 for a row without a sequence.
         out: [N, heads, D], as `query`.
+        shared: what the sequences begin with alike, as `find_shared` left it; read once for several of them.
     """
     rows, heads, width = query.shape
     few = rows * heads <= 512
+    known, state, strides = lengths, lengths, (0, 0)  # which are not read
+    if shared is not None:
+        attend_shared(query, cache, block_table, shared, scale)
+        known, state, strides = shared.lengths, shared.state, shared.state.stride()[:2]
     _decode[(heads, rows)](
-        query, cache, block_table, lengths, out, scale, block_table.stride(0),
-        query.stride(0), out.stride(0), cache.stride(0), cache.stride(1), cache.stride(2),
-        cache.shape[2], width, 128 if few else 64, 2, num_warps=4 if few else 2,
+        query, cache, block_table, lengths, out, known, state, scale, block_table.stride(0),
+        query.stride(0), out.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), *strides,
+        cache.shape[2], width, 128 if few else 64, 2, 0 if shared is None else TILE, PARTS, num_warps=4 if few else 2,
     )  # fmt: skip

@@ -15,6 +15,9 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from chatterbox_vllm.t3.decode_kernel import decode_attention
+from chatterbox_vllm.t3.shared_kernel import SharedPlaces, find_shared
+
+_FEWEST_ROWS = 32  # that share what they read: fewer take longer by the second kernel than they gain
 
 
 class DecodeAttention(FlashAttentionImpl):
@@ -34,10 +37,9 @@ class DecodeAttention(FlashAttentionImpl):
     ) -> torch.Tensor:
         if attn_metadata is None or attn_metadata.max_query_len > 1:
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
-        rows = attn_metadata.num_actual_tokens
-        decode_attention(
-            query[:rows], kv_cache, attn_metadata.block_table, attn_metadata.seq_lens, output[:rows], self.scale
-        )
+        rows, told = attn_metadata.num_actual_tokens, attn_metadata
+        shared = getattr(told, "shared", None) if rows >= _FEWEST_ROWS else None
+        decode_attention(query[:rows], kv_cache, told.block_table, told.seq_lens, output[:rows], self.scale, shared)
         return output
 
 
@@ -54,6 +56,22 @@ class DecodeMetadataBuilder(FlashAttentionMetadataBuilder):
         return super().build(common_prefix_len, common_attn_metadata, fast_build or only_decodes)
 
 
+class SharedMetadataBuilder(DecodeMetadataBuilder):
+    """Notes in addition what the sequences of a decode step begin with alike."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        rows = self.vllm_config.scheduler_config.max_num_seqs
+        self.shared = SharedPlaces.empty(rows, self.num_heads_q, self.headdim, self.device)
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        if common_attn_metadata.max_query_len == 1:
+            find_shared(metadata.block_table, metadata.seq_lens, self.block_size, self.shared)
+            metadata.shared = self.shared
+        return metadata
+
+
 class DecodeAttentionBackend(FlashAttentionBackend):
     """What `T3Attention` asks vLLM for where vLLM itself would take FlashAttention."""
 
@@ -64,3 +82,11 @@ class DecodeAttentionBackend(FlashAttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
         return DecodeMetadataBuilder
+
+
+class SharedPromptBackend(DecodeAttentionBackend):
+    """The same where most of a prompt is the voice's, so that the sequences of one voice begin alike."""
+
+    @staticmethod
+    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
+        return SharedMetadataBuilder

@@ -10,13 +10,19 @@ from vllm.v1.attention.backend import AttentionBackend
 from vllm.v1.attention.selector import get_attn_backend
 
 
-def attention_backend(head_dim: int, cache_config: CacheConfig | None) -> type[AttentionBackend] | None:
-    """Ours where vLLM would take FlashAttention; None leaves it to vLLM, as its batch-invariant mode wants it."""
+def attention_backend(
+    head_dim: int, cache_config: CacheConfig | None, shares_prompt: bool = False
+) -> type[AttentionBackend] | None:
+    """Ours where vLLM would take FlashAttention; None leaves it to vLLM, as its batch-invariant mode wants it.
+
+    Args:
+        shares_prompt: whether most of a prompt is the same for all sequences of a voice.
+    """
     if not current_platform.is_cuda() or envs.VLLM_BATCH_INVARIANT:
         return None
     cache_dtype = None if cache_config is None else cache_config.cache_dtype
     if get_attn_backend(head_dim, torch.get_default_dtype(), cache_dtype).get_name() != "FLASH_ATTN":
         return None
-    from chatterbox_vllm.t3.vllm.attention import DecodeAttentionBackend  # imports triton and FlashAttention
+    from chatterbox_vllm.t3.vllm.attention import DecodeAttentionBackend, SharedPromptBackend  # import triton
 
-    return DecodeAttentionBackend
+    return SharedPromptBackend if shares_prompt else DecodeAttentionBackend

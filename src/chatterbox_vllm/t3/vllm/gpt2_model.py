@@ -61,7 +61,7 @@ class Gpt2Attention(nn.Module):
             cache_config=cache_config,
             quant_config=quant_config,
             prefix=f"{prefix}.attn",
-            attn_backend=attention_backend(fields.head_dim, cache_config),
+            attn_backend=attention_backend(fields.head_dim, cache_config, shares_prompt=True),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
