@@ -127,9 +127,10 @@ class QuantizationMemoryEstimator:
             graphs = len(recorded) if self.config.t3.blocks is None else 0
             # What pairs of frames take is one large block, which the next batch can use again.
             small_blocks = speaking - pairs + measured.WATERMARK
+            held = min(int(measured.ALLOCATOR_SHARE * small_blocks), measured.ALLOCATOR_MOST)
             on_device |= {
                 "watermark": measured.WATERMARK,
-                "allocator, beside live tensors": 0 if plan.frugal else int(measured.ALLOCATOR_SHARE * small_blocks),
+                "allocator, beside live tensors": 0 if plan.frugal else held,
                 "S3Gen, convolutions as kernels read them": copies,
                 "CUDA graphs of T3": graphs * measured.T3_GRAPH,
                 "workspaces of CUDA's libraries": measured.FRUGAL_WORKSPACES if plan.frugal else measured.WORKSPACES,

@@ -94,7 +94,8 @@ def decode_attention(
     """
     rows, heads, width = query.shape
     few = rows * heads <= 512
-    known, state, strides = lengths, lengths, (0, 0)  # which are not read
+    strides: tuple[int, ...] = (0, 0)
+    known, state = lengths, lengths  # which are not read, nor these
     if shared is not None:
         attend_shared(query, cache, block_table, shared, scale)
         known, state, strides = shared.lengths, shared.state, shared.state.stride()[:2]
