@@ -189,11 +189,11 @@ class Speaker:
             prepared_text=order.prepared_text,
         )
 
-    async def waves(self, order: Order, number: str, told: Told) -> AsyncGenerator[np.ndarray, None]:
+    async def waves(self, order: Order, number: str, told: Told | None = None) -> AsyncGenerator[np.ndarray, None]:
         """An order's audio as it comes, float32 [samples] each at its speed. Closing the iterator drops the order.
 
         Args:
-            told: is told what is known in the end.
+            told: is told what is known in the end; the text's tokens are counted for it alone.
 
         Raises:
             ApiError, ChatterboxError
@@ -201,12 +201,14 @@ class Speaker:
         async with self._engine(order) as engine:
             pace = Pace(engine.tts.sr)
             request = await self._request(engine, order)
-            told.input_tokens = await asyncio.to_thread(_text_tokens, engine, order)
+            if told is not None:
+                told.input_tokens = await asyncio.to_thread(_text_tokens, engine, order)
             tempo = Tempo(order.speed, engine.tts.sr)
             async with contextlib.aclosing(engine.generate(request, number, stream=True)) as events:
                 async for event in events:
                     if isinstance(event, SpeechResult):
-                        told.result = event
+                        if told is not None:
+                            told.result = event
                         continue
                     wave = tempo.feed(event.audio.numpy())
                     if len(wave):
@@ -218,10 +220,11 @@ class Speaker:
             if len(wave):
                 pace.add(len(wave))
                 yield wave
-            told.samples, told.underruns = pace.samples, pace.underruns
+            if told is not None:
+                told.samples = pace.samples
             self.metrics.spoken(pace.samples / engine.tts.sr, pace.elapsed, pace.underruns)
 
-    async def stream(self, order: Order, number: str, told: Told) -> AsyncGenerator[bytes, None]:
+    async def stream(self, order: Order, number: str, told: Told | None = None) -> AsyncGenerator[bytes, None]:
         """`waves` in the order's format; each part can be played when it has arrived."""
         sending = None
         async with contextlib.aclosing(self.waves(order, number, told)) as waves:
@@ -265,7 +268,6 @@ class Told:
 
     input_tokens: int = 0
     samples: int = 0
-    underruns: int = 0
     result: SpeechResult | None = None
 
     @property

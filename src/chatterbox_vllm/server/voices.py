@@ -91,6 +91,8 @@ class VoiceBook:
         if wish.clip is not None:
             return await self.enrol(tts, wish.clip, wish.norm_loudness)
         name = wish.name if wish.name is not None else self._options.default_voice
+        if name is None:  # the model's own, for which nothing is read
+            return self._named(model, tts, None)
         return await asyncio.to_thread(self._named, model, tts, name)
 
     async def enrol(self, tts: ChatterboxTTS, clip: bytes, norm_loudness: bool | None = None) -> Voice:

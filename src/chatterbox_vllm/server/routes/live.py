@@ -24,7 +24,6 @@ from chatterbox_vllm.server.order import Order
 from chatterbox_vllm.server.schemas import Speaking
 from chatterbox_vllm.server.service import Here, Service, note_order, number_of
 from chatterbox_vllm.server.sockets import Inbox, is_open
-from chatterbox_vllm.server.speaking import Told
 from chatterbox_vllm.text.arriving import ArrivingText
 
 router = APIRouter()
@@ -155,7 +154,7 @@ class _Session:
             start = {"sentence_index": index, "sentence_text": text, "format": order.format}
             start["sample_rate"] = order.sample_rate
             await self.socket.send_json({"type": "audio.start", **start})
-            parts = self.service.speaker.stream(order, number, Told())
+            parts = self.service.speaker.stream(order, number)
             async with contextlib.aclosing(parts):
                 async for part in parts:
                     sent += len(part)

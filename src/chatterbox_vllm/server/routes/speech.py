@@ -56,7 +56,7 @@ class AudioStream(StreamingResponse):
 async def streamed(request: Request, service: Service, order: Order) -> Response:
     """Answer with audio as it comes. What fails before the first of it is an error like any other."""
     note_order(request, order)
-    parts = service.speaker.stream(order, number_of(request), Told())
+    parts = service.speaker.stream(order, number_of(request))
     first = await while_connected(request, anext(parts))
     return AudioStream(first, parts, order.media_type, order.headers)
 
