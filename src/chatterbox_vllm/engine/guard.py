@@ -9,6 +9,7 @@ a model's heads for it are known (`t3/alignment.py`).
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,7 @@ class Bounds:
     def of(cls, text: str) -> Bounds:
         """Bounds for a piece of any language."""
         plain = sum(character.isalpha() for character in text)
-        letters = sum(map(_letters, text))
+        letters = sum(count * _letters(character) for character, count in Counter(text).items())
         least = _LEAST_LETTER_TOKENS * plain if plain >= _LEAST_LETTERS else 0
         usual = _USUAL_WORD_TOKENS + _USUAL_LETTER_TOKENS * letters
         return cls(int(least), usual, int(_EARLY * usual), int(_WORD_TOKENS + _LETTER_TOKENS * letters))
