@@ -9,6 +9,7 @@ import logging
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
+from chatterbox_vllm.cpu.helpers import give_back_helpers
 from chatterbox_vllm.engine.conversion import ConversionRequest, Request
 from chatterbox_vllm.engine.listening import SourceReader
 from chatterbox_vllm.engine.prompts import PromptMaker, Script
@@ -100,6 +101,8 @@ class Preparation:
         except Exception as error:  # whatever it is, it is this request's alone
             logger.exception("a request could not be prepared")
             script = GenerationError(f"the request could not be prepared ({type(error).__name__}: {error})")
+        if self._pool is not None:
+            give_back_helpers()  # before T3 begins with it
         self._finished.put((serial, script))
 
     def _script(self, serial: int, request: Request) -> Script:

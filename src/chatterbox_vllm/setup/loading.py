@@ -13,6 +13,7 @@ from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.caches.primitives import bound_primitive_caches
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights
+from chatterbox_vllm.cpu.helpers import give_back_helpers
 from chatterbox_vllm.cuda.memory import spare_device_memory
 from chatterbox_vllm.engine.chunks import QUICK, STEADY
 from chatterbox_vllm.engine.engine import Engine
@@ -169,6 +170,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
         ending=family.ending,
         guarded=settings.guard,
     )
+    give_back_helpers()  # what speaks is perhaps another thread
     return Parts(plan, Engine(scheduler, talker, voicing), enroller, voice)
 
 

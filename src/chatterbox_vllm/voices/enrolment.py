@@ -14,6 +14,7 @@ from chatterbox_vllm.audio.loudness import at_loudness
 from chatterbox_vllm.audio.resample import resample
 from chatterbox_vllm.checkpoint.config import ModelConfig
 from chatterbox_vllm.checkpoint.files import Weights, load_module
+from chatterbox_vllm.cpu.helpers import give_back_helpers
 from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.quantization.modules import quantize_layers
 from chatterbox_vllm.quantization.storage import Scheme
@@ -91,6 +92,7 @@ class VoiceEnroller:
         try:
             return self._enrolled(nets, wave, rate, loudness)
         finally:
+            give_back_helpers()
             if not self.keep:
                 self.release()
 
