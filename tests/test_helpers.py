@@ -11,12 +11,19 @@ import pytest
 from chatterbox_vllm.cpu import helpers
 
 # Prints how many threads there are after parallel work in one thread, in a second one, and after both gave theirs back.
-WORK = """
-import os, threading, torch
+WORK = '''
+import os, threading, time, torch
 from chatterbox_vllm.cpu.helpers import give_back_helpers
 
 def count():
     return len(os.listdir("/proc/self/task"))
+
+def soon(expected):
+    """How many there are, once they are as many or after a while: a thread ends a moment after it is told to."""
+    until = time.monotonic() + 20
+    while count() != expected and time.monotonic() < until:
+        time.sleep(0.01)
+    return count()
 
 def work():
     torch.rand(1 << 22).exp_().sum()
@@ -33,15 +40,15 @@ def other():
 thread = threading.Thread(target=other)
 thread.start()
 has_worked.wait()
-two = count()
+two = soon(alone + 2)
 may_end.set()
 thread.join()
-one = count()
+one = soon(alone)
 give_back_helpers()
-none = count()
+none = soon(alone - 1)
 work()
-print(two - alone, one - alone, none - alone, count() - alone)
-"""
+print(two - alone, one - alone, none - alone, soon(alone) - alone)
+'''
 
 
 @pytest.mark.skipif(helpers._pause() is None, reason="PyTorch has another OpenMP than GNU's here")
