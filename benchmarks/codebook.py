@@ -1,4 +1,4 @@
-"""Makes made-up T3 weights keep to the codebook, as published ones do.
+"""Makes made-up T3 weights keep to the codebook.
 
     python benchmarks/codebook.py CHECKPOINT OUT
 

@@ -10,7 +10,8 @@ import pytest
 
 from chatterbox_vllm.cpu import helpers
 
-# Prints how many threads there are after parallel work in one thread, in a second one, and after both gave theirs back.
+# Prints how many more threads there are beside one that has worked in parallel and its helper: when a second one has
+# worked, when that one has given its helper back, when both have, and when the first works again.
 WORK = '''
 import os, threading, time, torch
 from chatterbox_vllm.cpu.helpers import give_back_helpers
@@ -29,25 +30,27 @@ def work():
     torch.rand(1 << 22).exp_().sum()
 
 work()
-alone, may_end, has_worked = count(), threading.Event(), threading.Event()
+alone = count()
+worked, may_give_back, may_end = (threading.Event() for _ in range(3))
 
 def other():
     work()
-    has_worked.set()
-    may_end.wait()
+    worked.set()
+    may_give_back.wait()
     give_back_helpers()
+    may_end.wait()
 
-thread = threading.Thread(target=other)
-thread.start()
-has_worked.wait()
-two = soon(alone + 2)
-may_end.set()
-thread.join()
-one = soon(alone)
+threading.Thread(target=other).start()
+worked.wait()
+counts = [soon(alone + 2)]
+may_give_back.set()
+counts.append(soon(alone + 1))
 give_back_helpers()
-none = soon(alone - 1)
+counts.append(soon(alone))
 work()
-print(two - alone, one - alone, none - alone, soon(alone) - alone)
+counts.append(soon(alone + 1))
+may_end.set()
+print(*(found - alone for found in counts))
 '''
 
 
@@ -57,5 +60,4 @@ def test_helpers_are_given_back() -> None:
         [sys.executable, "-c", WORK], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}
     )
     assert done.returncode == 0, done.stderr
-    # A thread and its helper; all as before; no helper; one again.
-    assert done.stdout.split() == ["2", "0", "-1", "0"]
+    assert done.stdout.split() == ["2", "1", "0", "1"]

@@ -1,9 +1,9 @@
 """Threads that help one with its parallel work on a CPU, and how they are given back.
 
-Each thread that computes in parallel has helpers of its own, which then wait for its next work. Where all threads'
-helpers are more than there are cores, GNU's OpenMP lets them wait asleep and not ready, so that each of the some
-hundred parallel loops of a T3 step begins later. On two cores a step of Nano took 16.5 ms where the threads that had
-loaded the model and conditioned the prompt kept their helpers, and 13.4 where they gave them back.
+Each thread that computes in parallel has helpers of its own, which then wait for its next work. Where all of them are
+more than there are cores, GNU's OpenMP puts those that wait to sleep at once, so that each of the parallel loops of a
+T3 step begins later. On two cores a step of Nano took 16.5 ms where the threads that had loaded the model and
+conditioned the prompt kept their helpers, and 13.4 where they gave them back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 
 import torch  # noqa: F401 (brings its OpenMP)
 
-_SOFT = 1  # omp_pause_soft (OpenMP 5.0, section 3.2.43): settings stay as they are
+_SOFT = 1  # omp_pause_soft of OpenMP 5.0: settings stay as they are
 _OF_LLVM = "__kmpc_fork_call"  # whose OpenMP would pause the other threads' work, too
 
 

@@ -24,10 +24,10 @@ FRUGAL_WORKSPACES, WORKSPACES = 16 * _MIB, 128 * _MIB
 T3_GRAPH = 8 * _MIB
 
 # Fitted to the peaks of four models without a tier and in tiers 4, 6, 8 and 12 on an H100
-# (benchmarks/results/2026-11-26-h100-tiers.json), of the multilingual one in these and of four in tiers 24 and 48 on an
-# H200 (2026-11-27-h200-tiers.json): the watermark's net and what it computes for an utterance of 10 s; and what the
-# allocator holds for each byte that S3Gen and the watermark work with, beside it, up to a most that larger batches do
-# not exceed. The allocator keeps memory for each stream by itself, and what a batch of one size leaves does not fit one
-# of another. Where a tier is frugal, segments grow, and nothing is held.
+# (benchmarks/results/2026-11-26-h100-tiers.json), of the multilingual one in these and of four in tier 24 and English
+# in tier 48 on an H200 (2026-11-27-h200-tiers.json): the watermark's net and what it computes for an utterance of 10 s;
+# and what the allocator holds for each byte that S3Gen and the watermark work with, beside it, up to a most that larger
+# batches do not exceed. The allocator keeps memory for each stream by itself, and what a batch of one size leaves does
+# not fit one of another. Where a tier is frugal, segments grow, and nothing is held.
 WATERMARK = 93 * _MIB
 ALLOCATOR_SHARE, ALLOCATOR_MOST = 0.9, 1126 * _MIB

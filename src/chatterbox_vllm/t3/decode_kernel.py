@@ -94,8 +94,9 @@ def decode_attention(
     """
     rows, heads, width = query.shape
     few = rows * heads <= 512
+    # Without shared places the kernel reads none of these three.
     strides: tuple[int, ...] = (0, 0)
-    known, state = lengths, lengths  # which are not read, nor these
+    known, state = lengths, lengths
     if shared is not None:
         attend_shared(query, cache, block_table, shared, scale)
         known, state, strides = shared.lengths, shared.state, shared.state.stride()[:2]
