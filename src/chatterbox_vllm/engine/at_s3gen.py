@@ -38,6 +38,11 @@ class PiecesAtS3Gen:
         """Whether somebody listens to one of them."""
         return any(job.stream is not None for job, _ in self._pieces.values())
 
+    @property
+    def first_sounds(self) -> bool:
+        """Whether one of them is the first that somebody will hear."""
+        return any(job.stream is not None and job.stream.first_heard is None for job, _ in self._pieces.values())
+
     def add(self, job: Job, k: int, tokens: tuple[int, ...], unheard: int = 0) -> None:
         """Take in piece k of a request, for the next `hand_over`."""
         request, piece_id = job.request, job.piece_id(k)

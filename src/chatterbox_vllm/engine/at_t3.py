@@ -45,6 +45,11 @@ class PiecesAtT3:
         return len(self._pieces)
 
     @property
+    def jobs(self) -> list[Job]:
+        """Whose pieces they are, once for each."""
+        return [job for job, _, _ in self._pieces.values()]
+
+    @property
     def first_ones(self) -> bool:
         """Whether a request's first piece is among them."""
         return any(k == 0 for _, k, _ in self._pieces.values())

@@ -132,6 +132,11 @@ class SpeechStream:
         return tuple(self._pieces[k].tokens) if k in self._pieces else ()
 
     @property
+    def rendering(self) -> bool:
+        """Whether a chunk is in S3Gen's hands."""
+        return any(piece.in_work for piece in self._pieces.values())
+
+    @property
     def told_every(self) -> int:
         """How many tokens T3 may tell together."""
         return self.plan.told_every(self.lookahead)
@@ -161,9 +166,13 @@ class SpeechStream:
             seed=segment_seed(self.seed, k),
             before=stream.last,
             priority=self.request.priority,
-            due=dry_at(self.submitted, self.first_heard, samples_out),
+            due=self.dry_at(samples_out),
             unheard=self.ending.unheard,
         )
+
+    def dry_at(self, samples_out: int) -> float:
+        """When the listener has nothing more to hear (`time.monotonic`), by the request's samples that are out."""
+        return dry_at(self.submitted, self.first_heard, samples_out)
 
     def spoken(self, k: int, piece: Piece, pieces: int, chunk: SpokenChunk) -> torch.Tensor:
         """Take in a chunk's audio; what is now ready of the request's, perhaps nothing yet."""

@@ -21,6 +21,7 @@ from chatterbox_vllm.engine.at_t3 import Heard, PiecesAtT3
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
 from chatterbox_vllm.engine.conversion import LONGEST_WHOLE, ConversionRequest, ConversionStream, Request
 from chatterbox_vllm.engine.job import Job
+from chatterbox_vllm.engine.precedence import Precedence
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed
 from chatterbox_vllm.engine.said import Said, best_of
@@ -85,6 +86,7 @@ class Scheduler:
         self.preparation = preparation
         self.at_t3 = PiecesAtT3(config, talker, guarded)
         self.at_s3gen = PiecesAtS3Gen(voicing)
+        self.precedence = Precedence(self.at_t3, self.at_s3gen, max_waiting)
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
@@ -207,15 +209,16 @@ class Scheduler:
         busy = len(self.at_t3) or self.at_s3gen.synthesis.busy or len(self._turns)
         self._take_prepared(patience if self.preparation.pending and not busy and not self._ready else 0.0)
         self._admit()
-        if len(self.at_t3):
+        talks = len(self.at_t3) > 0 and not self.precedence.s3gen_first()
+        if talks:
             for heard in self.at_t3.step(self._should_yield):
                 self._hear(heard)
         self._hand_over()
         self._cut_chunks()
-        idle = not len(self.at_t3) and not self._ready
-        if idle and self.preparation.pending:
+        idle = not (talks or self._ready)
+        if idle and (len(self.at_t3) or self.preparation.pending):
             patience = min(patience, _GLANCE)
-        if not self._holds_back():
+        if not self.precedence.t3_first():
             for job, k, outcome in self.at_s3gen.poll(patience if idle else 0.0, self._between):
                 self._deliver(job, k, outcome)
         return self.collect()
@@ -303,16 +306,6 @@ class Scheduler:
         """Give T3 piece k."""
         assert job.script is not None  # it has turns
         self.at_t3.add(job, k, self.preparation.prompts.prompt(job.script.conditioning, job.pieces[k]))
-
-    def _holds_back(self) -> bool:
-        """Whether T3's next step comes first: where S3Gen works in this thread, and a listener has heard nothing yet.
-
-        A batch of S3Gen may take as long as hundreds of steps of T3.
-        """
-        voicing = self.at_s3gen.synthesis
-        if not voicing.works_in_poll or voicing.waiting >= self.max_waiting // 2 or self.at_s3gen.streams:
-            return False
-        return self.at_t3.unheard_streams or (self.at_t3.first_ones and not self.at_s3gen.first_ones)
 
     def _is_full(self, job: Job) -> bool:
         return job.waiting_samples > self.max_untaken * SAMPLE_RATE
