@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chatterbox_vllm.audio import watermark
 from chatterbox_vllm.audio.decode import decode_audio
 from chatterbox_vllm.audio.encode import write_audio
+from chatterbox_vllm.audio.resample_filter import filter_resample
 from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.errors import ConfigError
 
@@ -37,6 +39,16 @@ def test_watermark_is_found_and_inaudible(watermarker: Watermarker, capfd: pytes
     assert watermarker.detect(marked, 24000) > 0.9
     assert watermarker.detect(wave, 24000) < 0.1
     assert capfd.readouterr().out == ""
+
+
+def test_the_mark_of_a_gpu_is_that_of_a_cpu(watermarker: Watermarker, monkeypatch: pytest.MonkeyPatch):
+    """What differs there is how it is resampled."""
+    wave = speech()
+    marked = watermarker.apply(wave)
+    monkeypatch.setattr(watermark, "_resampled", filter_resample)
+    on_gpu = watermarker.apply(wave)
+    assert not np.array_equal(on_gpu, marked)
+    np.testing.assert_allclose(on_gpu, marked, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])

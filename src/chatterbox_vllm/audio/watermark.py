@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from chatterbox_vllm.audio.resample import resample
+from chatterbox_vllm.audio.resample_filter import filter_resample
 from chatterbox_vllm.cuda.precision import ieee_float32
 from chatterbox_vllm.errors import ConfigError
 
@@ -32,8 +33,7 @@ REMEDY = "install resemble-perth 1.0.1, or switch the watermark off (watermark=F
 class Watermarker:
     """Marks speech with `PerthImplicitWatermarker` of resemble-perth, in float32.
 
-    The network runs on `device`, resampling (a fifteenth of the work) on the CPU. Nothing is imported or loaded before
-    the first use; threads may share one object.
+    All of it runs on `device`. Nothing is imported or loaded before the first use; threads may share one object.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -148,19 +148,28 @@ class PerthWatermarker:
     def apply_watermark(self, waves: np.ndarray, sample_rate: int) -> list[np.ndarray]:
         """Floats (waves, samples) at `sample_rate` Hz, marked; of nearly the same length."""
         rate = self.net.hp.sample_rate
-        levels, phases = self._levels(np.stack([resample(wave, sample_rate, rate) for wave in waves]))
+        levels, phases = self._levels(_resampled(self._there(waves), sample_rate, rate))
         marked, _ = self.net.encoder(levels)
-        signals = self.net.ap.magphase_to_signal(marked, phases).cpu().numpy()
-        return [resample(signal, rate, sample_rate) for signal in signals]
+        return list(_resampled(self.net.ap.magphase_to_signal(marked, phases), rate, sample_rate).cpu().numpy())
 
     def get_watermark(self, wave: np.ndarray, sample_rate: int) -> float:
         """The decoder's answer, 0 to 1 where the wave holds sound."""
-        level, _ = self._levels(resample(wave, sample_rate, self.net.hp.sample_rate))
+        level, _ = self._levels(self._there(resample(wave, sample_rate, self.net.hp.sample_rate)))
         return float(self.net.decoder(level[None])[0].clip(0.0, 1.0))
 
-    def _levels(self, wave: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        level, phase = self.net.ap.signal_to_magphase(torch.from_numpy(wave).float().to(self.net.device))
+    def _there(self, waves: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(waves).float().to(self.net.device)
+
+    def _levels(self, waves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        level, phase = self.net.ap.signal_to_magphase(waves)
         return level, phase
+
+
+def _resampled(waves: torch.Tensor, rate_in: int, rate_out: int) -> torch.Tensor:
+    """Waves [N, samples]; on a CPU by soxr, as published, elsewhere by its filter."""
+    if waves.is_cpu:
+        return torch.from_numpy(np.stack([resample(wave, rate_in, rate_out) for wave in waves.numpy()]))
+    return filter_resample(waves, rate_in, rate_out)
 
 
 class _Window(torch.nn.Module):
