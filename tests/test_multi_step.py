@@ -116,7 +116,7 @@ def test_a_turn_ends_where_tokens_are_told(babbler: Path) -> None:
 
     def add(name: str, limit: int) -> None:
         prompt = torch.zeros(12, config.t3.guidance_streams * config.t3.hidden_size)
-        stage.add(name, prompt, Sampling(0.5, 0.0, 0.0, 1.0, 0, 1.0, limit), seed=1, told_every=6)
+        stage.add(name, prompt, Sampling(0.5, 0.0, 0.0, 1.0, 0, 1.0, limit), seed=1, told_every=6, awaited=61)
 
     try:
         add("alone", 25)
@@ -131,8 +131,12 @@ def test_a_turn_ends_where_tokens_are_told(babbler: Path) -> None:
             if not stage.unfinished:
                 break
         assert {name: sum(own) for name, own in told.items()} == {"early": 61, "late": 61}
-        assert all(set(own[1:-1]) <= {6, 7} for own in told.values()), told
+        assert all(set(own[1:-1]) <= {6, 7, 8, 9} for own in told.values()), told
         assert turn < 40
+        # Somebody waits for the first tokens alone.
+        prompt = torch.zeros(12, config.t3.guidance_streams * config.t3.hidden_size)
+        stage.add("first", prompt, Sampling(0.5, 0.0, 0.0, 1.0, 0, 1.0, 25), seed=1, told_every=6, awaited=7)
+        assert [[len(told.token_ids) for told in stage.step()] for _ in range(4)] == [[1], [6], [9], [9]]
     finally:
         stage.close()
 
@@ -163,7 +167,7 @@ def test_how_many_where_nobody_says(babbler: Path, flash_babbler: Path) -> None:
         plain = Settings(directory, torch.device(device), None, torch.float32, False, False, False)
         return replace(plain, **more).t3_multi_step
 
-    assert steps(babbler, "cuda") == 9 and steps(babbler, "cpu") == 1
+    assert steps(babbler, "cuda") == 18 and steps(babbler, "cpu") == 1
     assert steps(babbler, "cuda", deterministic=True) == steps(babbler, "cuda", teacher_forcing=True) == 1
     assert steps(flash_babbler, "cuda") == 1 and steps(babbler, "cpu", multi_step=3) == 3
 

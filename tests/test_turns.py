@@ -224,7 +224,7 @@ def test_what_a_stage_raises_is_the_requests_alone() -> None:
     engine = Engine(lambda rows, sampling: [7, END])
     add = engine.talker.add
 
-    def refuse_one(request_id, prompt, sampling, seed, uniforms=None, told_every=None, end_held_for=None):
+    def refuse_one(request_id, prompt, sampling, seed, uniforms=None, **told):
         if sampling.max_tokens == 13:
             raise ValueError("not this one")
         add(request_id, prompt, sampling, seed, uniforms)

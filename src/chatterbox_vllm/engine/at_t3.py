@@ -72,11 +72,14 @@ class PiecesAtT3:
         said = Said(self.config, bounds, piece.values.max_tokens)
         every = None if bounds is None else LOOK_EVERY
         held_for = None if bounds is None or not self.config.alignment_heads else bounds.early
+        awaited = 0
         if job.stream is not None:
-            every = job.stream.told_every
+            every, awaited = job.stream.told_every, job.stream.awaited
         sampling = replace(piece.values.sampling, max_tokens=said.limit)
         uniforms = job.request.uniforms
-        self.talker.add(piece_id, prompt, sampling, seed, uniforms, told_every=every, end_held_for=held_for)
+        self.talker.add(
+            piece_id, prompt, sampling, seed, uniforms, told_every=every, awaited=awaited, end_held_for=held_for
+        )
         self._pieces[piece_id] = job, k, said
         job.live.add(piece_id)
 

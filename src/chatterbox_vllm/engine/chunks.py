@@ -60,10 +60,14 @@ class ChunkPlan:
         """Tokens that have to be there before a chunk is cut, unless the piece ends before."""
         return self.size(piece, chunk) + max(lookahead, 0 if chunk < _HASTY_CHUNKS else self.shortest)
 
+    def awaited(self, lookahead: int) -> int:
+        """How many tokens the first sound of a text waits for."""
+        return self.known(0, 0, lookahead)
+
     def told_every(self, lookahead: int) -> int:
         """How many tokens T3 may tell together, so that the first chunk is known as soon as its last token is drawn."""
-        awaited = self.known(0, 0, lookahead) - 1  # after the first token, which is told at once
-        return max(n for n in range(1, _TOLD_TOGETHER + 1) if awaited % n == 0)
+        after_first = self.awaited(lookahead) - 1  # which is told at once
+        return max(n for n in range(1, _TOLD_TOGETHER + 1) if after_first % n == 0)
 
 
 # A GPU speaks several times faster than anybody listens, so that the third chunk may be long: a listener who has heard
@@ -140,6 +144,11 @@ class SpeechStream:
     def told_every(self) -> int:
         """How many tokens T3 may tell together."""
         return self.plan.told_every(self.lookahead)
+
+    @property
+    def awaited(self) -> int:
+        """How many tokens of its next piece somebody waits for who has heard nothing yet."""
+        return self.plan.awaited(self.lookahead) if self.first_heard is None else 0
 
     def next_chunk(self, k: int, piece: Piece, samples_out: int) -> ChunkToSpeak | None:
         """The next chunk of piece k, if its tokens are there and the one before it is done.

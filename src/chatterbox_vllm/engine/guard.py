@@ -16,7 +16,7 @@ from typing import Literal
 from chatterbox_vllm.text.characters import is_unspaced
 from chatterbox_vllm.text.writing_systems import writing_system
 
-# How many tokens are drawn between two looks, a second of speech.
+# How many tokens of speech lie between two looks, a second.
 LOOK_EVERY = 25
 # Speech tokens that a text may take: those of one word, and those of a letter more. Speech is usually at 1.3 to 1.7
 # tokens a letter, and 13 to 35 in all for one word (520 texts of the small model); slow speech of 8 letters a second is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chatterbox_vllm.checkpoint.config import T3Config
-from chatterbox_vllm.engine.guard import Bounds, Fault, end_before_repetition
+from chatterbox_vllm.engine.guard import LOOK_EVERY, Bounds, Fault, end_before_repetition
 from chatterbox_vllm.t3.options import T3Output
 
 
@@ -29,19 +29,29 @@ class Said:
         self.finish_reason: str | None = None
 
     def hear(self, output: T3Output) -> tuple[int, ...]:
-        """Take in what T3 has said since the last time; returns the speech in it."""
-        fresh: list[int] = []
+        """Take in what T3 has said since the last time; returns the speech in it.
+
+        What comes of it does not depend on how many tokens are told together.
+        """
+        known = len(self.tokens)
         for token in output.token_ids:
             self._stopped = self._stopped or token == self._config.stop_speech_token
-            if not self._stopped and token < self._config.start_speech_token:
-                fresh.append(token)
-        known = len(self.tokens)
-        self.tokens += fresh
+            if self._stopped or self._runs_away:
+                break
+            if token < self._config.start_speech_token:
+                self.tokens.append(token)
+                if len(self.tokens) % LOOK_EVERY == 0:
+                    self._look()
         self.finish_reason = output.finish_reason
+        if self.finish_reason is not None:
+            self._look()
+        return tuple(self.tokens[known:])
+
+    def _look(self) -> None:
+        """Cut what repeats without an end, where it is guarded."""
         if self._bounds is not None and (left := end_before_repetition(self.tokens)) is not None:
             self._runs_away = True
             del self.tokens[left:]
-        return tuple(self.tokens[known:])
 
     @property
     def over(self) -> bool:

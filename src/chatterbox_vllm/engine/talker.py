@@ -29,6 +29,7 @@ class Talker(Protocol):
         uniforms: Sequence[float] | None = None,
         *,
         told_every: int | None = None,
+        awaited: int = 0,
         end_held_for: int | None = None,
     ) -> None: ...
     def step(self, should_yield: Callable[[], bool] | None = None) -> list[T3Output]: ...
@@ -62,6 +63,7 @@ class TalkerStage(Talker, Protocol):
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
         told_every: int | None = None,
+        awaited: int = 0,
         end_held_for: int | None = None,
     ) -> None: ...
     def end_with_process(self) -> None: ...

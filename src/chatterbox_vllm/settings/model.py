@@ -121,7 +121,7 @@ ENGINE = (
         "multi_step",
         "decode steps of T3 for a turn of vLLM's scheduler, at most, fewer as soon as a request comes: less work for "
         "the host",
-        unset="9 with CUDA, else 1; 1 in deterministic mode and of Flash",
+        unset="18 with CUDA, else 1; 1 in deterministic mode and of Flash",
         option="--multi-step",
     ),
     Setting(

@@ -124,6 +124,7 @@ class BlockStage:
         uniforms: SequenceOf[float] | None = None,
         forced: object | None = None,
         told_every: int | None = None,
+        awaited: int = 0,
         end_held_for: int | None = None,
     ) -> None:
         """Queue a request.

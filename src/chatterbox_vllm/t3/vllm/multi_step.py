@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 from vllm.forward_context import get_forward_context, override_forward_context
-from vllm.sampling_params import RequestOutputKind
 
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
 
-# A turn ends where a request's tokens are told next, so that a stream alone has them at once. Where many are told at
-# different times it still goes on for a third of a telling, by which one is late at most.
-_TURNS_A_TELLING = 3
+# A turn ends where tokens that somebody waits for are told next, so that a newcomer alone has them at once. Where several
+# wait at different times it still goes on for two thirds of a telling: a turn costs as much beside its steps as two
+# steps or more, so that with short ones all would be later in the end.
+_LEAST_OF_A_TELLING = 2 / 3
 
 
 class MultiStep:
-    """Makes an engine's decode steps come several at a time; fewer where a request is told as it is drawn.
+    """Makes an engine's decode steps come several at a time; fewer where somebody waits for the first of them.
 
     Args:
         engine: vLLM's, started without asynchronous scheduling.
@@ -87,14 +87,14 @@ class MultiStep:
         batch = [requests[name] for name in runner.input_batch.req_ids if name in requests]
         useful = max((request.max_tokens - request.num_output_tokens for request in batch), default=1)
         room = runner.max_model_len - int(runner.optimistic_seq_lens_cpu[:rows].max())
-        told = (own for own in batch if own.sampling_params.output_kind == RequestOutputKind.DELTA)
-        return max(1, min(self._most, useful, room, *map(self._until_told, told)))
+        awaited = (own for own in batch if own.num_output_tokens < own.sampling_params.extra_args["awaited"])
+        return max(1, min(self._most, useful, room, *map(self._until_told, awaited)))
 
     def _until_told(self, request: Any) -> int:
         """Steps until a request's tokens are told again, or as many as a turn has at least."""
         every = request.sampling_params.stream_interval
         since = request.num_output_tokens - self._told[request.request_id].sent_tokens_offset
-        return max(every - since, every // _TURNS_A_TELLING)
+        return max(every - since, int(every * _LEAST_OF_A_TELLING))
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits after tokens [N]."""

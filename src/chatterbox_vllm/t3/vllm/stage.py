@@ -245,6 +245,7 @@ class T3Stage:
         uniforms: Sequence[float] | None = None,
         forced: ForcedTokens | None = None,
         told_every: int | None = None,
+        awaited: int = 0,
         end_held_for: int | None = None,
     ) -> None:
         """Queue a request.
@@ -257,6 +258,7 @@ class T3Stage:
             told_every: `step` returns the first token as soon as it is drawn, and then those of every so many steps
                 together, not all of them at the end. What vLLM makes of each telling takes the host as long as the card
                 takes for a tenth of a step.
+            awaited: so many tokens, its first, are wanted as soon as they may be told, which ends a turn of several.
             end_held_for: follow the text, see `following.py`: its end is brought about where attention says that it is
                 said, and for at most so many speech tokens held back while it is not. None leaves the end alone.
 
@@ -285,6 +287,7 @@ class T3Stage:
             "top_p": float(sampling.top_p),
             "top_k": float(sampling.top_k),
             "seed": seed,
+            "awaited": awaited,
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
