@@ -37,7 +37,9 @@ class ScriptedTalker:
         self.told: dict[str, int] = {}
         self.ends_held: list[int | None] = []
 
-    def add(self, request_id, prompt, sampling, seed, uniforms=None, told_every=None, awaited=0, end_held_for=None) -> None:
+    def add(
+        self, request_id, prompt, sampling, seed, uniforms=None, *, told_every=None, awaited=0, end_held_for=None
+    ) -> None:
         assert request_id not in self.running
         self.ends_held.append(end_held_for)
         tokens = tuple(self.script(prompt.shape[0], sampling))

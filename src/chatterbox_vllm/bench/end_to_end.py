@@ -7,9 +7,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from chatterbox_vllm.bench.limited import limits_meant
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.setup.probe import Probe, Stopwatch, Usage
 from chatterbox_vllm.text.split import split_text
@@ -53,7 +55,8 @@ def end_to_end_row(
     ]
     done = itertools.count(1)
     tick = (lambda: None) if on_result is None else lambda: on_result(next(done), (repeats + 1) * len(chunks))
-    runs = [_run(tts, requests, tick) for _ in range(repeats + 1)][1:]
+    with limits_meant() if synthetic else nullcontext():
+        runs = [_run(tts, requests, tick) for _ in range(repeats + 1)][1:]
     return {
         "stage": "end to end",
         "words": len(text.split()),

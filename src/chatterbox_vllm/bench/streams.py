@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatterbox_vllm.bench.limited import limits_meant
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, AudioChunk, SpeechParameters, SpeechRequest
 from chatterbox_vllm.serving.async_engine import AsyncChatterbox
 from chatterbox_vllm.tts import ChatterboxTTS
@@ -85,7 +86,8 @@ def stream_rows(
 
     rows = []
     for count in counts:
-        heard, took, busy = asyncio.run(main(count))
+        with limits_meant():
+            heard, took, busy = asyncio.run(main(count))
         firsts = sorted(one.first for one in heard)
         rows.append(
             {

@@ -21,9 +21,9 @@ from vllm.forward_context import get_forward_context, override_forward_context
 
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
 
-# A turn ends where tokens that somebody waits for are told next, so that a newcomer alone has them at once. Where several
-# wait at different times it still goes on for two thirds of a telling: a turn costs as much beside its steps as two
-# steps or more, so that with short ones all would be later in the end.
+# A turn ends where tokens that somebody waits for are told next, so that a newcomer alone has them at once. Where
+# several wait at different times it still goes on for two thirds of a telling: a turn costs as much beside its steps as
+# two steps or more, so that with short ones all would be later in the end.
 _LEAST_OF_A_TELLING = 2 / 3
 
 
