@@ -23,7 +23,6 @@ from vllm.sequence import IntermediateTensors
 
 from chatterbox_vllm.t3.vllm.backend import attention_backend
 from chatterbox_vllm.t3.vllm.config import Gpt2Fields
-from chatterbox_vllm.t3.vllm.invariant import fix_products
 from chatterbox_vllm.t3.vllm.lifetime import set_aside
 
 
@@ -196,9 +195,7 @@ class T3Gpt2ForSpeech(nn.Module, SupportsQuant):
         return self.head_logits(self.lm_head, hidden_states, self.lm_head.bias).contiguous()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        loaded = AutoWeightsLoader(self).load_weights(_turned(weights), mapper=self.hf_to_vllm_mapper)
-        fix_products(self)
-        return loaded
+        return AutoWeightsLoader(self).load_weights(_turned(weights), mapper=self.hf_to_vllm_mapper)
 
 
 def _turned(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -33,7 +33,6 @@ from vllm.sequence import IntermediateTensors
 
 from chatterbox_vllm.t3.vllm.backend import attention_backend
 from chatterbox_vllm.t3.vllm.config import LlamaFields
-from chatterbox_vllm.t3.vllm.invariant import fix_products
 from chatterbox_vllm.t3.vllm.lifetime import set_aside
 
 
@@ -255,6 +254,4 @@ class T3ForSpeech(nn.Module, SupportsMRoPE, SupportsQuant):
         return logits.reshape(rows, -1)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        loaded = AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
-        fix_products(self)
-        return loaded
+        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
