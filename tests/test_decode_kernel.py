@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,13 +69,8 @@ def largest_difference(
 LENGTHS = [*range(81, 97), *range(1, 17), 50, 65, 120, 0, 0]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
-@pytest.mark.parametrize("given", ["[0, 1, 16, 37, 150]", "LENGTHS, alike={0: 5, 32: 3}", "[70] * 18, alike={}"])
-def test_the_kernel_by_the_interpreter(given: str) -> None:
-    script = (
-        "import json, torch; from tests.test_decode_kernel import LENGTHS, largest_difference as d; "
-        f"print(json.dumps(d('cpu', torch.float32, {given})))"
-    )
+def interpreted(script: str) -> str:
+    """The last line that a script prints which runs kernels in Triton's interpreter."""
     result = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -83,7 +80,65 @@ def test_the_kernel_by_the_interpreter(given: str) -> None:
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) < 1e-5
+    return result.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
+@pytest.mark.parametrize("given", ["[0, 1, 16, 37, 150]", "LENGTHS, alike={0: 5, 32: 3}", "[70] * 18, alike={}"])
+def test_the_kernel_by_the_interpreter(given: str) -> None:
+    script = (
+        "import json, torch; from tests.test_decode_kernel import LENGTHS, largest_difference as d; "
+        f"print(json.dumps(d('cpu', torch.float32, {given})))"
+    )
+    assert json.loads(interpreted(script)) < 1e-5
+
+
+def mixed_step() -> list[bool]:
+    """Whether in batch-invariant mode rows are the same to the last bit alone and beside prompts, whose rows stay.
+
+    What fills its output with sevens stands in for FlashAttention.
+    """
+    from chatterbox_vllm.t3.vllm.environment import prepare_environment
+
+    prepare_environment()
+    from chatterbox_vllm.t3.vllm.attention import FlashAttentionImpl, InvariantAttention
+
+    def fill(self, layer, query, key, value, cache, metadata, output, *args):
+        return output.fill_(7.0)
+
+    FlashAttentionImpl.forward = fill
+    layer = InvariantAttention.__new__(InvariantAttention)
+    layer.scale, layer.batch_invariant_enabled = 0.125, True
+    generator = torch.Generator().manual_seed(0)
+    heads, width, blocks = 2, 64, 40
+    cache = torch.randn(blocks, _BLOCK, heads, 2 * width, generator=generator).transpose(1, 2)
+    table = torch.randperm(blocks, generator=generator).view(4, 10).to(torch.int32)
+    query = torch.randn(8, heads, width, generator=generator)
+
+    def attend(rows: list[int], sequences: list[int], begins: list[int], lengths: list[int]) -> torch.Tensor:
+        step = SimpleNamespace(
+            num_actual_tokens=len(rows),
+            max_query_len=max(b - a for a, b in itertools.pairwise(begins)),
+            query_start_loc=torch.tensor(begins, dtype=torch.int32),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            block_table=table[sequences],
+        )
+        output = torch.zeros(len(rows), heads, width)
+        layer.forward(None, query[rows], None, None, cache, step, output)
+        return output
+
+    # Sequences 0 and 2 decode, with 150 and 9 places; 1 and 3 have prompts of four and two rows.
+    mixed = attend([*range(8)], [0, 1, 2, 3], [0, 1, 5, 6, 8], [150, 4, 9, 30])
+    alone = [attend([0], [0], [0, 1], [150]), attend([5], [2], [0, 1], [9])]
+    prompts = mixed[[1, 2, 3, 4, 6, 7]]
+    return [torch.equal(mixed[0], alone[0][0]), torch.equal(mixed[5], alone[1][0]), bool((prompts == 7).all())]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)
+def test_a_step_with_prompts_in_batch_invariant_mode() -> None:
+    pytest.importorskip("vllm")
+    script = "import json; from tests.test_decode_kernel import mixed_step; print(json.dumps(mixed_step()))"
+    assert json.loads(interpreted(script)) == [True] * 3
 
 
 @pytest.mark.gpu

@@ -171,7 +171,7 @@ class LoadedTTS(LoadedModel[Voice, TalkerStage]):
             deterministic: T3's tokens do not depend on the batch in half precision either (vLLM's batch-invariant
                 kernels): CUDA only, slower, and for the first model of a process.
             multi_step: decode steps of T3 for a turn of vLLM's scheduler, at most; fewer as soon as a request comes.
-                More are less work for the host, which many requests at once keep busier than a GPU. None is 8 on CUDA,
+                More are less work for the host, which many requests at once keep busier than a GPU. None is 18 on CUDA,
                 and 1 on a CPU, with `deterministic` or `teacher_forcing`, and of models that fill in blocks.
             watermark: mark the audio with PerTh, as the published class always does.
             guard: end speech that runs away from its text or leaves most of it out, and try again with other draws;

@@ -81,6 +81,8 @@ def decode_attention(
     out: torch.Tensor,
     scale: float,
     shared: SharedPlaces | None = None,
+    *,
+    invariant: bool = False,
 ) -> None:
     """softmax(q k * scale) v over the cached places of each sequence, summed in float32, written to `out`.
 
@@ -91,9 +93,10 @@ def decode_attention(
         lengths: [N] int32, cached places of each sequence, its new token's included; 0 for a row without a sequence.
         out: [N, heads, D], as `query`.
         shared: what the sequences begin with alike, as `find_shared` left it; read once for several of them.
+        invariant: whether a sequence's sums are the same to the last bit whatever the number of rows.
     """
     rows, heads, width = query.shape
-    few = rows * heads <= 512
+    few = rows * heads <= 512 and not invariant
     # Without shared places the kernel reads none of these three.
     strides: tuple[int, ...] = (0, 0)
     known, state = lengths, lengths

@@ -40,7 +40,47 @@ class DecodeAttention(FlashAttentionImpl):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
         rows, lengths = attn_metadata.num_actual_tokens, attn_metadata.seq_lens
         shared = getattr(attn_metadata, "shared", None) if rows >= _FEWEST_ROWS else None
-        decode_attention(query[:rows], kv_cache, attn_metadata.block_table, lengths, output[:rows], self.scale, shared)
+        decode_attention(
+            query[:rows],
+            kv_cache,
+            attn_metadata.block_table,
+            lengths,
+            output[:rows],
+            self.scale,
+            shared,
+            invariant=self.batch_invariant_enabled,
+        )
+        return output
+
+
+class InvariantAttention(DecodeAttention):
+    """In vLLM's batch-invariant mode: a sequence with one new token goes to `decode_attention` in every step.
+
+    FlashAttention takes another kernel where all sequences have one than beside a prompt. On an H200 tokens of texts that
+    had grown beyond 128 places, a tile of it, depended on whether others began at that moment.
+    """
+
+    def forward(
+        self,
+        layer: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: FlashAttentionMetadata | None,
+        output: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
+        if attn_metadata is None or attn_metadata.max_query_len == 1:
+            return output
+        begins = attn_metadata.query_start_loc
+        decodes, last = begins[1:] - begins[:-1] == 1, begins[1:].long() - 1
+        own = torch.empty_like(query[last])
+        table, lengths = attn_metadata.block_table, attn_metadata.seq_lens
+        decode_attention(query[last], kv_cache, table, lengths, own, self.scale, invariant=True)
+        output[last] = torch.where(decodes[:, None, None], own, output[last])
         return output
 
 
@@ -83,6 +123,14 @@ class DecodeAttentionBackend(FlashAttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
         return DecodeMetadataBuilder
+
+
+class InvariantBackend(DecodeAttentionBackend):
+    """The same in vLLM's batch-invariant mode."""
+
+    @staticmethod
+    def get_impl_cls() -> type[FlashAttentionImpl]:
+        return InvariantAttention
 
 
 class SharedPromptBackend(DecodeAttentionBackend):

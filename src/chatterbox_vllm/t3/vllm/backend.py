@@ -13,16 +13,18 @@ from vllm.v1.attention.selector import get_attn_backend
 def attention_backend(
     head_dim: int, cache_config: CacheConfig | None, shares_prompt: bool = False
 ) -> type[AttentionBackend] | None:
-    """Ours where vLLM would take FlashAttention; None leaves it to vLLM, as its batch-invariant mode wants it.
+    """Ours where vLLM would take FlashAttention; None leaves it to vLLM.
 
     Args:
         shares_prompt: whether most of a prompt is the same for all sequences of a voice.
     """
-    if not current_platform.is_cuda() or envs.VLLM_BATCH_INVARIANT:
+    if not current_platform.is_cuda():
         return None
     cache_dtype = None if cache_config is None else cache_config.cache_dtype
     if get_attn_backend(head_dim, torch.get_default_dtype(), cache_dtype).get_name() != "FLASH_ATTN":
         return None
-    from chatterbox_vllm.t3.vllm.attention import DecodeAttentionBackend, SharedPromptBackend  # import triton
+    from chatterbox_vllm.t3.vllm import attention  # imports triton
 
-    return SharedPromptBackend if shares_prompt else DecodeAttentionBackend
+    if envs.VLLM_BATCH_INVARIANT:
+        return attention.InvariantBackend
+    return attention.SharedPromptBackend if shares_prompt else attention.DecodeAttentionBackend
