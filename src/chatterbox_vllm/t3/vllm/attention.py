@@ -56,8 +56,8 @@ class DecodeAttention(FlashAttentionImpl):
 class InvariantAttention(DecodeAttention):
     """In vLLM's batch-invariant mode: a sequence with one new token goes to `decode_attention` in every step.
 
-    FlashAttention takes another kernel where all sequences have one than beside a prompt. On an H200 tokens of texts that
-    had grown beyond 128 places, a tile of it, depended on whether others began at that moment.
+    FlashAttention takes another kernel where all sequences have one than beside a prompt. On an H200 tokens of texts
+    that had grown beyond 128 places, a tile of it, depended on whether others began at that moment.
     """
 
     def forward(
