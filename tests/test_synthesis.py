@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.synthesis import InlineSynthesis, Outcome, ThreadedSynthesis
-from chatterbox_vllm.engine.to_speak import TokensToSpeak
+from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk, TokensToSpeak
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.packing import packed_size
 
-from .fakes import a_voice
+from .fakes import ToneS3Gen, a_voice
 
 CPU = torch.device("cpu")
 
@@ -197,3 +199,27 @@ def test_memory_bounds_a_batch_but_not_a_single_utterance(s3gen: SlowS3Gen, say:
     assert len(chosen(s3gen, [say(500)] * 8, max_frames=4096)) == 4
     assert len(chosen(s3gen, [say(500)] * 8, max_frames=4095)) == 3
     assert chosen(s3gen, [say(5000), say(10)], max_frames=4096) == [0]
+
+
+def test_a_first_sound_does_not_wait_for_the_marks_of_longer_chunks() -> None:
+    marks = threading.Semaphore(0)
+
+    class SlowMark:
+        def apply_all(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+            if any(len(wave) > 8 for wave in waves):
+                assert marks.acquire(timeout=30)
+            return list(waves)
+
+    voice, noise = a_voice(), torch.zeros(1)
+    before = SpokenChunk(torch.zeros(8), SimpleNamespace(rendered=8, noise=noise), False, np.zeros(8, np.float32))
+    later = ChunkToSpeak(tuple(range(8)), 5, False, voice, 10, 0, before=before)
+    first = ChunkToSpeak(tuple(range(8)), 5, False, voice, 10, 0)
+    synthesis = ThreadedSynthesis(S3GenStage(ToneS3Gen(), max_batch_size=4), SlowMark(), CPU)
+    try:
+        synthesis.add({"later": later, "first": first})
+        assert set(collect(synthesis, 1)) == {"first"} and synthesis.busy
+        marks.release()
+        assert set(collect(synthesis, 1)) == {"later"}
+    finally:
+        marks.release(100)
+        synthesis.close()

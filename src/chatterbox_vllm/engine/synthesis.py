@@ -169,6 +169,7 @@ class ThreadedSynthesis:
         self._markers = ThreadPoolExecutor(threads, "chatterbox-watermark", self._enter_stream, (Urgency.LOWEST,))
         # Somebody listens, and a batch of S3Gen's fills the card.
         self._chunk_markers = ThreadPoolExecutor(2, "chatterbox-chunks", self._enter_stream, (Urgency.SOON,))
+        self._first_markers = ThreadPoolExecutor(1, "chatterbox-first", self._enter_stream, (Urgency.SOON,))
 
     def _enter_stream(self, urgency: Urgency) -> None:
         stream = new_stream(self.device, urgency)
@@ -238,16 +239,29 @@ class ThreadedSynthesis:
                     self._out.update(batch)
             outcomes = [GenerationError(f"S3Gen failed ({type(error).__name__}: {error})")] * len(batch)
         told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
-        chunks = [one for one in told if isinstance(one[2], SpokenChunk)]
-        # Chunks are short and many of one length: together they take a few launches in place of a few for each.
-        if chunks:
-            self._chunk_markers.submit(self._mark, chunks)
-        for one in told:
-            if not isinstance(one[2], SpokenChunk):
-                self._markers.submit(self._mark, [one])
+        self._have_marked(told)
         with self._lock:
             if self._waiting.entries:
                 self._speaker.submit(self._speak_next)
+
+    def _have_marked(self, told: list[_Told]) -> None:
+        """Let other threads mark what was told of a batch.
+
+        Chunks are short and many of one length: together they take a few launches in place of a few for each. The first
+        of an utterance go by themselves, so that who has heard nothing yet does not wait for longer ones.
+        """
+        first, later = [], []
+        for one in told:
+            _, own, outcome = one
+            if not isinstance(outcome, SpokenChunk):
+                self._markers.submit(self._mark, [one])
+            elif isinstance(own, ChunkToSpeak) and own.before is None:
+                first.append(one)
+            else:
+                later.append(one)
+        for threads, chunks in ((self._first_markers, first), (self._chunk_markers, later)):
+            if chunks:
+                threads.submit(self._mark, chunks)
 
     def _mark(self, told: list[_Told]) -> None:
         self._finished.put(_marked(self.watermarker, told))
@@ -268,7 +282,7 @@ class ThreadedSynthesis:
     def close(self) -> None:
         with self._lock:
             self._waiting.entries.clear()
-        for threads in (self._speaker, self._markers, self._chunk_markers):
+        for threads in (self._speaker, self._markers, self._chunk_markers, self._first_markers):
             threads.shutdown(wait=True, cancel_futures=True)
 
 
