@@ -15,6 +15,8 @@ import pytest
 from chatterbox_vllm import SpeechParameters, SpeechRequest, SpeechResult, Voice
 from chatterbox_vllm.engine.guard import Bounds, end_before_repetition
 from chatterbox_vllm.engine.request import Delivery
+from chatterbox_vllm.engine.said import Said
+from chatterbox_vllm.t3.options import T3Output
 from chatterbox_vllm.t3.sampling import Sampling
 
 from .fakes import CONFIG, END, Engine, a_voice
@@ -74,6 +76,23 @@ def test_bounds(text: str, least: int, most: int) -> None:
     bounds = Bounds.of(text)
     assert bounds.least == pytest.approx(least, abs=2) and bounds.most == pytest.approx(most, rel=0.2)
     assert bounds.least < bounds.usual < bounds.most
+
+
+def test_what_comes_of_tokens_does_not_depend_on_how_many_are_told_together() -> None:
+    draw = random.Random(0)
+    for _ in range(40):
+        begun = [draw.randrange(6000) for _ in range(draw.randrange(120))]
+        period = [draw.randrange(6000) for _ in range(draw.choice((1, 3, 20)))]
+        # Half of them come out of their circle again, and most of those between two looks.
+        tokens = [*begun, *period * (draw.randrange(20, 90) // len(period)), *range(draw.choice((0, 60))), END]
+        found = set()
+        for together in (1, 9, 18, 1000):
+            said, told = Said(CONFIG, Bounds.of(TEXT), 1000), [*tokens]
+            while told and not said.over:
+                now, told = told[:together], told[together:]
+                said.hear(T3Output("one", tuple(now), None if told else "stop"))
+            found.add((tuple(said.tokens), said.fault))
+        assert len(found) == 1
 
 
 def scripted(*attempts: list[int]) -> tuple[Callable[[int, Sampling], list[int]], list[int]]:

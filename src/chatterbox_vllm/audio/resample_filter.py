@@ -29,7 +29,7 @@ def filter_resample(waves: torch.Tensor, rate_in: int, rate_out: int) -> torch.T
     """
     divisor = math.gcd(rate_in, rate_out)
     up, down = rate_out // divisor, rate_in // divisor
-    filters = _filters(up, down, rate_in, rate_out).to(waves.device)
+    filters = _filters(up, down, rate_in, rate_out, waves.device)
     reach = (filters.shape[-1] // down - 1) // 2 * down
     # Output sample k * up + phase is filter `phase` laid around input sample k * down.
     phases = F.conv1d(F.pad(waves, (reach, reach + down))[:, None], filters, stride=down)
@@ -37,7 +37,7 @@ def filter_resample(waves: torch.Tensor, rate_in: int, rate_out: int) -> torch.T
 
 
 @lru_cache(maxsize=8)
-def _filters(up: int, down: int, rate_in: int, rate_out: int) -> torch.Tensor:
+def _filters(up: int, down: int, rate_in: int, rate_out: int, device: torch.device) -> torch.Tensor:
     """One filter for every output phase, float32 [up, 1, taps]: what soxr makes of single impulses."""
     steps = math.ceil(_REACH * max(1.0, rate_out / rate_in) / up) + 1  # of `down` input and `up` output samples
     middle = 2 * steps
@@ -48,4 +48,4 @@ def _filters(up: int, down: int, rate_in: int, rate_out: int) -> torch.Tensor:
         responses.append(resample(impulse, rate_in, rate_out).reshape(-1, up))
     # Input step `middle + d` is heard in output step `middle`; the same for all steps is that of `middle - d`.
     there = np.stack(responses)[:, middle - steps : middle + steps + 1][:, ::-1]
-    return torch.from_numpy(there.transpose(2, 1, 0).reshape(up, 1, -1).astype(np.float32))
+    return torch.from_numpy(there.transpose(2, 1, 0).reshape(up, 1, -1).astype(np.float32)).to(device)
