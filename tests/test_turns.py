@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from chatterbox_vllm import (
     SpeechRequest,
     SpeechResult,
 )
+from chatterbox_vllm.engine import scheduler as scheduler_module
 from chatterbox_vllm.engine.budgets import Meter
 from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.turns import Turns
@@ -114,6 +116,32 @@ def test_places_are_kept_for_newcomers_where_some_are_expected() -> None:
     engine.scheduler.step()
     assert engine.scheduler.talking == 4
     engine.scheduler.abort_all()
+
+
+def test_many_who_come_at_any_time_are_taken_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine, voice = Engine(lambda rows, sampling: [7] * 390 + [END], max_batch_size=80, max_model_len=900), a_voice()
+    scheduler = engine.scheduler
+    scheduler.reserved = 5
+
+    def come(count: int) -> int:
+        for _ in range(count):
+            scheduler.submit(SpeechRequest("Only this.", voice, SpeechParameters(max_tokens=400, seed=1)))
+        scheduler.step()
+        return scheduler.talking
+
+    assert [come(n) for n in (60, 1, 1)] == [60, 61, 62]  # at once
+    assert [come(n) for n in (2, 1, 1)] == [64, 64, 64]
+    assert not engine.talker.should_yield()
+    now[0] += 0.1
+    assert come(1) == 67
+    # One for whom nobody makes way waits for nobody either.
+    now[0] += 5
+    assert come(1) == 68
+    scheduler.reserved = 0  # as where all are there from the start
+    assert come(3) == 71
+    scheduler.abort_all()
 
 
 def test_a_full_house_takes_pieces_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -43,6 +44,9 @@ _GLANCE = 0.005
 # Of T3's places, how many must be free again before it takes more pieces. A step that takes a prompt in is no CUDA
 # graph of decoding alone: with 128 places on an H200 it takes 17 ms instead of 6, whether one prompt comes or eight.
 _SHARE_TAKEN_TOGETHER = 1 / 16
+# Where requests come at any time and so many pieces are spoken, T3 takes others in at most every so many seconds: on an
+# H200 a step with a prompt takes 15 ms, and one without 2 to 4.
+_MANY_SPOKEN, _BETWEEN_PROMPTS = 64, 0.06
 # Finished pieces, as a share of those that T3 is still speaking, that S3Gen gets together where nobody listens yet: on
 # an H200 it speaks 4 at once 611x real time and 16 at once 820x, and what it does not use is T3's.
 _SHARE_VOICED_TOGETHER = 1 / 8
@@ -96,6 +100,7 @@ class Scheduler:
         self.should_yield: Callable[[], bool] | None = None
         self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
         self._filled = False  # all places were taken, and few are free again
+        self._took_in = -math.inf  # when T3 got a piece last
         self._jobs: dict[int, Job] = {}
         self._turns: Turns[Job] = Turns()
         self._streams: dict[int, Job] = {}  # those of the jobs that are rendered in chunks
@@ -225,7 +230,7 @@ class Scheduler:
 
     def _should_yield(self) -> bool:
         """Whether something else is to be done than to draw tokens: for a newcomer, a listener, or the caller."""
-        if self.preparation.ready and (self.reserved or not self._filled):
+        if self.preparation.ready and (self.reserved or not self._filled) and self._takes_in():
             return True
         if self._streams and self.at_s3gen.synthesis.ready:
             return True
@@ -276,8 +281,15 @@ class Scheduler:
         job.conversion = ConversionStream(job.request, source, job.seed, self.lookahead, heard)
         self._streams[job.serial], self._stirred[job.serial] = job, None
 
+    def _takes_in(self) -> bool:
+        """Whether T3 is to take pieces in now, if it has room."""
+        crowded = self.reserved > 0 and len(self.at_t3) >= _MANY_SPOKEN
+        return not crowded or time.monotonic() >= self._took_in + _BETWEEN_PROMPTS
+
     def _admit(self) -> None:
         """Give T3 pieces of the requests whose turn it is, as many as it has room for."""
+        if not self._takes_in():
+            return
         places = self.max_admitted - self.reserved  # for those who have some already
         if len(self.at_t3) <= places - self._taken_together:
             self._filled = False
@@ -294,7 +306,8 @@ class Scheduler:
                 continue
             with self._its_own_fault(job):
                 self._talk(job, job.admitted)
-                job.first_admission = job.first_admission or time.monotonic()
+                self._took_in = time.monotonic()
+                job.first_admission = job.first_admission or self._took_in
                 job.admitted += 1
                 if job.admitted < len(job.pieces) and job.stream is None:
                     self._turns.add(job, job.request.priority)
