@@ -99,21 +99,16 @@ DETERMINISTIC = """
 import json, sys
 from chatterbox_vllm import ChatterboxTTS, SpeechParameters, SpeechRequest
 with ChatterboxTTS.from_local(sys.argv[1], "cuda", deterministic=True, max_batch_size=32, watermark=False) as tts:
-    def tokens(count):
+    def tokens(seeds):
         requests = [
             SpeechRequest("The quick brown fox. " * (1 + i % 5), tts.conds, SpeechParameters(seed=i, max_tokens=150))
-            for i in range(count)
+            for i in seeds
         ]
-        return {r.index: r.speech_tokens for r in tts.run(requests)}
-    together = tokens(32)
-    alone = {}
-    for i in range(6):
-        request = SpeechRequest(
-            "The quick brown fox. " * (1 + i % 5), tts.conds, SpeechParameters(seed=i, max_tokens=150)
-        )
-        (result,) = tts.run([request])
-        alone[i] = result.speech_tokens
-    print(json.dumps([alone[i] == together[i] for i in alone]))
+        return {seeds[r.index]: r.speech_tokens for r in tts.run(requests)}
+    # The longest grow beyond a tile of attention while the others begin.
+    alone = {i: tokens([i])[i] for i in (0, 1, 2, 3, 4, 9, 14, 29)}
+    together = [tokens(range(32)) for _ in range(2)]
+    print(json.dumps([i for i in alone if any(said[i] != alone[i] for said in together)]))
 """
 
 
@@ -122,4 +117,4 @@ def test_deterministic_tokens_do_not_depend_on_the_batch(checkpoint_dir: Path) -
         [sys.executable, "-c", DETERMINISTIC, str(checkpoint_dir)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [True] * 6
+    assert json.loads(done.stdout.splitlines()[-1]) == []
