@@ -101,13 +101,13 @@ def mixed_step() -> list[bool]:
     from chatterbox_vllm.t3.vllm.environment import prepare_environment
 
     prepare_environment()
-    from chatterbox_vllm.t3.vllm.attention import FlashAttentionImpl, InvariantAttention
+    from chatterbox_vllm.t3.vllm.attention import DecodeAttention, FlashAttentionImpl
 
     def fill(self, layer, query, key, value, cache, metadata, output, *args):
         return output.fill_(7.0)
 
     FlashAttentionImpl.forward = fill
-    layer = InvariantAttention.__new__(InvariantAttention)
+    layer = DecodeAttention.__new__(DecodeAttention)
     layer.scale, layer.batch_invariant_enabled = 0.125, True
     generator = torch.Generator().manual_seed(0)
     heads, width, blocks = 2, 64, 40

@@ -82,12 +82,23 @@ def sinc_resample(wave: torch.Tensor, rate_in: int, rate_out: int) -> torch.Tens
         return wave
     divisor = math.gcd(rate_in, rate_out)
     up, down = rate_out // divisor, rate_in // divisor
-    filters = _sinc_filters(up, down).to(wave.device)
+    return polyphase(wave[None], _sinc_filters(up, down).to(wave.device), down)[0]
+
+
+def polyphase(waves: torch.Tensor, filters: torch.Tensor, down: int) -> torch.Tensor:
+    """Resample by a filter for every output phase.
+
+    Args:
+        waves: float32 [N, samples].
+        filters: float32 [up, 1, taps]; the taps around `down` input samples, as many before as behind them.
+
+    Returns:
+        float32 [N, ceil(samples * up / down)].
+    """
     reach = (filters.shape[-1] - down) // 2
-    padded = F.pad(wave, (reach, reach + down))
     # Output sample k * up + phase is filter `phase` laid at input sample k * down.
-    phases = F.conv1d(padded[None, None], filters, stride=down)[0]
-    return phases.T.reshape(-1)[: -(-len(wave) * up // down)]
+    phases = F.conv1d(F.pad(waves, (reach, reach + down))[:, None], filters, stride=down)
+    return phases.transpose(1, 2).flatten(1)[:, : -(-waves.shape[-1] * len(filters) // down)]
 
 
 @lru_cache(maxsize=8)

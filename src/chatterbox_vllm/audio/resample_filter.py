@@ -7,9 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from chatterbox_vllm.audio.resample import resample
+from chatterbox_vllm.audio.resample import polyphase, resample
 
 # How far soxr's HQ filter reaches, in samples of the lower rate: behind these its response stays below 1e-7 (measured
 # for 24 and 32 kHz).
@@ -17,7 +16,7 @@ _REACH = 99
 
 
 def filter_resample(waves: torch.Tensor, rate_in: int, rate_out: int) -> torch.Tensor:
-    """What `resample` gives of the same waves, within 1e-6 of full scale, on any device.
+    """What `resample` gives of the same waves, within 2e-6 of full scale, on any device.
 
     Args:
         waves: float32 [N, samples], a whole number of samples at the other rate, too.
@@ -29,11 +28,7 @@ def filter_resample(waves: torch.Tensor, rate_in: int, rate_out: int) -> torch.T
     """
     divisor = math.gcd(rate_in, rate_out)
     up, down = rate_out // divisor, rate_in // divisor
-    filters = _filters(up, down, rate_in, rate_out, waves.device)
-    reach = (filters.shape[-1] // down - 1) // 2 * down
-    # Output sample k * up + phase is filter `phase` laid around input sample k * down.
-    phases = F.conv1d(F.pad(waves, (reach, reach + down))[:, None], filters, stride=down)
-    return phases.transpose(1, 2).flatten(1)[:, : waves.shape[-1] * up // down]
+    return polyphase(waves, _filters(up, down, rate_in, rate_out, waves.device), down)
 
 
 @lru_cache(maxsize=8)

@@ -37,7 +37,8 @@ D = TypeVar("D")
 _LEAST_TEXT_TOKENS, _LEAST_SPEECH_TOKENS = 64, 100
 # What less costs was not measured.
 _LEAST_STREAM_PROMPT_TOKENS = 25
-# Twice as many as a stream tells together (chunks.py).
+# Twice as many as a stream tells together (chunks.py). Turbo with 186 texts at once on an H200: 838 x real time with
+# 18, 763 with 9.
 _MULTI_STEP = 18
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -134,6 +134,7 @@ class BlockStage:
             sampling: of which guidance, temperature and `max_tokens` count here.
             seed: of the draws.
             told_every: `step` returns the tokens of each block when it is finished, not all of them at the end.
+            awaited: of no account, since blocks are told as soon as they may be.
 
         Raises:
             ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or draws,

@@ -22,42 +22,10 @@ _FEWEST_ROWS = 32
 
 
 class DecodeAttention(FlashAttentionImpl):
-    """Steps in which every sequence has one new token go to `decode_attention`, all others to FlashAttention."""
+    """Steps in which every sequence has one new token go to `decode_attention`, all others to FlashAttention.
 
-    def forward(
-        self,
-        layer: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        attn_metadata: FlashAttentionMetadata | None,
-        output: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        if attn_metadata is None or attn_metadata.max_query_len > 1:
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
-        rows, lengths = attn_metadata.num_actual_tokens, attn_metadata.seq_lens
-        shared = getattr(attn_metadata, "shared", None) if rows >= _FEWEST_ROWS else None
-        decode_attention(
-            query[:rows],
-            kv_cache,
-            attn_metadata.block_table,
-            lengths,
-            output[:rows],
-            self.scale,
-            shared,
-            invariant=self.batch_invariant_enabled,
-        )
-        return output
-
-
-class InvariantAttention(DecodeAttention):
-    """In vLLM's batch-invariant mode: a sequence with one new token goes to `decode_attention` in every step.
-
-    FlashAttention takes another kernel where all sequences have one than beside a prompt. On an H200 tokens of texts
-    that had grown beyond 128 places, a tile of it, depended on whether others began at that moment.
+    In vLLM's batch-invariant mode a sequence with one new token goes to `decode_attention` in every step: its last bits
+    are not to depend on whether another's prompt is in the step, and FlashAttention drops `causal` where none is.
     """
 
     def forward(
@@ -72,16 +40,35 @@ class InvariantAttention(DecodeAttention):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
-        if attn_metadata is None or attn_metadata.max_query_len == 1:
+        if attn_metadata is None or attn_metadata.max_query_len > 1:
+            super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
+            if attn_metadata is not None and self.batch_invariant_enabled:
+                self._decode_beside_prompts(query, kv_cache, attn_metadata, output)
             return output
+        rows, lengths = attn_metadata.num_actual_tokens, attn_metadata.seq_lens
+        shared = getattr(attn_metadata, "shared", None) if rows >= _FEWEST_ROWS else None
+        decode_attention(
+            query[:rows],
+            kv_cache,
+            attn_metadata.block_table,
+            lengths,
+            output[:rows],
+            self.scale,
+            shared,
+            invariant=self.batch_invariant_enabled,
+        )
+        return output
+
+    def _decode_beside_prompts(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, attn_metadata: FlashAttentionMetadata, output: torch.Tensor
+    ) -> None:
+        """Put our kernel's result in the place of FlashAttention's where a sequence has one new token."""
         begins = attn_metadata.query_start_loc
         decodes, last = begins[1:] - begins[:-1] == 1, begins[1:].long() - 1
         own = torch.empty_like(query[last])
         table, lengths = attn_metadata.block_table, attn_metadata.seq_lens
         decode_attention(query[last], kv_cache, table, lengths, own, self.scale, invariant=True)
         output[last] = torch.where(decodes[:, None, None], own, output[last])
-        return output
 
 
 class DecodeMetadataBuilder(FlashAttentionMetadataBuilder):
@@ -123,14 +110,6 @@ class DecodeAttentionBackend(FlashAttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
         return DecodeMetadataBuilder
-
-
-class InvariantBackend(DecodeAttentionBackend):
-    """The same in vLLM's batch-invariant mode."""
-
-    @staticmethod
-    def get_impl_cls() -> type[FlashAttentionImpl]:
-        return InvariantAttention
 
 
 class SharedPromptBackend(DecodeAttentionBackend):

@@ -23,8 +23,7 @@ def attention_backend(
     cache_dtype = None if cache_config is None else cache_config.cache_dtype
     if get_attn_backend(head_dim, torch.get_default_dtype(), cache_dtype).get_name() != "FLASH_ATTN":
         return None
-    from chatterbox_vllm.t3.vllm import attention  # imports triton
+    from chatterbox_vllm.t3.vllm.attention import DecodeAttentionBackend, SharedPromptBackend  # import triton
 
-    if envs.VLLM_BATCH_INVARIANT:
-        return attention.InvariantBackend
-    return attention.SharedPromptBackend if shares_prompt else attention.DecodeAttentionBackend
+    # What is read once for several sequences would depend on the batch.
+    return SharedPromptBackend if shares_prompt and not envs.VLLM_BATCH_INVARIANT else DecodeAttentionBackend

@@ -21,11 +21,6 @@ from vllm.forward_context import get_forward_context, override_forward_context
 
 from chatterbox_vllm.t3.vllm.sampler import SpeechSampler
 
-# A turn ends where tokens that somebody waits for are told next, so that a newcomer alone has them at once. Where
-# several wait at different times it still goes on for two thirds of a telling: a turn costs as much beside its steps as
-# two steps or more, so that with short ones all would be later in the end.
-_LEAST_OF_A_TELLING = 2 / 3
-
 
 class MultiStep:
     """Makes an engine's decode steps come several at a time; fewer where somebody waits for the first of them.
@@ -91,10 +86,14 @@ class MultiStep:
         return max(1, min(self._most, useful, room, *map(self._until_told, awaited)))
 
     def _until_told(self, request: Any) -> int:
-        """Steps until a request's tokens are told again, or as many as a turn has at least."""
+        """Steps until a request's tokens are told again, or two thirds of a telling.
+
+        So a newcomer alone has its tokens at once. Where several wait at different times a turn goes on nevertheless:
+        it costs as much beside its steps as two steps or more, so that with short ones all would be later in the end.
+        """
         every = request.sampling_params.stream_interval
         since = request.num_output_tokens - self._told[request.request_id].sent_tokens_offset
-        return max(every - since, int(every * _LEAST_OF_A_TELLING))
+        return max(every - since, 2 * every // 3)
 
     def _step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits after tokens [N]."""
