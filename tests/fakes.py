@@ -92,16 +92,16 @@ class ToneS3Gen:
     def draw_noise(self, seed, speech_tokens, prompt):
         return torch.rand(1, generator=torch.Generator().manual_seed(seed))
 
-    def synthesize(self, requests, steps, between=None):
+    def launch(self, requests, steps, between=None):
         self._work([r.speech_tokens for r in requests], steps, between)
-        return [torch.cat([r.speech_tokens.float(), r.noise]) for r in requests]
+        return lambda: [torch.cat([r.speech_tokens.float(), r.noise]) for r in requests]
 
     def start_stream(self, prompt, seed):
         return SimpleNamespace(rendered=0, noise=self.draw_noise(seed, 0, prompt))
 
-    def render_chunks(self, chunks, steps, between=None):
+    def launch_chunks(self, chunks, steps, between=None):
         self._work([c.tokens for c in chunks], steps, between)
-        return [(self._said(c), self._after(c)) for c in chunks]
+        return lambda: [(self._said(c), self._after(c)) for c in chunks]
 
     def _said(self, chunk):
         said = chunk.tokens[: chunk.rendered].float()

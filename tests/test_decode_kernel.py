@@ -94,17 +94,18 @@ def test_the_kernel_by_the_interpreter(given: str) -> None:
 
 
 def mixed_step() -> list[bool]:
-    """Whether in batch-invariant mode rows are the same to the last bit alone and beside prompts, whose rows stay.
+    """Whether in batch-invariant mode rows are the same to the last bit alone and beside prompts.
 
-    What fills its output with sevens stands in for FlashAttention.
+    What fills its output with the places of each sequence stands in for FlashAttention.
     """
     from chatterbox_vllm.t3.vllm.environment import prepare_environment
 
     prepare_environment()
-    from chatterbox_vllm.t3.vllm.attention import DecodeAttention, FlashAttentionImpl
+    from chatterbox_vllm.t3.vllm.attention import DecodeAttention, Decodes, FlashAttentionImpl
 
     def fill(self, layer, query, key, value, cache, metadata, output, *args):
-        return output.fill_(7.0)
+        counts = metadata.query_start_loc.diff()
+        output += metadata.decodes.others.repeat_interleave(counts).view(-1, 1, 1)
 
     FlashAttentionImpl.forward = fill
     layer = DecodeAttention.__new__(DecodeAttention)
@@ -114,14 +115,17 @@ def mixed_step() -> list[bool]:
     cache = torch.randn(blocks, _BLOCK, heads, 2 * width, generator=generator).transpose(1, 2)
     table = torch.randperm(blocks, generator=generator).view(4, 10).to(torch.int32)
     query = torch.randn(8, heads, width, generator=generator)
+    kept = Decodes.empty(6, torch.device("cpu"))
 
     def attend(rows: list[int], sequences: list[int], begins: list[int], lengths: list[int]) -> torch.Tensor:
+        begin, places = (torch.tensor(own, dtype=torch.int32) for own in (begins, lengths))
         step = SimpleNamespace(
             num_actual_tokens=len(rows),
             max_query_len=max(b - a for a, b in itertools.pairwise(begins)),
-            query_start_loc=torch.tensor(begins, dtype=torch.int32),
-            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            query_start_loc=begin,
+            seq_lens=places,
             block_table=table[sequences],
+            decodes=kept.of(begin, places),
         )
         output = torch.zeros(len(rows), heads, width)
         layer.forward(None, query[rows], None, None, cache, step, output)
@@ -130,8 +134,8 @@ def mixed_step() -> list[bool]:
     # Sequences 0 and 2 decode, with 150 and 9 places; 1 and 3 have prompts of four and two rows.
     mixed = attend([*range(8)], [0, 1, 2, 3], [0, 1, 5, 6, 8], [150, 4, 9, 30])
     alone = [attend([0], [0], [0, 1], [150]), attend([5], [2], [0, 1], [9])]
-    prompts = mixed[[1, 2, 3, 4, 6, 7]]
-    return [torch.equal(mixed[0], alone[0][0]), torch.equal(mixed[5], alone[1][0]), bool((prompts == 7).all())]
+    prompts = mixed[[1, 2, 3, 4, 6, 7], 0, 0].tolist()
+    return [torch.equal(mixed[0], alone[0][0]), torch.equal(mixed[5], alone[1][0]), prompts == [4, 4, 4, 4, 30, 30]]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason=NO_TRITON)

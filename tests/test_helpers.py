@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from chatterbox_vllm.cpu import helpers
 
@@ -61,3 +63,18 @@ def test_helpers_are_given_back() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "1", "0", "1"]
+
+
+@pytest.mark.skipif(helpers._number_setter() is None, reason="PyTorch computes without OpenMP here")
+def test_without_helpers_within_and_with_them_afterwards() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError, match="torn"), helpers.without_helpers():
+            assert torch.get_num_threads() == 1
+            with ThreadPoolExecutor(1) as another:
+                assert another.submit(torch.get_num_threads).result() == 3
+            raise ValueError("torn from its work")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

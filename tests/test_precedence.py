@@ -33,13 +33,13 @@ class Beside:
         self.threaded = ThreadedSynthesis(self.engine.voicing.stage, None, torch.device("cpu"))
         self.scheduler.at_s3gen.synthesis = self.threaded
         self.may = threading.Semaphore(0)
-        render = self.engine.s3gen.render_chunks
+        launch = self.engine.s3gen.launch_chunks
 
         def waiting(*args: object) -> object:
             assert self.may.acquire(timeout=30)
-            return render(*args)
+            return launch(*args)
 
-        self.engine.s3gen.render_chunks = waiting
+        self.engine.s3gen.launch_chunks = waiting
         self.voice: Voice = a_voice()
 
     def submit(self, delivery: Delivery = Delivery.STREAM) -> int:

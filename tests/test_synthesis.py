@@ -16,6 +16,7 @@ from chatterbox_vllm.engine.synthesis import InlineSynthesis, Outcome, ThreadedS
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk, TokensToSpeak
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.packing import packed_size
+from chatterbox_vllm.setup.probe import BatchWatch
 
 from .fakes import ToneS3Gen, a_voice
 
@@ -42,13 +43,13 @@ class SlowS3Gen:
     def record_graphs(self, most_frames: int, longest: int, chunks: int = 0) -> int:
         return 0
 
-    def synthesize(self, requests, steps: int, between=None) -> list[torch.Tensor]:
+    def launch(self, requests, steps: int, between=None) -> Callable[[], list[torch.Tensor]]:
         self.batches.append([len(request.speech_tokens) for request in requests])
         self.begun.release()
         assert self.go.acquire(timeout=30)
         if any(13 in request.speech_tokens for request in requests):
             raise RuntimeError("unlucky")
-        return [torch.tensor([float(len(request.speech_tokens))]) for request in requests]
+        return lambda: [torch.tensor([float(len(request.speech_tokens))]) for request in requests]
 
 
 @pytest.fixture
@@ -157,6 +158,69 @@ def test_closing_waits_for_the_running_batch_and_forgets_the_others(
     s3gen.go.release()
     synthesis.close()
     assert s3gen.batches == [[10]] and synthesis.waiting == 0
+
+
+class BesideTheHost(SlowS3Gen):
+    """Launches at once; what comes of it is there after `go`, and it is then that 13 turns out to be unlucky."""
+
+    def launch(self, requests, steps: int, between=None) -> Callable[[], list[torch.Tensor]]:
+        self.batches.append([len(request.speech_tokens) for request in requests])
+        self.begun.release()
+
+        def wait() -> list[torch.Tensor]:
+            assert self.go.acquire(timeout=30)
+            if any(13 in request.speech_tokens for request in requests):
+                raise RuntimeError("unlucky")
+            return [torch.tensor([float(len(request.speech_tokens))]) for request in requests]
+
+        return wait
+
+
+def test_the_next_batch_is_launched_while_one_is_waited_for(say: Callable[..., TokensToSpeak]) -> None:
+    s3gen = BesideTheHost()
+    synthesis = ThreadedSynthesis(S3GenStage(s3gen, max_batch_size=4), None, CPU)
+    try:
+        for name, tokens in (("a", 10), ("b", 20)):
+            synthesis.add({name: say(tokens)})
+            assert s3gen.begun.acquire(timeout=30)
+        assert s3gen.batches == [[10], [20]] and synthesis.busy and not synthesis.ready
+        s3gen.go.release(2)
+        assert {name: float(wave) for name, wave in collect(synthesis, 2).items()} == {"a": 10.0, "b": 20.0}
+        assert not synthesis.busy
+    finally:
+        s3gen.go.release(100)
+        synthesis.close()
+
+
+def test_what_turns_out_to_fail_while_it_is_waited_for_takes_no_other_with_it(
+    say: Callable[..., TokensToSpeak],
+) -> None:
+    s3gen = BesideTheHost()
+    s3gen.go.release(100)
+    synthesis = ThreadedSynthesis(S3GenStage(s3gen, max_batch_size=4), None, CPU)
+    try:
+        synthesis.add({"fine": say(20), "unlucky": say(21, token=13), "fine, too": say(22)})
+        outcomes = collect(synthesis, 3)
+        assert isinstance(outcomes.pop("unlucky"), GenerationError)
+        assert {name: float(wave) for name, wave in outcomes.items()} == {"fine": 20.0, "fine, too": 22.0}
+        assert [sorted(batch) for batch in s3gen.batches] == [[20, 21, 22], [20], [22], [21]]
+    finally:
+        synthesis.close()
+
+
+def test_time_with_a_batch_in_work_is_counted_once(say: Callable[..., TokensToSpeak]) -> None:
+    s3gen = BesideTheHost()
+    stage = S3GenStage(s3gen, max_batch_size=4)
+    with BatchWatch(stage) as watch:
+        time.sleep(0.2)
+        waits = [stage.launch([say(10)]) for _ in range(2)]
+        time.sleep(0.2)
+        s3gen.go.release(2)
+        for wait in waits:
+            wait()
+        time.sleep(0.2)
+        assert stage.choose([]) == [] and 0.2 <= watch.seconds < 0.4
+    assert "launch" not in vars(stage)
 
 
 def test_inline_speaks_a_batch_a_poll(s3gen: SlowS3Gen, say: Callable[..., TokensToSpeak]) -> None:

@@ -11,7 +11,7 @@ from torch import get_num_threads, set_num_threads  # before an engine starts, s
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.families.registry import config_of
 from chatterbox_vllm.families.small import small_directory
-from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread
+from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread, threads_of_steps
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,10 @@ def test_one_thread_within_and_all_of_them_afterwards(monkeypatch: pytest.Monkey
 def test_nothing_changes_where_it_is_not_wanted() -> None:
     with on_one_thread(False):
         assert get_num_threads() == 3
+
+
+@pytest.mark.parametrize("device, threads", [("cpu", 3), ("cuda", 1)])
+def test_the_published_model_on_a_cpu_takes_all_threads_and_on_a_card_one(device: str, threads: int) -> None:
+    with threads_of_steps(T3Config(), torch.device(device))():
+        assert get_num_threads() == threads
+    assert get_num_threads() == 3

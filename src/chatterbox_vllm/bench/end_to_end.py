@@ -13,7 +13,7 @@ from typing import Any
 
 from chatterbox_vllm.bench.limited import limits_meant
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
-from chatterbox_vllm.setup.probe import Probe, Stopwatch, Usage
+from chatterbox_vllm.setup.probe import BatchWatch, Probe, Stopwatch, Usage
 from chatterbox_vllm.text.split import split_text
 from chatterbox_vllm.tts import ChatterboxTTS
 
@@ -105,7 +105,7 @@ def _run(tts: ChatterboxTTS, requests: Sequence[SpeechRequest], tick: Callable[[
     with (
         Probe(tts.device) as probe,
         Stopwatch(tts.t3_stage, "step") as talking,
-        Stopwatch(tts.s3gen_stage, "run") as voicing,
+        BatchWatch(tts.s3gen_stage) as voicing,
     ):
         start = time.perf_counter()
         for result in tts.run(requests):

@@ -25,7 +25,7 @@ from chatterbox_vllm.bench.end_to_end import most_tokens
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.families.registry import config_of, family_of
-from chatterbox_vllm.setup.probe import Probe, Stopwatch
+from chatterbox_vllm.setup.probe import BatchWatch, Probe, Stopwatch
 from chatterbox_vllm.t3.options import T3Output
 from chatterbox_vllm.tts import ChatterboxTTS
 
@@ -278,7 +278,7 @@ def our_row(tts: ChatterboxTTS, workload: Workload, together: bool) -> Row:
     with (
         Probe(tts.device) as probe,
         Stopwatch(tts.t3_stage, "step", count=_tokens) as talking,
-        Stopwatch(tts.s3gen_stage, "run") as voicing,
+        BatchWatch(tts.s3gen_stage) as voicing,
     ):
         for batch in workload.rounds if together else [(utterance,) for utterance in utterances]:
             start = time.perf_counter()

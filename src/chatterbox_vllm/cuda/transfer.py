@@ -18,26 +18,36 @@ def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in host memory, page-locked if it comes from a CUDA device.
+class ToHost:
+    """A tensor on its way to host memory, page-locked if it comes from a CUDA device; the way begins here."""
 
-    Waits for the work that makes it, asleep rather than in a loop that would take a core from other threads.
-    """
-    if not tensor.is_cuda:
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)
-    copied.record()
-    copied.synchronize()
-    return host
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor, self._copied = tensor, None
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event(blocking=True)
+            self._copied.record()
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, as soon as it is made: asleep rather than in a loop that would take a core from other threads."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor
 
 
-def rows_to_host(rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One-dimensional tensors in host memory, all of them fetched by one copy.
+class RowsToHost:
+    """One-dimensional tensors on their way to host memory, all of them by one copy.
 
     From a CUDA device they come as views of one page-locked block, which is held as long as any of them is.
     """
-    if not rows or not rows[0].is_cuda:
-        return list(rows)
-    return list(to_host(torch.cat(list(rows))).split([len(row) for row in rows]))
+
+    def __init__(self, rows: Sequence[torch.Tensor]):
+        self._rows, self._block = list(rows), None
+        if rows and rows[0].is_cuda:
+            self._lengths = [len(row) for row in rows]
+            self._rows, self._block = [], ToHost(torch.cat(list(rows)))
+
+    def wait(self) -> list[torch.Tensor]:
+        """The rows, as soon as they are made."""
+        return self._rows if self._block is None else list(self._block.wait().split(self._lengths))

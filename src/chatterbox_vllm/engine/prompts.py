@@ -8,6 +8,7 @@ import torch
 
 from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.checkpoint.config import ModelConfig
+from chatterbox_vllm.cpu.helpers import without_helpers
 from chatterbox_vllm.engine.request import SpeechParameters, SpeechRequest
 from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.errors import ConfigError, TextTooLongError
@@ -117,7 +118,8 @@ class PromptMaker:
 
     def prompt(self, conditioning: torch.Tensor, piece: Piece) -> torch.Tensor:
         """T3's prompt for a piece, [P, streams * H]."""
-        return self.builder.prompt(conditioning, piece.tokens)
+        with without_helpers():
+            return self.builder.prompt(conditioning, piece.tokens)
 
     def prompt_of(
         self, text: str, voice: Voice, parameters: SpeechParameters, language: str | None = None

@@ -9,7 +9,6 @@ from typing import Any, overload
 
 import torch
 
-from chatterbox_vllm.cuda.transfer import rows_to_host
 from chatterbox_vllm.engine.shares import TimeShares
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, Spoken, SpokenChunk, TokensToSpeak, ToSpeak
 from chatterbox_vllm.errors import ChatterboxError, GenerationError
@@ -129,11 +128,7 @@ class S3GenStage:
             AbandonedError: of `between`.
         """
         try:
-            chunks = [utterance for utterance in utterances if isinstance(utterance, ChunkToSpeak)]
-            if chunks:
-                return list(self._render(chunks, between))
-            wholes = [utterance for utterance in utterances if isinstance(utterance, TokensToSpeak)]
-            return list(self._synthesize(wholes, between))
+            return list(self.launch(utterances, between)())
         except AbandonedError:
             raise
         except Exception as error:
@@ -141,9 +136,21 @@ class S3GenStage:
                 return [_as_own_error(error)]
         return [outcome for utterance in utterances for outcome in self.run([utterance], between)]
 
+    def launch(
+        self, utterances: Sequence[ToSpeak], between: Callable[[], object] | None = None
+    ) -> Callable[[], Sequence[Spoken]]:
+        """Give the device all the work for a batch; what is returned waits for it, in another thread if it is to.
+
+        Nobody is tried alone: what fails, here or there, fails for the whole batch.
+        """
+        chunks = [utterance for utterance in utterances if isinstance(utterance, ChunkToSpeak)]
+        if chunks:
+            return self._render(chunks, between)
+        return self._synthesize([own for own in utterances if isinstance(own, TokensToSpeak)], between)
+
     def _synthesize(
         self, utterances: Sequence[TokensToSpeak], between: Callable[[], object] | None
-    ) -> list[torch.Tensor]:
+    ) -> Callable[[], list[torch.Tensor]]:
         requests = [
             S3GenRequest(
                 speech_tokens=torch.tensor(utterance.speech_tokens, dtype=torch.int64),
@@ -152,13 +159,15 @@ class S3GenStage:
             )
             for utterance in utterances
         ]
-        waves = rows_to_host(self.model.synthesize(requests, utterances[0].steps, between))
-        return [
+        wait = self.model.launch(requests, utterances[0].steps, between)
+        return lambda: [
             self._heard(wave, len(own.speech_tokens), own.voice, own.unheard)
-            for wave, own in zip(waves, utterances, strict=True)
+            for wave, own in zip(wait(), utterances, strict=True)
         ]
 
-    def _render(self, chunks: Sequence[ChunkToSpeak], between: Callable[[], object] | None) -> list[SpokenChunk]:
+    def _render(
+        self, chunks: Sequence[ChunkToSpeak], between: Callable[[], object] | None
+    ) -> Callable[[], list[SpokenChunk]]:
         states = [
             self.model.start_stream(chunk.voice.prompt, chunk.seed) if chunk.before is None else chunk.before.state
             for chunk in chunks
@@ -167,12 +176,12 @@ class S3GenStage:
             StreamChunk(state, torch.tensor(chunk.tokens, dtype=torch.int64), chunk.rendered, chunk.last)
             for chunk, state in zip(chunks, states, strict=True)
         ]
-        rendered = self.model.render_chunks(given, chunks[0].steps, between)
-        return [
+        wait = self.model.launch_chunks(given, chunks[0].steps, between)
+        return lambda: [
             SpokenChunk(
                 self._heard(wave, state.rendered, chunk.voice, chunk.unheard) if chunk.last else wave, state, chunk.last
             )
-            for chunk, (wave, state) in zip(chunks, rendered, strict=True)
+            for chunk, (wave, state) in zip(chunks, wait(), strict=True)
         ]
 
     def _heard(self, wave: torch.Tensor, tokens: int, voice: Speaker, unheard: int) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """S3Gen beside T3: finished tokens wait here for a batch, are spoken and watermarked, and come back as audio.
 
-On a GPU, batches run in a thread of their own on a CUDA stream of their own, so that neither stage waits for the other:
-the thread takes its next batch from those that wait as soon as it is done with one. Watermarks are made by further
-threads, each with its stream. T3's kernels come first on the card, then the watermarks of chunks, then S3Gen's kernels,
-and last the watermarks of whole utterances. On a CPU everything runs in turn, since one stage's work would only slow
-the other's.
+On a GPU, a thread of S3Gen's own launches batches on a CUDA stream of its own, so that neither stage waits for the
+other. It takes the next batch from those that wait as soon as the vocoder, the last part, is at work on the one before,
+so that the card need not wait for the host between two of them. Another thread waits for what comes of a batch, and
+further ones, each with its stream, make watermarks. T3's kernels come first on the card, then the watermarks of chunks,
+then S3Gen's kernels, and last the watermarks of whole utterances. On a CPU everything runs in turn, since one stage's
+work would only slow the other's.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class InlineSynthesis:
             outcomes = self.stage.run(list(batch.values()), meanwhile)
         except AbandonedError:
             return []
-        told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
+        told = _told(batch, outcomes)
         # Each by itself: a segment's audio is not to depend on the last bit on what is spoken beside it.
         marked = [audio for one in told if one[0] in self._wanted for audio in _marked(self.watermarker, [one])]
         self._heap.give_back(done=not self._waiting.entries)
@@ -164,7 +165,9 @@ class ThreadedSynthesis:
         self._out: set[str] = set()  # taken by a batch and not back
         self._dropped: set[str] = set()
         self._finished: queue.SimpleQueue[list[tuple[str, Outcome]]] = queue.SimpleQueue()
+        self._at_vocoder = torch.cuda.Event(blocking=True) if device.type == "cuda" else None  # the last batch launched
         self._speaker = ThreadPoolExecutor(1, "chatterbox-s3gen", self._enter_stream, (Urgency.MIDDLE,))
+        self._fetcher = ThreadPoolExecutor(1, "chatterbox-spoken")
         threads = min(_WATERMARK_THREADS, os.cpu_count() or 1)
         self._markers = ThreadPoolExecutor(threads, "chatterbox-watermark", self._enter_stream, (Urgency.LOWEST,))
         # Somebody listens, and a batch of S3Gen's fills the card.
@@ -225,24 +228,52 @@ class ThreadedSynthesis:
         return finished
 
     def _speak_next(self) -> None:
+        """Launch the next batch."""
         batch: dict[str, ToSpeak] = {}
+        if self._at_vocoder is not None:
+            self._at_vocoder.synchronize()
         try:
             with self._lock:
                 batch = self._waiting.take(self.stage)
                 self._out.update(batch)
-            outcomes = self.stage.run(list(batch.values())) if batch else []
-        except Exception as error:  # nothing may be lost, whatever went wrong
-            logger.exception("S3Gen failed")
             if not batch:
-                with self._lock:
-                    batch, self._waiting.entries = self._waiting.entries, {}
-                    self._out.update(batch)
-            outcomes = [GenerationError(f"S3Gen failed ({type(error).__name__}: {error})")] * len(batch)
-        told = [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
-        self._have_marked(told)
+                return
+            self._fetcher.submit(self._fetch, batch, self.stage.launch(list(batch.values()), self._note_progress))
+        except Exception as error:  # nothing may be lost, whatever went wrong
+            if batch:
+                self._speak_apart(batch)
+            else:
+                logger.exception("S3Gen failed")
+                self._give_up(error)
         with self._lock:
             if self._waiting.entries:
                 self._speaker.submit(self._speak_next)
+
+    def _note_progress(self) -> None:
+        """Before each part of a batch; the last is the vocoder."""
+        if self._at_vocoder is not None:
+            self._at_vocoder.record()
+
+    def _fetch(self, batch: dict[str, ToSpeak], wait: Callable[[], Sequence[Spoken]]) -> None:
+        try:
+            outcomes = wait()
+        except Exception:
+            self._speaker.submit(self._speak_apart, batch)
+        else:
+            self._have_marked(_told(batch, outcomes))
+
+    def _speak_apart(self, batch: dict[str, ToSpeak]) -> None:
+        """What has failed together, so that the one at fault does not take the others with it."""
+        outcomes = [outcome for own in batch.values() for outcome in self.stage.run([own])]
+        self._have_marked(_told(batch, outcomes))
+
+    def _give_up(self, error: Exception) -> None:
+        """On all that wait."""
+        with self._lock:
+            batch, self._waiting.entries = self._waiting.entries, {}
+            self._out.update(batch)
+        failure = GenerationError(f"S3Gen failed ({type(error).__name__}: {error})")
+        self._have_marked(_told(batch, [failure] * len(batch)))
 
     def _have_marked(self, told: list[_Told]) -> None:
         """Let other threads mark what was told of a batch.
@@ -282,8 +313,12 @@ class ThreadedSynthesis:
     def close(self) -> None:
         with self._lock:
             self._waiting.entries.clear()
-        for threads in (self._speaker, self._markers, self._chunk_markers, self._first_markers):
+        for threads in (self._speaker, self._fetcher, self._markers, self._chunk_markers, self._first_markers):
             threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _told(batch: Mapping[str, ToSpeak], outcomes: Sequence[Outcome]) -> list[_Told]:
+    return [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
 
 
 def _marked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:

@@ -13,7 +13,7 @@ from chatterbox_vllm.caches.memory import MemoryCache
 from chatterbox_vllm.checkpoint.config import S3GenConfig
 from chatterbox_vllm.checkpoint.files import Weights
 from chatterbox_vllm.cuda.precision import ieee_float32
-from chatterbox_vllm.cuda.transfer import to_device, to_host
+from chatterbox_vllm.cuda.transfer import RowsToHost, ToHost, to_device
 from chatterbox_vllm.errors import ConfigError, GenerationError
 from chatterbox_vllm.quantization.storage import Scheme
 from chatterbox_vllm.s3gen.execution import Execution
@@ -175,12 +175,40 @@ class S3Gen(S3GenNetworks):
             GenerationError: a request has no speech tokens, or an id outside the codebook; half precision overflowed.
             ConfigError: noise of the wrong shape, or fewer than one step.
         """
+        mels, waves = self._launch(requests, steps, between)
+        self._require_finite({"mel": mels, "waveform": waves})
+        return waves
+
+    def launch(
+        self, requests: Sequence[S3GenRequest], steps: int = 10, between: Callable[[], object] | None = None
+    ) -> Callable[[], list[torch.Tensor]]:
+        """`synthesize` in two parts: the device is given all the work now, and what is returned waits for it.
+
+        While one thread waits, another may launch what comes next. The samples come on the CPU; those of a batch may
+        share a block of memory.
+
+        Raises:
+            ConfigError, GenerationError: as `synthesize`; an overflow is told by the second part.
+        """
+        mels, waves = self._launch(requests, steps, between)
+        require_finite = self._finite({"mel": mels, "waveform": waves})
+        fetched = RowsToHost(waves)
+
+        def heard() -> list[torch.Tensor]:
+            rows = fetched.wait()
+            require_finite()
+            return rows
+
+        return heard
+
+    def _launch(
+        self, requests: Sequence[S3GenRequest], steps: int, between: Callable[[], object] | None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Mels and waveforms on the device."""
         mels = self._generated(self._flow(requests, steps, between), requests)
         if between is not None:
             between()
-        waves = self.waveform(mels, [request.noise for request in requests])
-        self._require_finite({"mel": mels, "waveform": waves})
-        return waves
+        return mels, self.waveform(mels, [request.noise for request in requests])
 
     def mel(self, requests: Sequence[S3GenRequest], steps: int = 10) -> list[torch.Tensor]:
         """The flow alone: one mel [generated frames, mels] float32 for each request. Raises as `synthesize`."""
@@ -202,8 +230,6 @@ class S3Gen(S3GenNetworks):
         """An utterance of which no chunk is rendered yet; `seed` as for `draw_noise`."""
         return StreamState.start(self.config, self.device, prompt, seed)
 
-    @torch.inference_mode()
-    @ieee_float32()
     def render_chunks(
         self, chunks: Sequence[StreamChunk], steps: int = 10, between: Callable[[], object] | None = None
     ) -> list[tuple[torch.Tensor, StreamState]]:
@@ -217,17 +243,30 @@ class S3Gen(S3GenNetworks):
         Raises:
             GenerationError, ConfigError: as `synthesize`, and for what `StreamChunk.check` refuses.
         """
+        return self.launch_chunks(chunks, steps, between)()
+
+    @torch.inference_mode()
+    @ieee_float32()
+    def launch_chunks(
+        self, chunks: Sequence[StreamChunk], steps: int = 10, between: Callable[[], object] | None = None
+    ) -> Callable[[], list[tuple[torch.Tensor, StreamState]]]:
+        """`render_chunks` in two parts, as `launch` is `synthesize`."""
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, found {steps}")
         if not chunks:
-            return []
+            return list
         for chunk in chunks:
             chunk.check(self.config)
         voices = [self._prepared(chunk.state.prompt) for chunk in chunks]
-        rendered = self.chunks(chunks, voices, steps, between)
-        for place, what in enumerate(("mel", "waveform")):
-            self._refuse(what, [i for i, one in enumerate(rendered) if not one.finite[place]])
-        return [(one.wave, one.state) for one in rendered]
+        rendered = self.chunks.launch(chunks, voices, steps, between)
+
+        def heard() -> list[tuple[torch.Tensor, StreamState]]:
+            found = rendered()
+            for place, what in enumerate(("mel", "waveform")):
+                self._refuse(what, [i for i, one in enumerate(found) if not one.finite[place]])
+            return [(one.wave, one.state) for one in found]
+
+        return heard
 
     def _generated(self, flows: list[torch.Tensor], requests: Sequence[S3GenRequest]) -> list[torch.Tensor]:
         return [flow[len(request.prompt.mel) :] for flow, request in zip(flows, requests, strict=True)]
@@ -265,15 +304,23 @@ class S3Gen(S3GenNetworks):
         )
 
     def _require_finite(self, parts: dict[str, Sequence[torch.Tensor]]) -> None:
-        """In half precision, of which float16 may overflow: the one place where the host waits for the device."""
+        """Wait for the device, and raise `GenerationError` where a row is not finite."""
+        self._finite(parts)()
+
+    def _finite(self, parts: dict[str, Sequence[torch.Tensor]]) -> Callable[[], None]:
+        """`_require_finite` in two parts: the second waits. In half precision alone, of which float16 may overflow."""
         dtypes = {"mel": self.execution.dtype, "waveform": self.execution.vocoder_dtype}
         halves = {what: rows for what, rows in parts.items() if rows and dtypes[what] != torch.float32}
         if not halves:
-            return
-        finite = to_host(torch.stack([torch.cat(list(rows)).isfinite().all() for rows in halves.values()]))
-        for what, fine in zip(halves, finite.tolist(), strict=True):
-            if not fine:
-                self._refuse(what, [i for i, row in enumerate(halves[what]) if not bool(row.isfinite().all())])
+            return lambda: None
+        flags = ToHost(torch.stack([torch.cat(list(rows)).isfinite().all() for rows in halves.values()]))
+
+        def require() -> None:
+            for what, fine in zip(halves, flags.wait().tolist(), strict=True):
+                if not fine:
+                    self._refuse(what, [i for i, row in enumerate(halves[what]) if not bool(row.isfinite().all())])
+
+        return require
 
     def _refuse(self, what: str, wrong: Sequence[int]) -> None:
         """Raise `GenerationError` where the mel or the waveform of any row is wrong."""

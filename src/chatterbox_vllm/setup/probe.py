@@ -116,3 +116,44 @@ class Stopwatch:
 
     def __exit__(self, *exception: object) -> None:
         delattr(self._owner, self._method)
+
+
+class BatchWatch:
+    """Counts the seconds in which a stage has batches in work: from `launch` until what that returns has waited."""
+
+    def __init__(self, stage: Any):
+        self.seconds = 0.0
+        self._stage, self._lock = stage, threading.Lock()
+        self._batches, self._since = 0, 0.0
+
+    def __enter__(self) -> Self:
+        inner = self._stage.launch
+
+        def launch(*arguments: Any) -> Callable[[], Any]:
+            self._count(1)
+            try:
+                wait = inner(*arguments)
+            except BaseException:
+                self._count(-1)
+                raise
+
+            def waited() -> Any:
+                try:
+                    return wait()
+                finally:
+                    self._count(-1)
+
+            return waited
+
+        self._stage.launch = launch
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        del self._stage.launch
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            if self._batches:
+                self.seconds += now - self._since
+            self._batches, self._since = self._batches + change, now

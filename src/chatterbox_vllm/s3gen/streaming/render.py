@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from chatterbox_vllm.cuda.transfer import rows_to_host
+from chatterbox_vllm.cuda.transfer import RowsToHost
 from chatterbox_vllm.s3gen.flow.batch import TokenToMel
 from chatterbox_vllm.s3gen.noise import NoiseSource
 from chatterbox_vllm.s3gen.prompt import PreparedPrompt
@@ -40,14 +40,14 @@ class ChunkRenderer:
         self.flow = WindowsToMels(token_to_mel, noise)
         self.vocoder = VocoderInStretches(mel_to_wave, noise, token_to_mel.graph_pool)
 
-    def __call__(
+    def launch(
         self,
         chunks: Sequence[StreamChunk],
         voices: Sequence[PreparedPrompt],
         steps: int,
         between: Callable[[], object] | None = None,
-    ) -> list[Rendered]:
-        """The chunks' samples; the host waits once for the device, at the end.
+    ) -> Callable[[], list[Rendered]]:
+        """Give the device all the work for these chunks; the function that is returned waits for it, once.
 
         Args:
             voices: the chunks' prompts on the device.
@@ -63,12 +63,15 @@ class ChunkRenderer:
         ]
         spoken = self.vocoder(stretches)
         finite = torch.stack([one.finite for one in spoken]).flatten().float()
-        *waves, finite = rows_to_host([*(one.wave for one in spoken), finite])
-        fine = [(bool(mel), bool(wave)) for mel, wave in finite.view(-1, 2).tolist()]
-        return [
-            Rendered(wave, _after(chunk, one.state), own)
-            for chunk, wave, one, own in zip(chunks, waves, spoken, fine, strict=True)
-        ]
+        fetched = RowsToHost([*(one.wave for one in spoken), finite])
+        states = [_after(chunk, one.state) for chunk, one in zip(chunks, spoken, strict=True)]
+
+        def rendered() -> list[Rendered]:
+            *waves, finite = fetched.wait()
+            fine = [(bool(mel), bool(wave)) for mel, wave in finite.view(-1, 2).tolist()]
+            return [Rendered(*own) for own in zip(waves, states, fine, strict=True)]
+
+        return rendered
 
     def record_graphs(self, most_rows: int) -> int:
         """Record now the graphs of batches of up to so many chunks; nothing without CUDA graphs.

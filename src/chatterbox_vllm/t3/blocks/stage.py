@@ -35,7 +35,7 @@ from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
 from chatterbox_vllm.t3.options import T3Options, T3Output
 from chatterbox_vllm.t3.quantization.methods import check_decoding, method_in_force
 from chatterbox_vllm.t3.sampling import Sampling
-from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread
+from chatterbox_vllm.t3.threads import threads_of_steps
 
 _STREAMS = 2
 _LESS_MEMORY = "lower max_model_len, max_batch_size or kv_cache_bytes"
@@ -64,7 +64,7 @@ class BlockStage:
         self.options = replace(options, quantization=method, cuda_graphs=False)
         self._blocks = config.blocks
         self._stream = new_stream(device, Urgency.HIGHEST)
-        self._on_one_thread = device.type == "cpu" and has_small_layers(config)
+        self._threads = threads_of_steps(config, device)
         with torch.device("meta"):
             model = BlockTransformer(config, options.max_model_len + config.blocks.block_size).to(options.dtype)
         if method is not None:
@@ -168,7 +168,7 @@ class BlockStage:
             GenerationError: the model failed; nothing that it held is left.
         """
         try:
-            with recording, on_stream(self._stream), on_one_thread(self._on_one_thread), torch.inference_mode():
+            with recording, on_stream(self._stream), self._threads(), torch.inference_mode():
                 self._take_in()
                 self._denoise()
         except Exception as error:

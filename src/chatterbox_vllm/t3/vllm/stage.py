@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -30,7 +31,7 @@ from chatterbox_vllm.t3.quantization.methods import (
     method_in_force,
 )
 from chatterbox_vllm.t3.sampling import Sampling
-from chatterbox_vllm.t3.threads import has_small_layers, on_one_thread
+from chatterbox_vllm.t3.threads import threads_of_steps
 from chatterbox_vllm.t3.vllm.capture import working_on
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
@@ -74,7 +75,7 @@ class T3Stage:
         quantization = engine_quantization(method, options.double_quant, stored, device)
         self.config, self.options, self.device = config, options, device
         self._stream = new_stream(device, Urgency.HIGHEST)
-        self._on_one_thread = device.type == "cpu" and has_small_layers(config)
+        self._threads = threads_of_steps(config, device)
         self._multi_step: MultiStep | None = None
         prepare_environment()
         if options.deterministic:
@@ -155,7 +156,7 @@ class T3Stage:
             # Tokens of several steps are told together, so the scheduler cannot be a step ahead of them.
             async_scheduling=False if options.multi_step > 1 else None,
         )
-        with working_on(self._stream):
+        with working_on(self._stream), self._recording_prompts():
             engine = LLMEngine.from_engine_args(arguments)
         if options.follow_text:
             from chatterbox_vllm.t3.vllm.following import attach  # imports vllm
@@ -166,6 +167,14 @@ class T3Stage:
 
             self._multi_step = MultiStep(engine, options.multi_step)
         return engine
+
+    def _recording_prompts(self) -> contextlib.AbstractContextManager[None]:
+        """How steps that take prompts in become CUDA graphs, while the engine starts."""
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        from chatterbox_vllm.t3.vllm.prompt_graphs import recording_whole_steps  # imports vllm and triton
+
+        return recording_whole_steps()
 
     def _processors(self) -> list[str]:
         """Of the logits, in the order in which they see them."""
@@ -316,12 +325,13 @@ class T3Stage:
             skip_clone=True,  # it is this request's alone; vLLM would copy it deeply
         )
         # The token ids are what the repetition penalty sees of the prompt: start-of-speech, as published.
-        engine_input = embeds_input(
-            prompt.to(self.options.dtype),
-            prompt_token_ids=[config.start_speech_token] * rows,
-            is_token_ids=[False] * rows,
-        )
-        self._engine.add_request(request_id, engine_input, told)
+        with self._threads():
+            engine_input = embeds_input(
+                prompt.to(self.options.dtype),
+                prompt_token_ids=[config.start_speech_token] * rows,
+                is_token_ids=[False] * rows,
+            )
+            self._engine.add_request(request_id, engine_input, told)
 
     def step(self, should_yield: Callable[[], bool] | None = None) -> list[T3Output]:
         """Generate one token for every request that has room; return those that finished with it, or tell as drawn.
@@ -337,7 +347,7 @@ class T3Stage:
         if self._multi_step is not None:
             self._multi_step.should_yield = should_yield
         try:
-            with recording, on_stream(self._stream), on_one_thread(self._on_one_thread):
+            with recording, on_stream(self._stream), self._threads():
                 outputs = self._engine.step()
         except Exception as error:
             raise GenerationError(
