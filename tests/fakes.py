@@ -38,7 +38,17 @@ class ScriptedTalker:
         self.ends_held: list[int | None] = []
 
     def add(
-        self, request_id, prompt, sampling, seed, uniforms=None, *, told_every=None, awaited=0, end_held_for=None
+        self,
+        request_id,
+        prompt,
+        sampling,
+        seed,
+        uniforms=None,
+        *,
+        told_every=None,
+        awaited=0,
+        end_held_for=None,
+        beginning=None,
     ) -> None:
         assert request_id not in self.running
         self.ends_held.append(end_held_for)

@@ -76,9 +76,16 @@ class PiecesAtT3:
         if job.stream is not None:
             every, awaited = job.stream.told_every, job.stream.awaited
         sampling = replace(piece.values.sampling, max_tokens=said.limit)
-        uniforms = job.request.uniforms
         self.talker.add(
-            piece_id, prompt, sampling, seed, uniforms, told_every=every, awaited=awaited, end_held_for=held_for
+            piece_id,
+            prompt,
+            sampling,
+            seed,
+            job.request.uniforms,
+            told_every=every,
+            awaited=awaited,
+            end_held_for=held_for,
+            beginning=None if job.script is None else job.script.beginning,
         )
         self._pieces[piece_id] = job, k, said
         job.live.add(piece_id)

@@ -17,6 +17,7 @@ from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.t3.backbone import PromptRows
 from chatterbox_vllm.t3.backbones import backbone_of
+from chatterbox_vllm.t3.options import Beginning
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.text.languages.rules import rules_of
 from chatterbox_vllm.text.script import read_script
@@ -48,14 +49,22 @@ class Script:
     """All pieces of a request, and the conditioning rows of its voice.
 
     Attributes:
+        conditioning: [C, H] in T3's dtype.
+        voice: stands for what is in them.
         source: of a conversion, which is one piece: the speech tokens that T3 need not speak.
         language: the code of the language that it is spoken in.
     """
 
     pieces: list[Piece]
     conditioning: torch.Tensor
+    voice: str = ""
     language: str | None = None
     source: Source | None = None
+
+    @property
+    def beginning(self) -> Beginning:
+        """What the prompts of all pieces begin with."""
+        return Beginning(self.voice, len(self.conditioning))
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,24 @@ class PromptMaker:
         config: of the model.
         tokenizer, builder: of its family, read from its files.
         max_model_len: longest sequence of T3, prompt and speech tokens together.
+        dtype: of the prompts.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: TextTokenizer, builder: PromptRows, max_model_len: int):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: TextTokenizer,
+        builder: PromptRows,
+        max_model_len: int,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.config = config
         self.family = family_of(config.family)
         self.defaults = self.family.defaults_of(config)
         self.tokenizer = tokenizer
         self.builder = builder
         self.max_model_len = max_model_len
+        self.dtype = dtype
         self._conditionings: MemoryCache[tuple[str, float], torch.Tensor] = MemoryCache(
             lambda rows: rows.nbytes, _CONDITIONINGS_BYTES
         )
@@ -105,8 +123,9 @@ class PromptMaker:
             raise ConfigError(
                 f"uniforms holds {len(uniforms)} draws for max_tokens={pieces[0].values.max_tokens}; give one for each"
             )
-        conditioning = self._conditioning(request.voice.conditioning, values.exaggeration)
-        return Script(pieces, conditioning, reading.language)
+        speaker = request.voice.conditioning
+        conditioning = self._conditioning(speaker, values.exaggeration)
+        return Script(pieces, conditioning, f"{speaker.key} {values.exaggeration}", reading.language)
 
     def count_text_tokens(self, text: str, language: str | None = None, prepared: bool = False) -> int:
         """How many text tokens a text has as it stands.
@@ -226,5 +245,7 @@ class PromptMaker:
     def _conditioning(self, speaker: SpeakerConditioning, exaggeration: float) -> torch.Tensor:
         return self._conditionings.get(
             (speaker.key, float(exaggeration)),
-            lambda: self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, exaggeration),
+            lambda: self.builder.conditioning(speaker.speaker_embedding, speaker.speech_prompt, exaggeration).to(
+                self.dtype
+            ),
         )

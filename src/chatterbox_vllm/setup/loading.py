@@ -155,7 +155,7 @@ def assemble(settings: Settings, plan: Plan) -> Parts:
     scheduler = Scheduler(
         config.t3,
         Preparation(
-            PromptMaker(config, tokenizer, builder, plan.max_model_len),
+            PromptMaker(config, tokenizer, builder, plan.max_model_len, options.dtype),
             _PREPARING_THREADS,
             SourceReader(config, enroller.hearing),
         ),

@@ -38,7 +38,7 @@ class LinearGroup:
 
 
 class PromptRows(nn.Module, ABC):
-    """Makes the prompts of T3: what stands before the speech. float32, on the CPU, where vLLM takes prompts from."""
+    """Makes the prompts of T3: what stands before the speech. On the CPU, where vLLM takes prompts from, in float32."""
 
     def __init__(self, config: T3Config):
         super().__init__()
@@ -73,7 +73,12 @@ class PromptRows(nn.Module, ABC):
 
     @abstractmethod
     def prompt(self, conditioning: torch.Tensor, text_tokens: list[int]) -> torch.Tensor:
-        """The prompt of one text, [P, streams * H] float32; `text_tokens` are without start and stop."""
+        """The prompt of one text, [P, streams * H] in the dtype of `conditioning`.
+
+        Args:
+            conditioning: [C, H] from `conditioning`, perhaps rounded.
+            text_tokens: without start and stop.
+        """
 
     @abstractmethod
     def speech(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -127,21 +127,20 @@ class PromptBuilder(PromptRows):
         """Both streams' prompt, side by side.
 
         Args:
-            conditioning: [C, H] from `conditioning`.
+            conditioning: [C, H] from `conditioning`, perhaps rounded.
             text_tokens: ids without start and stop; at most `text_positions - 2`.
 
         Returns:
-            [C + n + 4, 2H] float32: conditional channels first. Rows: conditioning, start-of-text, text, stop-of-text,
-            start-of-speech twice (as published, both at speech position 0).
+            [C + n + 4, 2H] in the dtype of `conditioning`: conditional channels first. Rows: conditioning,
+            start-of-text, text, stop-of-text, start-of-speech twice (as published, both at speech position 0).
         """
         config = self.config
         ids = torch.tensor([config.start_text_token, *text_tokens, config.stop_text_token])
         positions = self.text_pos_emb.first(len(ids))
         start = self.speech_emb.weight[config.start_speech_token] + self.speech_pos_emb.emb.weight[0]
         tail = start.expand(2, -1)
-        conditional = torch.cat([conditioning, self.text_emb(ids) + positions, tail])
-        unconditional = torch.cat([conditioning, positions, tail])
-        return torch.cat([conditional, unconditional], dim=-1)
+        rows = [torch.cat([text, tail]).to(conditioning.dtype) for text in (self.text_emb(ids) + positions, positions)]
+        return torch.cat([torch.cat([conditioning, own]) for own in rows], dim=-1)
 
     def speech(self, tokens: torch.Tensor) -> torch.Tensor:
         """[n] -> [n, H]: token i after a prompt has learned position i + 1."""

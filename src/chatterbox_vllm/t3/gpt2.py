@@ -49,7 +49,8 @@ class Gpt2PromptBuilder(PromptRows):
     @torch.inference_mode()
     def prompt(self, conditioning: torch.Tensor, text_tokens: list[int]) -> torch.Tensor:
         text = self.text_emb(torch.tensor(text_tokens, dtype=torch.int64))
-        return torch.cat([conditioning, text, self.speech_emb.weight[self.config.start_speech_token][None]])
+        start = self.speech_emb.weight[self.config.start_speech_token][None]
+        return torch.cat([conditioning, torch.cat([text, start]).to(conditioning.dtype)])
 
     def speech(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.speech_emb(tokens)

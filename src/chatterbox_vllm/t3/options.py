@@ -61,6 +61,19 @@ class T3Options:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """Rows that a prompt begins with, and others perhaps, too: a voice's.
+
+    Attributes:
+        name: stands for what is in the rows, for one model.
+        rows: how many there are.
+    """
+
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class T3Output:
     """A finished generation: tokens as drawn (end-of-speech included where it came).
 
