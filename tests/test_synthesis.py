@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from chatterbox_vllm.audio.watermark import Watermarker
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.synthesis import InlineSynthesis, Outcome, ThreadedSynthesis
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk, TokensToSpeak
@@ -269,7 +271,7 @@ def test_a_first_sound_does_not_wait_for_the_marks_of_longer_chunks() -> None:
     marks = threading.Semaphore(0)
 
     class SlowMark:
-        def apply_all(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        def apply_all(self, waves: Sequence[np.ndarray], few_shapes: bool = False) -> list[np.ndarray]:
             if any(len(wave) > 8 for wave in waves):
                 assert marks.acquire(timeout=30)
             return list(waves)
@@ -287,3 +289,24 @@ def test_a_first_sound_does_not_wait_for_the_marks_of_longer_chunks() -> None:
     finally:
         marks.release(100)
         synthesis.close()
+
+
+def test_every_thread_that_marks_parts_knows_their_shapes_before_the_first_request() -> None:
+    marked: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
+
+    class Net:
+        def apply_watermark(self, waves: np.ndarray, rate: int) -> list[np.ndarray]:
+            marked[threading.current_thread().name].add(waves.shape)
+            return list(waves)
+
+    watermarker, s3gen = Watermarker(), ToneS3Gen()
+    watermarker._net = Net()
+    s3gen.record_graphs = lambda *_, **__: 0
+    synthesis = ThreadedSynthesis(S3GenStage(s3gen, max_batch_size=4), watermarker, CPU)
+    try:
+        synthesis.warm_up(a_voice(), 2)
+    finally:
+        synthesis.close()
+    assert marked["chatterbox-first_0"] == {(count, 24 * 240) for count in (1, 2, 4)}
+    of_chunks = marked["chatterbox-chunks_0"]
+    assert of_chunks == marked["chatterbox-chunks_1"] and {(1, 160 * 240), (4, 640 * 240)} <= of_chunks

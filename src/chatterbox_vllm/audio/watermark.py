@@ -27,6 +27,8 @@ SAMPLE_RATE = 24_000
 HOP_SAMPLES = 240
 # Its STFT reflects 1024 samples at 32 kHz, 768 at 24 kHz, so a shorter wave needs padding.
 SHORTEST_SAMPLES = 4 * HOP_SAMPLES
+# In streams on a card: hops are filled up to one of so many numbers between a power of two and the next.
+_SIZES_AN_OCTAVE = 4
 REMEDY = "install resemble-perth 1.0.1, or switch the watermark off (watermark=False)"
 
 
@@ -57,12 +59,14 @@ class Watermarker:
 
     @torch.inference_mode()
     @ieee_float32()
-    def apply_all(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def apply_all(self, waves: Sequence[np.ndarray], few_shapes: bool = False) -> list[np.ndarray]:
         """Mark speech; waves of one length go through the network together.
 
         Args:
             waves: each float32 (samples,) at 24 kHz, of any length. A wave below about 0.1 s is marked too, but too
                 short for the detector to be sure; silence carries no mark.
+            few_shapes: fill batches up with silence to few lengths and numbers of waves, for each of which libraries
+                of a card make a plan at its first use. A wave's last tenth of a second then has another mark.
 
         Returns:
             The marked waves, float32, each of its length.
@@ -72,10 +76,14 @@ class Watermarker:
         alike: defaultdict[int, list[int]] = defaultdict(list)
         for i, wave in enumerate(marked):
             if len(wave):
-                alike[max(math.ceil(len(wave) / HOP_SAMPLES) * HOP_SAMPLES, SHORTEST_SAMPLES)].append(i)
-        for length, rows in alike.items():
-            batch = np.stack([np.pad(marked[i], (0, length - len(marked[i]))) for i in rows])
-            for i, row in zip(rows, self._net.apply_watermark(batch, SAMPLE_RATE), strict=True):
+                hops = max(math.ceil(len(wave) / HOP_SAMPLES), SHORTEST_SAMPLES // HOP_SAMPLES)
+                alike[filled_up(hops) if few_shapes else hops].append(i)
+        for hops, rows in alike.items():
+            count = 1 << (len(rows) - 1).bit_length() if few_shapes else len(rows)
+            batch = np.zeros((count, hops * HOP_SAMPLES), np.float32)
+            for row, i in zip(batch, rows, strict=False):
+                row[: len(marked[i])] = marked[i]
+            for i, row in zip(rows, self._net.apply_watermark(batch, SAMPLE_RATE), strict=False):
                 marked[i] = np.ascontiguousarray(row[: len(marked[i])], dtype=np.float32)
         return marked
 
@@ -92,6 +100,12 @@ class Watermarker:
         wave = np.pad(wave, (0, max(0, shortest - len(wave))))
         confidence = self._net.get_watermark(wave, rate)
         return 0.0 if math.isnan(confidence) else confidence
+
+
+def filled_up(hops: int) -> int:
+    """The next of the numbers of hops that waves are filled up to, at most a quarter more."""
+    step = max(1, (1 << (hops - 1).bit_length() - 1) // _SIZES_AN_OCTAVE)
+    return -(-hops // step) * step
 
 
 def _load(device: torch.device) -> Any:

@@ -15,14 +15,14 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
-from chatterbox_vllm.audio.watermark_stream import StreamPart, mark_parts
+from chatterbox_vllm.audio.watermark_stream import StreamPart, make_plans, mark_parts
 from chatterbox_vllm.caches.heap import Heap
 from chatterbox_vllm.cuda.streams import Urgency, new_stream
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND
@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 Outcome = Spoken | ChatterboxError
 _Told = tuple[str, ToSpeak, Outcome]  # a segment, what was to be spoken, and what came of it
 _WATERMARK_THREADS = 4
+# Samples of parts of streams, those before them that the watermark sees included: first ones, and from the second on.
+_FIRST_PARTS, _LATER_PARTS = (5760, 5760), (34_800, 135_600)
+_CHUNK_THREADS = 2
+_PARTS_TOGETHER = 4  # often; for more, the first time takes 0.07 s longer
 
 
 class Synthesis(Protocol):
@@ -171,7 +175,9 @@ class ThreadedSynthesis:
         threads = min(_WATERMARK_THREADS, os.cpu_count() or 1)
         self._markers = ThreadPoolExecutor(threads, "chatterbox-watermark", self._enter_stream, (Urgency.LOWEST,))
         # Somebody listens, and a batch of S3Gen's fills the card.
-        self._chunk_markers = ThreadPoolExecutor(2, "chatterbox-chunks", self._enter_stream, (Urgency.SOON,))
+        self._chunk_markers = ThreadPoolExecutor(
+            _CHUNK_THREADS, "chatterbox-chunks", self._enter_stream, (Urgency.SOON,)
+        )
         self._first_markers = ThreadPoolExecutor(1, "chatterbox-first", self._enter_stream, (Urgency.SOON,))
 
     def _enter_stream(self, urgency: Urgency) -> None:
@@ -197,7 +203,26 @@ class ThreadedSynthesis:
                         raise outcome
             _watermarked(self.watermarker, [("", own, outcome) for own, outcome in zip(trial, outcomes, strict=True)])
 
+        plans = self._make_plans()
         self._speaker.submit(speak).result()
+        for made in plans:
+            made.result()
+
+    def _make_plans(self) -> list[Future[None]]:
+        """Let the threads that mark parts of streams get to know their shapes, where several are spoken at once."""
+        watermarker = self.watermarker
+        if watermarker is None or self.stage.max_batch_size == 1:
+            return []
+        watermarker.load()
+        most = min(_PARTS_TOGETHER, self.stage.max_batch_size)
+        together = threading.Barrier(_CHUNK_THREADS)  # so that each thread takes one
+
+        def later() -> None:
+            together.wait()
+            make_plans(watermarker, *_LATER_PARTS, most)
+
+        first = self._first_markers.submit(make_plans, watermarker, *_FIRST_PARTS, most)
+        return [first, *(self._chunk_markers.submit(later) for _ in range(_CHUNK_THREADS))]
 
     def add(self, segments: Mapping[str, ToSpeak]) -> None:
         if not segments:
@@ -295,7 +320,7 @@ class ThreadedSynthesis:
                 threads.submit(self._mark, chunks)
 
     def _mark(self, told: list[_Told]) -> None:
-        self._finished.put(_marked(self.watermarker, told))
+        self._finished.put(_marked(self.watermarker, told, few_shapes=True))
 
     @property
     def waiting(self) -> int:
@@ -321,17 +346,21 @@ def _told(batch: Mapping[str, ToSpeak], outcomes: Sequence[Outcome]) -> list[_To
     return [(key, own, outcome) for (key, own), outcome in zip(batch.items(), outcomes, strict=True)]
 
 
-def _marked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:
+def _marked(
+    watermarker: Watermarker | None, told: Sequence[_Told], few_shapes: bool = False
+) -> list[tuple[str, Outcome]]:
     """`_watermarked`, with an error in the place of what cannot be marked."""
     try:
-        return _watermarked(watermarker, told)
+        return _watermarked(watermarker, told, few_shapes)
     except Exception as error:
         logger.exception("the watermark failed")
         failure = GenerationError(f"the watermark failed ({type(error).__name__}: {error})")
         return [(key, failure) for key, _, _ in told]
 
 
-def _watermarked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list[tuple[str, Outcome]]:
+def _watermarked(
+    watermarker: Watermarker | None, told: Sequence[_Told], few_shapes: bool = False
+) -> list[tuple[str, Outcome]]:
     """The waveforms in memory of their own, marked where there is a watermarker; an error as it is."""
     outcomes = {key: _whole(watermarker, outcome) for key, _, outcome in told}
     chunks = [
@@ -343,7 +372,7 @@ def _watermarked(watermarker: Watermarker | None, told: Sequence[_Told]) -> list
         outcomes |= {key: replace(chunk, audio=chunk.audio.clone()) for key, chunk, _ in chunks}
     else:
         parts = [StreamPart(before, chunk.audio.numpy(), chunk.last) for _, chunk, before in chunks]
-        for (key, chunk, _), (audio, heard) in zip(chunks, mark_parts(watermarker, parts), strict=True):
+        for (key, chunk, _), (audio, heard) in zip(chunks, mark_parts(watermarker, parts, few_shapes), strict=True):
             outcomes[key] = replace(chunk, audio=torch.from_numpy(audio), heard=heard)
     return list(outcomes.items())
 
