@@ -22,6 +22,7 @@ from chatterbox_vllm.engine.at_t3 import Heard, PiecesAtT3
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
 from chatterbox_vllm.engine.conversion import LONGEST_WHOLE, ConversionRequest, ConversionStream, Request
 from chatterbox_vllm.engine.job import Job
+from chatterbox_vllm.engine.playout import Playout
 from chatterbox_vllm.engine.precedence import Precedence
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechRequest, SpeechResult, draw_seed
@@ -91,6 +92,7 @@ class Scheduler:
         self.at_t3 = PiecesAtT3(config, talker, guarded)
         self.at_s3gen = PiecesAtS3Gen(voicing)
         self.precedence = Precedence(self.at_t3, self.at_s3gen, max_waiting)
+        self.playout = Playout()
         self.max_admitted = max_admitted
         self.max_waiting = max_waiting
         self.max_untaken = max_untaken
@@ -201,7 +203,7 @@ class Scheduler:
     @property
     def blocked(self) -> bool:
         """Whether all that is left to do waits for callers to take audio."""
-        busy = len(self.at_t3) or self._ready or self._stirred or self.at_s3gen.synthesis.busy
+        busy = len(self.at_t3) or self._ready or self._stirred or self.at_s3gen.synthesis.busy or self.playout.holding
         return not (busy or self.preparation.pending or len(self._turns))
 
     def step(self, patience: float = 1.0) -> list[Event]:
@@ -211,6 +213,8 @@ class Scheduler:
             patience: seconds to wait where T3 has nothing to do.
         """
         self._drop_late()
+        self._ready += self.playout.due()
+        patience = min(patience, max(0.0, self.playout.left()))
         busy = len(self.at_t3) or self.at_s3gen.synthesis.busy or len(self._turns)
         self._take_prepared(patience if self.preparation.pending and not busy and not self._ready else 0.0)
         self._admit()
@@ -232,7 +236,7 @@ class Scheduler:
         """Whether something else is to be done than to draw tokens: for a newcomer, a listener, or the caller."""
         if self.preparation.ready and (self.reserved or not self._filled) and self._takes_in():
             return True
-        if self._streams and self.at_s3gen.synthesis.ready:
+        if self._streams and (self.at_s3gen.synthesis.ready or self.playout.left() <= 0):
             return True
         return self.should_yield is not None and self.should_yield()
 
@@ -395,7 +399,8 @@ class Scheduler:
             return
         with self._its_own_fault(job):
             if isinstance(outcome, SpokenChunk):
-                self._ready += job.spoke_chunk(k, outcome)
+                chunks = job.spoke_chunk(k, outcome)
+                self._ready += chunks if self.at_s3gen.synthesis.works_in_poll else self.playout.pass_on(job, chunks)
                 self._stirred[job.serial] = None
                 self._call_next(job)
             else:
@@ -430,3 +435,4 @@ class Scheduler:
         self._streams.pop(job.serial, None)
         self._paused.discard(job.serial)
         self._turns.drop(job, job.request.priority)
+        self._ready += self.playout.forget(job)
