@@ -309,4 +309,4 @@ def test_every_thread_that_marks_parts_knows_their_shapes_before_the_first_reque
         synthesis.close()
     assert marked["chatterbox-first_0"] == {(count, 24 * 240) for count in (1, 2, 4)}
     of_chunks = marked["chatterbox-chunks_0"]
-    assert of_chunks == marked["chatterbox-chunks_1"] and {(1, 160 * 240), (4, 640 * 240)} <= of_chunks
+    assert of_chunks == marked["chatterbox-chunks_1"] and {(1, 128 * 240), (4, 640 * 240)} <= of_chunks

@@ -70,10 +70,10 @@ class ChunkPlan:
         return max(n for n in range(1, _TOLD_TOGETHER + 1) if after_first % n == 0)
 
 
-# A GPU speaks several times faster than anybody listens, so that the third chunk may be long: a listener who has heard
-# 0.24 s by the time that the second one's tokens are drawn needs 5 x real time, and 4.2 x for the third. One chunk more
-# would be one prompt more for S3Gen.
-QUICK = ChunkPlan(first=(16, 30, 100), later=(50, 100), shortest=25)
+# A GPU speaks several times faster than anybody listens, so that the third chunk may be long. Of the first one 0.24 s
+# are heard, in which T3 draws the tokens of the second, 4 x real time, and S3Gen speaks them; then 0.96 s, in which the
+# third asks for as much. One chunk more would be one prompt more for S3Gen.
+QUICK = ChunkPlan(first=(16, 24, 100), later=(50, 100), shortest=25)
 # On a CPU a window's prompt costs more than its chunk, so that few chunks come soonest to the end.
 STEADY = ChunkPlan(first=(22, 40, 60, 100), later=(60, 100))
 

@@ -9,7 +9,7 @@ from chatterbox_vllm.engine.at_t3 import PiecesAtT3
 from chatterbox_vllm.engine.job import Job
 
 # A stream whose listener has less than this left to hear, in seconds, needs T3's next tokens soon. A listener who has
-# heard the first two chunks of `QUICK` has 1.4 s.
+# heard the first two chunks of `QUICK` has 1.2 s.
 _SOON = 1.0
 
 

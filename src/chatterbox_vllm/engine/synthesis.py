@@ -37,7 +37,7 @@ Outcome = Spoken | ChatterboxError
 _Told = tuple[str, ToSpeak, Outcome]  # a segment, what was to be spoken, and what came of it
 _WATERMARK_THREADS = 4
 # Samples of parts of streams, those before them that the watermark sees included: first ones, and from the second on.
-_FIRST_PARTS, _LATER_PARTS = (5760, 5760), (34_800, 135_600)
+_FIRST_PARTS, _LATER_PARTS = (5760, 5760), (29_040, 135_600)
 _CHUNK_THREADS = 2
 _PARTS_TOGETHER = 4  # often; for more, the first time takes 0.07 s longer
 

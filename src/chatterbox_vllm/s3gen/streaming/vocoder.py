@@ -22,7 +22,7 @@ from chatterbox_vllm.s3gen.vocoder.batch import MelToWave
 
 # Frames at the end of the mel that are kept: the decoder's surroundings, and the second that the flow goes on from.
 KEPT_FRAMES = 50
-# Frames of stretches, with those kept before them: of 16, 30, 50, 100 and 125 tokens.
+# Frames of stretches, with those kept before them: of 16, 24 to 30, 50, 100 and 125 tokens.
 FRAMES = Buckets((48, 96, 144, 240, 288), most=16 * 144)
 
 
