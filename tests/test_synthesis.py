@@ -302,7 +302,7 @@ def test_every_thread_that_marks_parts_knows_their_shapes_before_the_first_reque
     watermarker, s3gen = Watermarker(), ToneS3Gen()
     watermarker._net = Net()
     s3gen.record_graphs = lambda *_, **__: 0
-    synthesis = ThreadedSynthesis(S3GenStage(s3gen, max_batch_size=4), watermarker, CPU)
+    synthesis = ThreadedSynthesis(S3GenStage(s3gen, max_batch_size=16), watermarker, CPU)
     try:
         synthesis.warm_up(a_voice(), 2)
     finally:

@@ -66,7 +66,7 @@ class Watermarker:
             waves: each float32 (samples,) at 24 kHz, of any length. A wave below about 0.1 s is marked too, but too
                 short for the detector to be sure; silence carries no mark.
             few_shapes: fill batches up with silence to few lengths and numbers of waves, for each of which libraries
-                of a card make a plan at its first use. A wave's last tenth of a second then has another mark.
+                of a card make a plan at its first use. A wave's last fifth of a second then has another mark.
 
         Returns:
             The marked waves, float32, each of its length.

@@ -39,7 +39,9 @@ _WATERMARK_THREADS = 4
 # Samples of parts of streams, those before them that the watermark sees included: first ones, and from the second on.
 _FIRST_PARTS, _LATER_PARTS = (5760, 5760), (29_040, 135_600)
 _CHUNK_THREADS = 2
-_PARTS_TOGETHER = 4  # often; for more, the first time takes 0.07 s longer
+_PARTS_TOGETHER = 4  # often; more of them make their plans when they first come
+# Utterances in S3Gen's batches, at least, where the plans are worth the memory in which they are made.
+_MANY_SPOKEN = 16
 
 
 class Synthesis(Protocol):
@@ -209,19 +211,18 @@ class ThreadedSynthesis:
             made.result()
 
     def _make_plans(self) -> list[Future[None]]:
-        """Let the threads that mark parts of streams get to know their shapes, where several are spoken at once."""
+        """Let the threads that mark parts of streams get to know their shapes, where many are spoken at once."""
         watermarker = self.watermarker
-        if watermarker is None or self.stage.max_batch_size == 1:
+        if watermarker is None or self.stage.max_batch_size < _MANY_SPOKEN:
             return []
         watermarker.load()
-        most = min(_PARTS_TOGETHER, self.stage.max_batch_size)
         together = threading.Barrier(_CHUNK_THREADS)  # so that each thread takes one
 
         def later() -> None:
             together.wait()
-            make_plans(watermarker, *_LATER_PARTS, most)
+            make_plans(watermarker, *_LATER_PARTS, _PARTS_TOGETHER)
 
-        first = self._first_markers.submit(make_plans, watermarker, *_FIRST_PARTS, most)
+        first = self._first_markers.submit(make_plans, watermarker, *_FIRST_PARTS, _PARTS_TOGETHER)
         return [first, *(self._chunk_markers.submit(later) for _ in range(_CHUNK_THREADS))]
 
     def add(self, segments: Mapping[str, ToSpeak]) -> None:
@@ -255,9 +256,10 @@ class ThreadedSynthesis:
     def _speak_next(self) -> None:
         """Launch the next batch."""
         batch: dict[str, ToSpeak] = {}
-        if self._at_vocoder is not None:
-            self._at_vocoder.synchronize()
+        failed = False
         try:
+            if self._at_vocoder is not None:
+                self._at_vocoder.synchronize()
             with self._lock:
                 batch = self._waiting.take(self.stage)
                 self._out.update(batch)
@@ -265,11 +267,12 @@ class ThreadedSynthesis:
                 return
             self._fetcher.submit(self._fetch, batch, self.stage.launch(list(batch.values()), self._note_progress))
         except Exception as error:  # nothing may be lost, whatever went wrong
-            if batch:
-                self._speak_apart(batch)
-            else:
+            failed = True
+            if not batch:
                 logger.exception("S3Gen failed")
                 self._give_up(error)
+        if failed and batch:  # here, where the error no longer holds the memory of what it ended
+            self._speak_apart(batch)
         with self._lock:
             if self._waiting.entries:
                 self._speaker.submit(self._speak_next)
