@@ -205,9 +205,8 @@ class ThreadedSynthesis:
                         raise outcome
             _watermarked(self.watermarker, [("", own, outcome) for own, outcome in zip(trial, outcomes, strict=True)])
 
-        plans = self._make_plans()
         self._speaker.submit(speak).result()
-        for made in plans:
+        for made in self._make_plans():
             made.result()
 
     def _make_plans(self) -> list[Future[None]]:
