@@ -186,7 +186,7 @@ def test_the_scheduler_answers_every_request_once_and_keeps_nothing(wishes: list
         else:
             assert isinstance(result.error, ChatterboxError) and str(result.error)
     assert not engine.talker.running and not engine.voicing.busy
-    assert scheduler.talking == scheduler.queued == len(scheduler._turns) == len(scheduler._paused) == 0
+    assert scheduler.talking == scheduler.queued == len(scheduler.admission) == len(scheduler.admission._paused) == 0
 
 
 @pytest.fixture(scope="module")

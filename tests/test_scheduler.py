@@ -239,7 +239,7 @@ def test_requests_are_read_only_as_far_ahead_as_needed(voice: Voice) -> None:
     run = engine.run(endless())
     for delivered in range(1, 50):
         next(run)
-        assert read - delivered <= 3 * engine.scheduler.max_admitted + engine.scheduler.max_waiting
+        assert read - delivered <= 3 * engine.scheduler.admission.max_admitted + engine.scheduler.admission.max_waiting
     run.close()
     assert engine.scheduler.unfinished == 0 and not engine.talker.running
 

@@ -162,7 +162,7 @@ def test_an_abort_in_the_middle_frees_everything(voice: Voice) -> None:
         assert events[-1].samples == sum(len(event.audio) for event in events[:-1])
         scheduler = engine.scheduler
         assert not engine.talker.running and not engine.voicing.busy and scheduler.unfinished == 0
-        assert not scheduler._streams and not scheduler.at_s3gen._pieces and not len(scheduler._turns)
+        assert not scheduler._streams and not scheduler.at_s3gen._pieces and not len(scheduler.admission)
 
 
 def test_what_goes_wrong_with_a_stream_is_its_own(voice: Voice) -> None:

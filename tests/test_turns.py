@@ -19,7 +19,7 @@ from chatterbox_vllm import (
     SpeechRequest,
     SpeechResult,
 )
-from chatterbox_vllm.engine import scheduler as scheduler_module
+from chatterbox_vllm.engine import admission as admission_module
 from chatterbox_vllm.engine.budgets import Meter
 from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.turns import Turns
@@ -64,7 +64,7 @@ def test_who_may_end_a_turn_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -
     scheduler.step()
     submit()
     assert not yields()  # there is none
-    scheduler.reserved = 1
+    scheduler.admission.reserved = 1
     assert yields()  # a place is kept
     scheduler.step()
     monkeypatch.setattr(type(engine.voicing), "ready", True)
@@ -97,7 +97,7 @@ def test_a_sentence_beside_a_book_waits_for_a_few_segments_only(max_batch_size: 
 
 def test_places_are_kept_for_newcomers_where_some_are_expected() -> None:
     engine, voice = engine_for_books(4), a_voice()
-    engine.scheduler.reserved = 1
+    engine.scheduler.admission.reserved = 1
     parameters = SpeechParameters(max_tokens=50, seed=1)
     engine.scheduler.submit(SpeechRequest(BOOK, voice, parameters), "book", delivery=Delivery.SEGMENTS)
     for _ in range(5):
@@ -120,10 +120,10 @@ def test_places_are_kept_for_newcomers_where_some_are_expected() -> None:
 
 def test_many_who_come_at_any_time_are_taken_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(admission_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engine, voice = Engine(lambda rows, sampling: [7] * 390 + [END], max_batch_size=80, max_model_len=900), a_voice()
     scheduler = engine.scheduler
-    scheduler.reserved = 5
+    scheduler.admission.reserved = 5
 
     def come(count: int) -> int:
         for _ in range(count):
@@ -139,7 +139,7 @@ def test_many_who_come_at_any_time_are_taken_in_together(monkeypatch: pytest.Mon
     # One for whom nobody makes way waits for nobody either.
     now[0] += 5
     assert come(1) == 68
-    scheduler.reserved = 0  # as where all are there from the start
+    scheduler.admission.reserved = 0  # as where all are there from the start
     assert come(3) == 71
     scheduler.abort_all()
 

@@ -23,7 +23,7 @@ def run_all(
         on_step: called after every step with the number of pieces that T3 is speaking.
     """
     # Enough that T3 never runs dry, few enough that memory does not depend on the input.
-    most = 3 * scheduler.max_admitted + scheduler.max_waiting
+    most = 3 * scheduler.admission.max_admitted + scheduler.admission.max_waiting
     source = enumerate(requests)
     ours: set[int] = set()
     exhausted = False

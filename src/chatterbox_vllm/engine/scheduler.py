@@ -3,7 +3,7 @@
 A request's way: submitted -> prepared (split, tokenized, conditioned) -> its pieces take turns with other requests' at
 T3 -> their tokens wait for S3Gen -> voiced -> joined -> delivered. A conversion brings its tokens and skips T3. `step`
 moves everything on by one T3 step; preparing (preparation.py) and S3Gen (synthesis.py) work beside it. What each stage
-has in its hands stands in at_t3.py and at_s3gen.py.
+has in its hands stands in at_t3.py and at_s3gen.py, who is next at T3 in admission.py.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 
 from chatterbox_vllm.checkpoint.config import T3Config
+from chatterbox_vllm.engine.admission import Admission
 from chatterbox_vllm.engine.at_s3gen import PiecesAtS3Gen
 from chatterbox_vllm.engine.at_t3 import Heard, PiecesAtT3
 from chatterbox_vllm.engine.chunks import SAMPLE_RATE, STEADY, ChunkPlan, SpeechStream
@@ -31,7 +31,6 @@ from chatterbox_vllm.engine.source import Source
 from chatterbox_vllm.engine.synthesis import Outcome, Synthesis
 from chatterbox_vllm.engine.talker import Talker
 from chatterbox_vllm.engine.to_speak import SpokenChunk
-from chatterbox_vllm.engine.turns import Turns
 from chatterbox_vllm.errors import AbortedError, ChatterboxError, ConfigError, DeadlineError, GenerationError
 from chatterbox_vllm.families.ending import AS_SPOKEN, SpeechEnding
 
@@ -42,12 +41,6 @@ Event = AudioChunk | SpeechResult
 _ATTEMPTS = 3
 # How long to wait for S3Gen where a request may come out of preparation meanwhile.
 _GLANCE = 0.005
-# Of T3's places, how many must be free again before it takes more pieces. A step that takes a prompt in is no CUDA
-# graph of decoding alone: with 128 places on an H200 it takes 17 ms instead of 6, whether one prompt comes or eight.
-_SHARE_TAKEN_TOGETHER = 1 / 16
-# Where requests come at any time and so many pieces are spoken, T3 takes others in at most every so many seconds: on an
-# H200 a step with a prompt takes 15 ms, and one without 2 to 4.
-_MANY_SPOKEN, _BETWEEN_PROMPTS = 64, 0.06
 # Finished pieces, as a share of those that T3 is still speaking, that S3Gen gets together where nobody listens yet: on
 # an H200 it speaks 4 at once 611x real time and 16 at once 820x, and what it does not use is T3's.
 _SHARE_VOICED_TOGETHER = 1 / 8
@@ -68,8 +61,7 @@ class Scheduler:
         guarded: whether speech that leaves its text is ended and tried again, see guard.py.
 
     Attributes:
-        reserved: places at T3 that are kept for requests that have none yet, so that a newcomer need not wait for a
-            piece of a long text to end. None where nobody comes unexpectedly.
+        admission: to T3.
         meanwhile: called now and then where S3Gen works in this thread; it may submit and abort.
         should_yield: whether somebody waits for the caller of `step`, so that T3 is not to draw several tokens now.
     """
@@ -92,22 +84,15 @@ class Scheduler:
         self.at_t3 = PiecesAtT3(config, talker, guarded)
         self.at_s3gen = PiecesAtS3Gen(voicing)
         self.precedence = Precedence(self.at_t3, self.at_s3gen, max_waiting)
+        self.admission = Admission(self.at_t3, self.at_s3gen, max_admitted, max_waiting)
         self.playout = Playout()
-        self.max_admitted = max_admitted
-        self.max_waiting = max_waiting
         self.max_untaken = max_untaken
         self.chunk_plan, self.lookahead, self.ending = chunk_plan, lookahead, ending
-        self.reserved = 0
         self.meanwhile: Callable[[], object] | None = None
         self.should_yield: Callable[[], bool] | None = None
-        self._taken_together = max(1, int(max_admitted * _SHARE_TAKEN_TOGETHER))
-        self._filled = False  # all places were taken, and few are free again
-        self._took_in = -math.inf  # when T3 got a piece last
         self._jobs: dict[int, Job] = {}
-        self._turns: Turns[Job] = Turns()
         self._streams: dict[int, Job] = {}  # those of the jobs that are rendered in chunks
         self._stirred: dict[int, None] = {}  # streams in which something has changed, which may have a chunk ready
-        self._paused: set[int] = set()  # until their callers take what is ready
         self._deadlines: list[tuple[float, int]] = []
         self._serials = itertools.count()
         self._ready: list[Event] = []
@@ -163,9 +148,8 @@ class Scheduler:
         if job is not None:
             job.waiting_samples -= samples
             self._stirred[serial] = None
-            if serial in self._paused and not self._is_full(job):
-                self._paused.discard(serial)
-                self._turns.add(job, job.request.priority)
+            if not self._is_full(job):
+                self.admission.resume(job)
 
     def abort(self, serial: int) -> bool:
         """Drop a request and free what it holds; its result says `AbortedError`. False if there is none such."""
@@ -204,7 +188,7 @@ class Scheduler:
     def blocked(self) -> bool:
         """Whether all that is left to do waits for callers to take audio."""
         busy = len(self.at_t3) or self._ready or self._stirred or self.at_s3gen.synthesis.busy or self.playout.holding
-        return not (busy or self.preparation.pending or len(self._turns))
+        return not (busy or self.preparation.pending or len(self.admission))
 
     def step(self, patience: float = 1.0) -> list[Event]:
         """One turn of the loop: what became ready, in the order in which it did.
@@ -215,7 +199,7 @@ class Scheduler:
         self._drop_late()
         self._ready += self.playout.due()
         patience = min(patience, max(0.0, self.playout.left()))
-        busy = len(self.at_t3) or self.at_s3gen.synthesis.busy or len(self._turns)
+        busy = len(self.at_t3) or self.at_s3gen.synthesis.busy or len(self.admission)
         self._take_prepared(patience if self.preparation.pending and not busy and not self._ready else 0.0)
         self._admit()
         talks = len(self.at_t3) > 0 and not self.precedence.s3gen_first()
@@ -234,7 +218,7 @@ class Scheduler:
 
     def _should_yield(self) -> bool:
         """Whether something else is to be done than to draw tokens: for a newcomer, a listener, or the caller."""
-        if self.preparation.ready and (self.reserved or not self._filled) and self._takes_in():
+        if self.preparation.ready and self.admission.welcomes:
             return True
         if self._streams and (self.at_s3gen.synthesis.ready or self.playout.left() <= 0):
             return True
@@ -268,7 +252,7 @@ class Scheduler:
                 continue
             job.script = script
             if script.source is None:
-                self._turns.add(job, job.request.priority)
+                self.admission.add(job)
             else:
                 self._convert(job, script.source)
 
@@ -285,39 +269,15 @@ class Scheduler:
         job.conversion = ConversionStream(job.request, source, job.seed, self.lookahead, heard)
         self._streams[job.serial], self._stirred[job.serial] = job, None
 
-    def _takes_in(self) -> bool:
-        """Whether T3 is to take pieces in now, if it has room."""
-        crowded = self.reserved > 0 and len(self.at_t3) >= _MANY_SPOKEN
-        return not crowded or time.monotonic() >= self._took_in + _BETWEEN_PROMPTS
-
     def _admit(self) -> None:
         """Give T3 pieces of the requests whose turn it is, as many as it has room for."""
-        if not self._takes_in():
-            return
-        places = self.max_admitted - self.reserved  # for those who have some already
-        if len(self.at_t3) <= places - self._taken_together:
-            self._filled = False
-        passed_over: list[Job] = []
-        while len(self.at_t3) < self.max_admitted and self.waiting_for_voice < self.max_waiting:
-            job = self._turns.take() if self.reserved or not self._filled else None
-            if job is None:
-                break
-            if self._is_full(job):
-                self._paused.add(job.serial)
-                continue
-            if self._filled and job.live:
-                passed_over.append(job)
-                continue
+        for job in self.admission.take(self._is_full):
             with self._its_own_fault(job):
                 self._talk(job, job.admitted)
-                self._took_in = time.monotonic()
-                job.first_admission = job.first_admission or self._took_in
+                job.first_admission = job.first_admission or time.monotonic()
                 job.admitted += 1
                 if job.admitted < len(job.pieces) and job.stream is None:
-                    self._turns.add(job, job.request.priority)
-            self._filled = self._filled or len(self.at_t3) >= places
-        for job in reversed(passed_over):
-            self._turns.add_first(job, job.request.priority)
+                    self.admission.add(job)
 
     def _talk(self, job: Job, k: int) -> None:
         """Give T3 piece k."""
@@ -357,7 +317,7 @@ class Scheduler:
 
     def _hand_over(self) -> None:
         """Give S3Gen what T3 has spoken; in a batch run beside T3 not before there is enough for an efficient batch."""
-        gathers = not (self.reserved or self.at_s3gen.synthesis.works_in_poll)
+        gathers = not (self.admission.reserved or self.at_s3gen.synthesis.works_in_poll)
         if gathers and self.at_s3gen.gathered < _SHARE_VOICED_TOGETHER * len(self.at_t3):
             return
         self.at_s3gen.hand_over()
@@ -375,7 +335,7 @@ class Scheduler:
             return
         if job.stream.called < job.admitted < len(job.pieces) and job.admitted <= job.delivered + 1:
             job.stream.called = job.admitted
-            self._turns.add(job, job.request.priority)
+            self.admission.add(job)
 
     def _tries_again(self, job: Job, k: int, said: Said) -> bool:
         """Whether other draws are tried for piece k, with which something is wrong; not where a stream has begun it."""
@@ -433,6 +393,5 @@ class Scheduler:
         if job.script is None:
             self.preparation.drop(job.serial)
         self._streams.pop(job.serial, None)
-        self._paused.discard(job.serial)
-        self._turns.drop(job, job.request.priority)
+        self.admission.drop(job)
         self._ready += self.playout.forget(job)

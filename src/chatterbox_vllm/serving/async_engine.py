@@ -103,7 +103,7 @@ class AsyncChatterbox:
         self._meter = Meter(self.limits, tts.sr)
         self._scheduler, self._talker = tts.lend_scheduler(self.close)
         self._scheduler.max_untaken = self.limits.waiting_seconds
-        self._scheduler.reserved = -(-(self._scheduler.max_admitted - 1) // _PLACES_PER_RESERVED)
+        self._scheduler.admission.reserved = -(-(self._scheduler.admission.max_admitted - 1) // _PLACES_PER_RESERVED)
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._scheduler.meanwhile = self._obey
         self._scheduler.should_yield = lambda: not self._commands.empty()
@@ -212,7 +212,7 @@ class AsyncChatterbox:
                 self._closed = True
                 self._commands.put(None)
                 self._thread.join()
-                self._scheduler.reserved = 0
+                self._scheduler.admission.reserved = 0
                 self._scheduler.meanwhile = self._scheduler.should_yield = None
                 self.tts.return_scheduler()
 
