@@ -127,7 +127,7 @@ install() {
             pip install --editable "${here}[$extras]"; } ||
             die "the installation failed; pip's message above says why. Mend that (network? disk?) and start again"
     fi
-    if [[ $want_dev == yes ]] && ! pip install --quiet "${here}[pesq]" 2>/dev/null; then
+    if [[ $want_dev == yes ]] && ! pip install --quiet --editable "${here}[pesq]" 2>/dev/null; then
         say "pesq was not built (it takes a C compiler and Python's headers): the tests of that one score are left out"
     fi
     if [[ $extra == cpu ]]; then

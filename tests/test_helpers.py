@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
+from torch import get_num_threads, set_num_threads  # before an engine starts, see t3/threads.py
 
 from chatterbox_vllm.cpu import helpers
 
@@ -67,14 +67,14 @@ def test_helpers_are_given_back() -> None:
 
 @pytest.mark.skipif(helpers._number_setter() is None, reason="PyTorch computes without OpenMP here")
 def test_without_helpers_within_and_with_them_afterwards() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
+    before = get_num_threads()
+    set_num_threads(3)
     try:
         with pytest.raises(ValueError, match="torn"), helpers.without_helpers():
-            assert torch.get_num_threads() == 1
+            assert get_num_threads() == 1
             with ThreadPoolExecutor(1) as another:
-                assert another.submit(torch.get_num_threads).result() == 3
+                assert another.submit(get_num_threads).result() == 3
             raise ValueError("torn from its work")
-        assert torch.get_num_threads() == 3
+        assert get_num_threads() == 3
     finally:
-        torch.set_num_threads(before)
+        set_num_threads(before)

@@ -68,6 +68,14 @@ def test_start_installs_what_small_tiers_need(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-3:] == ["--tier", "4", "Hi."]
 
 
+def test_every_installation_is_of_the_checkout_itself() -> None:
+    """A copy of it would hide what changes afterwards from the commands and from the tests."""
+    installs = [
+        line for line in (ROOT / "start.sh").read_text().splitlines() if "install" in line and '"${here}[' in line
+    ]
+    assert len(installs) == 3 and all("--editable" in line for line in installs)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
