@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
@@ -9,12 +10,13 @@ import torch
 
 from chatterbox_vllm import Voice
 from chatterbox_vllm.checkpoint.config import ModelConfig, T3Config
+from chatterbox_vllm.engine.chunks import ChunkPlan
 from chatterbox_vllm.engine.preparation import Preparation
 from chatterbox_vllm.engine.prompts import PromptMaker
 from chatterbox_vllm.engine.run import run_all
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
 from chatterbox_vllm.engine.scheduler import Scheduler
-from chatterbox_vllm.engine.synthesis import InlineSynthesis
+from chatterbox_vllm.engine.synthesis import InlineSynthesis, ThreadedSynthesis
 from chatterbox_vllm.s3gen.prompt import FlowPrompt
 from chatterbox_vllm.t3.conditioning import PromptBuilder
 from chatterbox_vllm.t3.options import T3Output
@@ -48,7 +50,7 @@ class ScriptedTalker:
         told_every=None,
         awaited=0,
         end_held_for=None,
-        beginning=None,
+        shared_prefix=None,
     ) -> None:
         assert request_id not in self.running
         self.ends_held.append(end_held_for)
@@ -158,6 +160,28 @@ class Engine:
 
     def run(self, requests):
         return run_all(self.scheduler, requests)
+
+
+class EngineBeside(Engine):
+    """An engine whose S3Gen works in a thread, as on a GPU, and begins a batch of chunks for each release of `may`."""
+
+    def __init__(self, script: Script, plan: ChunkPlan):
+        super().__init__(script)
+        self.scheduler.chunk_plan = plan
+        self.threaded = ThreadedSynthesis(self.voicing.stage, None, torch.device("cpu"))
+        self.scheduler.at_s3gen.synthesis = self.threaded
+        self.may = threading.Semaphore(0)
+        launch = self.s3gen.launch_chunks
+
+        def waiting(*args: object) -> object:
+            assert self.may.acquire(timeout=30)
+            return launch(*args)
+
+        self.s3gen.launch_chunks = waiting
+
+    def close(self) -> None:
+        self.may.release(100)
+        self.threaded.close()
 
 
 def letters(prompt_rows: int, sampling: Sampling) -> list[int]:

@@ -105,7 +105,7 @@ def mixed_step() -> list[bool]:
 
     def fill(self, layer, query, key, value, cache, metadata, output, *args):
         counts = metadata.query_start_loc.diff()
-        output += metadata.decodes.others.repeat_interleave(counts).view(-1, 1, 1)
+        output += metadata.decodes.prompt_lengths.repeat_interleave(counts).view(-1, 1, 1)
 
     FlashAttentionImpl.forward = fill
     layer = DecodeAttention.__new__(DecodeAttention)

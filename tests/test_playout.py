@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from chatterbox_vllm.engine.chunks import ChunkPlan
 from chatterbox_vllm.engine.playout import Playout
 from chatterbox_vllm.engine.request import AudioChunk, Delivery, SpeechParameters, SpeechRequest, SpeechResult
-from chatterbox_vllm.engine.synthesis import ThreadedSynthesis
 
-from .fakes import END, Engine, a_voice
+from .fakes import END, EngineBeside, a_voice
 
 RATE = 24_000
 FIRST = 0.25  # seconds of a first sound
@@ -122,20 +120,10 @@ class Crowded:
     """A scheduler that holds first sounds back for half a minute, with S3Gen in a thread as on a card."""
 
     def __init__(self, tokens: int) -> None:
-        self.engine = Engine(lambda rows, sampling: [*range(100, 100 + tokens), END])
-        self.scheduler = self.engine.scheduler
-        self.scheduler.chunk_plan = ChunkPlan(first=(10, 30), later=(30,))
-        self.threaded = ThreadedSynthesis(self.engine.voicing.stage, None, torch.device("cpu"))
-        self.scheduler.at_s3gen.synthesis = self.threaded
+        plan = ChunkPlan(first=(10, 30), later=(30,))
+        self.engine = EngineBeside(lambda rows, sampling: [*range(100, 100 + tokens), END], plan)
+        self.scheduler, self.may = self.engine.scheduler, self.engine.may
         self.scheduler.playout._delay = lambda now: 30.0
-        self.may = threading.Semaphore(0)
-        launch = self.engine.s3gen.launch_chunks
-
-        def waiting(*args: object) -> object:
-            assert self.may.acquire(timeout=30)
-            return launch(*args)
-
-        self.engine.s3gen.launch_chunks = waiting
         request = SpeechRequest("Hello.", a_voice(), SpeechParameters(max_tokens=200, seed=1))
         self.serial = self.scheduler.submit(request, delivery=Delivery.STREAM)
 
@@ -160,8 +148,7 @@ def test_a_scheduler_passes_a_first_sound_on_with_the_second() -> None:
         starts = [event.start for event in events[:-1]]
         assert starts == sorted(starts) and starts[0] == 0 and len(starts) == 3 and events[-1].error is None
     finally:
-        crowded.may.release(100)
-        crowded.threaded.close()
+        crowded.engine.close()
 
 
 def test_a_text_of_one_chunk_is_not_held_back() -> None:
@@ -171,7 +158,7 @@ def test_a_text_of_one_chunk_is_not_held_back() -> None:
         events = crowded.until(lambda events: len(events) == 2)
         assert isinstance(events[0], AudioChunk) and isinstance(events[1], SpeechResult)
     finally:
-        crowded.threaded.close()
+        crowded.engine.close()
 
 
 def test_an_aborted_text_leaves_nothing_held_back() -> None:
@@ -184,5 +171,4 @@ def test_an_aborted_text_leaves_nothing_held_back() -> None:
         *chunks, result = crowded.scheduler.collect()
         assert [chunk.start for chunk in chunks] == [0] and result.error is not None
     finally:
-        crowded.may.release(100)
-        crowded.threaded.close()
+        crowded.engine.close()

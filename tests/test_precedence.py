@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from chatterbox_vllm import AudioChunk, SpeechParameters, SpeechRequest, Voice
 from chatterbox_vllm.engine.chunks import ChunkPlan
 from chatterbox_vllm.engine.request import Delivery
-from chatterbox_vllm.engine.synthesis import ThreadedSynthesis
 from chatterbox_vllm.t3.sampling import Sampling
 
-from .fakes import END, Engine, a_voice
+from .fakes import END, EngineBeside, a_voice
 
 FIRST, LOOKAHEAD, TOKENS = 5, 3, 60
 FIRST_KNOWN = FIRST + LOOKAHEAD
@@ -27,19 +24,8 @@ class Beside:
         def script(rows: int, sampling: Sampling) -> list[int]:
             return [*range(100, 100 + TOKENS), END]
 
-        self.engine = Engine(script)
-        self.scheduler = self.engine.scheduler
-        self.scheduler.chunk_plan = ChunkPlan(first=(FIRST, 30), later=(30,))
-        self.threaded = ThreadedSynthesis(self.engine.voicing.stage, None, torch.device("cpu"))
-        self.scheduler.at_s3gen.synthesis = self.threaded
-        self.may = threading.Semaphore(0)
-        launch = self.engine.s3gen.launch_chunks
-
-        def waiting(*args: object) -> object:
-            assert self.may.acquire(timeout=30)
-            return launch(*args)
-
-        self.engine.s3gen.launch_chunks = waiting
+        self.engine = EngineBeside(script, ChunkPlan(first=(FIRST, 30), later=(30,)))
+        self.scheduler, self.may = self.engine.scheduler, self.engine.may
         self.voice: Voice = a_voice()
 
     def submit(self, delivery: Delivery = Delivery.STREAM) -> int:
@@ -59,8 +45,7 @@ class Beside:
 def beside() -> Iterator[Beside]:
     beside = Beside()
     yield beside
-    beside.may.release(100)
-    beside.threaded.close()
+    beside.engine.close()
 
 
 def until_first_chunk_is_cut(beside: Beside) -> None:

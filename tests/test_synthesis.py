@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from chatterbox_vllm.audio.watermark import Watermarker
+from chatterbox_vllm.engine.chunks import QUICK
 from chatterbox_vllm.engine.s3gen_stage import S3GenStage
-from chatterbox_vllm.engine.synthesis import InlineSynthesis, Outcome, ThreadedSynthesis
+from chatterbox_vllm.engine.synthesis import _FIRST_PARTS, _LATER_PARTS, InlineSynthesis, Outcome, ThreadedSynthesis
 from chatterbox_vllm.engine.to_speak import ChunkToSpeak, SpokenChunk, TokensToSpeak
 from chatterbox_vllm.errors import GenerationError
 from chatterbox_vllm.s3gen.packing import packed_size
@@ -289,6 +290,14 @@ def test_a_first_sound_does_not_wait_for_the_marks_of_longer_chunks() -> None:
     finally:
         marks.release(100)
         synthesis.close()
+
+
+def test_the_shapes_that_are_planned_for_are_those_of_the_chunks_of_a_card() -> None:
+    first, second, third = (960 * tokens for tokens in QUICK.first)  # samples
+    held_back, seen_before = 9600, 6000
+    assert first - held_back == _FIRST_PARTS[0] == _FIRST_PARTS[1]
+    assert second + seen_before == _LATER_PARTS[0]
+    assert third + 960 * (QUICK.shortest - 1) + held_back + seen_before <= _LATER_PARTS[1]
 
 
 def test_every_thread_that_marks_parts_knows_their_shapes_before_the_first_request() -> None:

@@ -65,6 +65,7 @@ class PiecesAtT3:
         Raises:
             ChatterboxError: T3 refuses it.
         """
+        assert job.script is not None  # it has pieces
         piece, piece_id = job.pieces[k], job.piece_id(k)
         seed = segment_seed(job.seed, k, job.attempts.get(k, 0))
         guarded = self.guarded and job.request.uniforms is None  # what is replayed is to stay as it was
@@ -85,7 +86,7 @@ class PiecesAtT3:
             told_every=every,
             awaited=awaited,
             end_held_for=held_for,
-            beginning=None if job.script is None else job.script.beginning,
+            shared_prefix=job.script.shared_prefix,
         )
         self._pieces[piece_id] = job, k, said
         job.live.add(piece_id)

@@ -22,7 +22,7 @@ _REMEMBERED = 10.0  # seconds
 _FEWEST = 32  # streams in that time; with fewer there is no crowd
 _MOST = 256  # that are remembered
 _IN_TIME = 0.95  # of the second sounds
-_LONGEST = 1.0  # seconds; who would have to wait longer listens to more than can be spoken
+_LONGEST = 1.0  # seconds; an engine that is later than this does not keep up, and waiting would not help
 
 
 @dataclass

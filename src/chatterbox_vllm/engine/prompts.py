@@ -17,7 +17,7 @@ from chatterbox_vllm.families.parameters import SpeechValues
 from chatterbox_vllm.families.registry import family_of
 from chatterbox_vllm.t3.backbone import PromptRows
 from chatterbox_vllm.t3.backbones import backbone_of
-from chatterbox_vllm.t3.options import Beginning
+from chatterbox_vllm.t3.options import SharedPrefix
 from chatterbox_vllm.t3.speaker import SpeakerConditioning
 from chatterbox_vllm.text.languages.rules import rules_of
 from chatterbox_vllm.text.script import read_script
@@ -62,9 +62,9 @@ class Script:
     source: Source | None = None
 
     @property
-    def beginning(self) -> Beginning:
+    def shared_prefix(self) -> SharedPrefix:
         """What the prompts of all pieces begin with."""
-        return Beginning(self.voice, len(self.conditioning))
+        return SharedPrefix(self.voice, len(self.conditioning))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from chatterbox_vllm.checkpoint.config import T3Config
 from chatterbox_vllm.errors import ConfigError
 from chatterbox_vllm.quantization.live import ComponentInfo
-from chatterbox_vllm.t3.options import Beginning, T3Options, T3Output
+from chatterbox_vllm.t3.options import SharedPrefix, T3Options, T3Output
 from chatterbox_vllm.t3.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Talker(Protocol):
         told_every: int | None = None,
         awaited: int = 0,
         end_held_for: int | None = None,
-        beginning: Beginning | None = None,
+        shared_prefix: SharedPrefix | None = None,
     ) -> None: ...
     def step(self, should_yield: Callable[[], bool] | None = None) -> list[T3Output]: ...
     def abort(self, request_ids: Sequence[str]) -> None: ...
@@ -66,7 +66,7 @@ class TalkerStage(Talker, Protocol):
         told_every: int | None = None,
         awaited: int = 0,
         end_held_for: int | None = None,
-        beginning: Beginning | None = None,
+        shared_prefix: SharedPrefix | None = None,
     ) -> None: ...
     def end_with_process(self) -> None: ...
 

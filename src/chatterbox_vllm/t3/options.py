@@ -61,7 +61,7 @@ class T3Options:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class SharedPrefix:
     """Rows that a prompt begins with, and others perhaps, too: a voice's.
 
     Attributes:

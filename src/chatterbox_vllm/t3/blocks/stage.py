@@ -32,7 +32,7 @@ from chatterbox_vllm.t3.blocks.pages import Pages
 from chatterbox_vllm.t3.blocks.sequence import Sequence
 from chatterbox_vllm.t3.blocks.unmasking import StepValues, block_draws, unmask
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
-from chatterbox_vllm.t3.options import Beginning, T3Options, T3Output
+from chatterbox_vllm.t3.options import SharedPrefix, T3Options, T3Output
 from chatterbox_vllm.t3.quantization.methods import check_decoding, method_in_force
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.threads import threads_of_steps
@@ -126,7 +126,7 @@ class BlockStage:
         told_every: int | None = None,
         awaited: int = 0,
         end_held_for: int | None = None,
-        beginning: Beginning | None = None,
+        shared_prefix: SharedPrefix | None = None,
     ) -> None:
         """Queue a request.
 
@@ -136,7 +136,7 @@ class BlockStage:
             seed: of the draws.
             told_every: `step` returns the tokens of each block when it is finished, not all of them at the end.
             awaited: of no account, since blocks are told as soon as they may be.
-            beginning: of no account, since no prompt's rows are kept for another.
+            shared_prefix: of no account, since no prompt's rows are kept for another.
 
         Raises:
             ConfigError: the prompt and `max_tokens` exceed `max_model_len`, the prompt has another width, or draws,

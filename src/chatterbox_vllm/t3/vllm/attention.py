@@ -30,12 +30,12 @@ class Decodes:
     Attributes:
         tokens: [sequences] int32, the number in the step of a sequence's last new token.
         lengths: [sequences] int32, places of one with one new token; 0 for others.
-        others: [sequences] int32, places of these; 0 for one with one new token.
+        prompt_lengths: [sequences] int32, places of one with more new tokens; 0 for one with one.
     """
 
     tokens: torch.Tensor
     lengths: torch.Tensor
-    others: torch.Tensor
+    prompt_lengths: torch.Tensor
 
     @classmethod
     def empty(cls, sequences: int, device: torch.device) -> Decodes:
@@ -49,11 +49,11 @@ class Decodes:
             begins: [N + 1] int32, where each sequence's new tokens begin and the last one's end.
             lengths: [N] int32, places of each.
         """
-        own = Decodes(*(kept[: len(lengths)] for kept in (self.tokens, self.lengths, self.others)))
+        own = Decodes(*(kept[: len(lengths)] for kept in (self.tokens, self.lengths, self.prompt_lengths)))
         alone = begins.diff() == 1
         torch.sub(begins[1:], 1, out=own.tokens)
         torch.mul(lengths, alone, out=own.lengths)
-        torch.sub(lengths, own.lengths, out=own.others)
+        torch.sub(lengths, own.lengths, out=own.prompt_lengths)
         return own
 
 
@@ -61,8 +61,8 @@ class DecodeAttention(FlashAttentionImpl):
     """Sequences with one new token go to `decode_attention`, those with prompts to FlashAttention.
 
     So a sequence's last bits do not depend on whether another's prompt is in the step, which batch-invariant mode asks
-    for, and a step with a prompt costs little more than one without: FlashAttention takes 111 us a layer for 64
-    sequences on an H200, whose tiles of 64 queries hold one each.
+    for. FlashAttention also takes long for many sequences with one new token, since each has a tile of 64 queries for
+    itself: 111 us a layer for 64 of them and a prompt, on an H200.
     """
 
     def forward(
@@ -105,8 +105,8 @@ class DecodeMetadataBuilder(FlashAttentionMetadataBuilder):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # What FlashAttention computes in a graph are steps with prompts, which have rows enough to fill the card. vLLM
-        # would split each row's attention, and reserve room for 32 parts of every row.
+        # In a graph vLLM would let FlashAttention split each row's attention into up to 32 parts, and reserve room for
+        # them. There it computes prompts alone, whose rows are enough to fill the card.
         self.max_num_splits = 1
         self._decodes = Decodes.empty(self.vllm_config.scheduler_config.max_num_seqs, self.device)
 
@@ -115,7 +115,7 @@ class DecodeMetadataBuilder(FlashAttentionMetadataBuilder):
             return super().build(common_prefix_len, common_attn_metadata, fast_build=True)
         decodes = self._decodes.of(common_attn_metadata.query_start_loc, common_attn_metadata.seq_lens)
         with_prompts = copy.copy(common_attn_metadata)
-        with_prompts.seq_lens = decodes.others
+        with_prompts.seq_lens = decodes.prompt_lengths
         metadata = super().build(common_prefix_len, with_prompts, fast_build)
         metadata.decodes = decodes
         return metadata

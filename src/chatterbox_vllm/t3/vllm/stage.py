@@ -23,7 +23,7 @@ from chatterbox_vllm.quantization.live import ComponentInfo, component_info
 from chatterbox_vllm.t3.backbones import backbone_of
 from chatterbox_vllm.t3.graph_sizes import graph_sizes
 from chatterbox_vllm.t3.kv_cache import kv_cache_bytes
-from chatterbox_vllm.t3.options import Beginning, T3Options, T3Output
+from chatterbox_vllm.t3.options import SharedPrefix, T3Options, T3Output
 from chatterbox_vllm.t3.quantization.methods import (
     AWQ_CPU_CONFIG,
     BNB_CONFIG,
@@ -32,7 +32,6 @@ from chatterbox_vllm.t3.quantization.methods import (
 )
 from chatterbox_vllm.t3.sampling import Sampling
 from chatterbox_vllm.t3.threads import threads_of_steps
-from chatterbox_vllm.t3.vllm.beginnings import BEGINNING, name_beginnings
 from chatterbox_vllm.t3.vllm.capture import working_on
 from chatterbox_vllm.t3.vllm.config import hf_config
 from chatterbox_vllm.t3.vllm.directory import ModelDirectory
@@ -44,6 +43,7 @@ from chatterbox_vllm.t3.vllm.environment import (
 )
 from chatterbox_vllm.t3.vllm.lifetime import enter, leave, leaving
 from chatterbox_vllm.t3.vllm.plugin import ARCHITECTURES
+from chatterbox_vllm.t3.vllm.prefix_keys import PREFIX, name_prefixes
 
 if TYPE_CHECKING:
     from chatterbox_vllm.t3.vllm.forcing import ForcedTokens  # these import vllm
@@ -125,7 +125,7 @@ class T3Stage:
         shield_kernel_dispatcher()
         if self.options.dtype == torch.float32:
             require_ieee_float32()
-        name_beginnings()
+        name_prefixes()
         options = self.options
         compilation = CompilationConfig()
         if options.deterministic and options.cuda_graphs:
@@ -258,7 +258,7 @@ class T3Stage:
         told_every: int | None = None,
         awaited: int = 0,
         end_held_for: int | None = None,
-        beginning: Beginning | None = None,
+        shared_prefix: SharedPrefix | None = None,
     ) -> None:
         """Queue a request.
 
@@ -273,7 +273,7 @@ class T3Stage:
             awaited: so many tokens, its first, are wanted as soon as they may be told, which ends a turn of several.
             end_held_for: follow the text, see `following.py`: its end is brought about where attention says that it is
                 said, and for at most so many speech tokens held back while it is not. None leaves the end alone.
-            beginning: rows of the prompt that others begin with, too, so that their keys and values are computed once
+            shared_prefix: rows that other prompts begin with, too, so that their keys and values are computed once
                 where a model allows it. None finds them by what is in them, which takes longer.
 
         Raises:
@@ -302,7 +302,7 @@ class T3Stage:
             "top_k": float(sampling.top_k),
             "seed": seed,
             "awaited": awaited,
-            BEGINNING: beginning,
+            PREFIX: shared_prefix,
         }
         if uniforms is not None:
             extra["uniforms"] = list(uniforms)
