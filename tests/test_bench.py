@@ -42,11 +42,16 @@ def test_every_part(babbler: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_listeners_hear_a_text_before_they_ask_for_the_next(babbler: Path, tmp_path: Path) -> None:
-    command = ["bench", "--model", babbler, "--only", "streams", "listeners", "--batch-sizes", 3, "--json"]
-    settings = ["--tokens", 50, "--repeats", 1, "--no-watermark", "--tier", 12]
+    parts = ["streams", "listeners", "end-to-end-streams"]
+    command = ["bench", "--model", babbler, "--only", *parts, "--batch-sizes", 3, "--json"]
+    (tmp_path / "text.txt").write_text(TEXT)
+    settings = ["--tokens", 50, "--repeats", 1, "--no-watermark", "--tier", 12, "--text", tmp_path / "text.txt"]
     assert main([str(a) for a in [*command, tmp_path / "out.json", *settings]]) == 0
-    pressing, listening = json.loads((tmp_path / "out.json").read_text())["results"]
+    pressing, listening, whole = json.loads((tmp_path / "out.json").read_text())["results"]
     assert [row["stage"] for row in (pressing, listening)] == ["streams", "listeners"]
+    assert whole["stage"] == "end to end, in streams" and whole["chunks"] == len(split_text(TEXT))
+    assert whole["audio s"] > 0 and whole["x real time, each"] == [whole["x real time"]]
+    assert 0 < whole["first audio s, median"] <= whole["elapsed s"]
     assert pressing["of"] == listening["of"] == 3
     assert 0 < listening["x real time"] <= 3  # no faster than three people hear
     for row in (pressing, listening):

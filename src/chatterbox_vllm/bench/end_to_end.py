@@ -43,24 +43,15 @@ def end_to_end_row(
         audio to the last), time in each stage as a share of the whole (they overlap on a GPU), the device's busy share,
         peak memory; and x real time of each.
     """
-    chunks = [segment.text for segment in split_text(text)]
-    requests = [
-        SpeechRequest(
-            chunk,
-            tts.voice,
-            SpeechParameters(seed=i, diffusion_steps=steps, max_tokens=most_tokens(chunk, synthetic)),
-            language=language,
-        )
-        for i, chunk in enumerate(chunks)
-    ]
+    requests = requests_of(tts, text, language, synthetic, steps)
     done = itertools.count(1)
-    tick = (lambda: None) if on_result is None else lambda: on_result(next(done), (repeats + 1) * len(chunks))
+    tick = (lambda: None) if on_result is None else lambda: on_result(next(done), (repeats + 1) * len(requests))
     with limits_meant() if synthetic else nullcontext():
         runs = [_run(tts, requests, tick) for _ in range(repeats + 1)][1:]
     return {
         "stage": "end to end",
         "words": len(text.split()),
-        "chunks": len(chunks),
+        "chunks": len(requests),
         "runs": repeats,
         "failed": [failure for run in runs for failure in run.failed],
         "audio s": _median(1, [run.audio for run in runs]),
@@ -76,6 +67,22 @@ def end_to_end_row(
         "device memory counted by": runs[-1].usage.counted_by,
         "peak host MiB": _mib([run.usage.peak_host_bytes for run in runs]),
     }
+
+
+def requests_of(
+    tts: ChatterboxTTS, text: str, language: str | None, synthetic: bool, steps: int
+) -> list[SpeechRequest]:
+    """One for each chunk of a text; see `end_to_end_row`."""
+    chunks = [segment.text for segment in split_text(text)]
+    return [
+        SpeechRequest(
+            chunk,
+            tts.voice,
+            SpeechParameters(seed=i, diffusion_steps=steps, max_tokens=most_tokens(chunk, synthetic)),
+            language=language,
+        )
+        for i, chunk in enumerate(chunks)
+    ]
 
 
 @dataclass(frozen=True)

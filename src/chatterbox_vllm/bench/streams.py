@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatterbox_vllm.bench.end_to_end import requests_of
 from chatterbox_vllm.bench.limited import limits_meant
 from chatterbox_vllm.engine.request import TOKENS_PER_SECOND, AudioChunk, SpeechParameters, SpeechRequest
 from chatterbox_vllm.serving.async_engine import AsyncChatterbox
@@ -106,6 +107,51 @@ def stream_rows(
             }
         )
     return rows
+
+
+def streamed_text_row(
+    tts: ChatterboxTTS, text: str, language: str | None, synthetic: bool, steps: int, repeats: int
+) -> Row:
+    """The work of `end_to_end_row`, all of its chunks at once as well, but each is a stream that nobody waits to hear.
+
+    Args: as there.
+    """
+    requests = requests_of(tts, text, language, synthetic, steps)
+
+    async def heard(engine: AsyncChatterbox, request: SpeechRequest) -> tuple[float, float]:
+        """Seconds to the first audio, and of audio."""
+        start = time.perf_counter()
+        first = audio = 0.0
+        async with contextlib.aclosing(engine.generate(request, stream=True)) as events:
+            async for event in events:
+                if isinstance(event, AudioChunk):
+                    first = first or time.perf_counter() - start
+                    audio += len(event.audio) / tts.sr
+        return first, audio
+
+    async def main() -> list[tuple[list[tuple[float, float]], float]]:
+        runs = []
+        async with AsyncChatterbox(tts) as engine:
+            for _ in range(repeats + 1):
+                start = time.perf_counter()
+                found = await asyncio.gather(*(heard(engine, request) for request in requests))
+                runs.append((found, time.perf_counter() - start))
+        return runs[1:]
+
+    with limits_meant() if synthetic else contextlib.nullcontext():
+        runs = asyncio.run(main())
+    speeds = [round(sum(audio for _, audio in found) / took, 1) for found, took in runs]
+    return {
+        "stage": "end to end, in streams",
+        "words": len(text.split()),
+        "chunks": len(requests),
+        "runs": repeats,
+        "audio s": round(statistics.median(sum(audio for _, audio in found) for found, _ in runs), 1),
+        "elapsed s": round(statistics.median(took for _, took in runs), 2),
+        "x real time": statistics.median(speeds),
+        "x real time, each": speeds,
+        "first audio s, median": round(statistics.median(first for found, _ in runs for first, _ in found), 3),
+    }
 
 
 def _cpu_seconds() -> defaultdict[str, float]:

@@ -33,10 +33,11 @@ class Part(StrEnum):
     STREAMS = "streams"
     LISTENERS = "listeners"
     END_TO_END = "end-to-end"
+    END_TO_END_STREAMS = "end-to-end-streams"
     UPSTREAM = "upstream"
 
 
-_USUAL: list[Part] = [part for part in Part if part not in (Part.LISTENERS, Part.UPSTREAM)]
+_USUAL: list[Part] = [part for part in Part if part not in (Part.LISTENERS, Part.END_TO_END_STREAMS, Part.UPSTREAM)]
 _STEPS = (BY_KEYWORD["diffusion_steps"],)
 
 
@@ -72,7 +73,10 @@ def bench(
     *,
     only: Annotated[
         list[Part],
-        typer.Option(metavar="PART…", help="parts to run: t3, s3gen, streams, listeners, end-to-end, upstream"),
+        typer.Option(
+            metavar="PART…",
+            help="parts to run: t3, s3gen, streams, listeners, end-to-end, end-to-end-streams, upstream",
+        ),
     ] = _USUAL,
     batch_sizes: Annotated[
         list[int] | None,
@@ -94,7 +98,7 @@ def bench(
             "-f",
             "--text",
             metavar="FILE",
-            help="text of streams, listeners, end-to-end and upstream (UTF-8)",
+            help="text of the parts from streams on (UTF-8)",
             show_default="one of ours",
         ),
     ] = None,
@@ -117,7 +121,7 @@ def bench(
 
     The part "streams" keeps so many streams going without a pause; "listeners" has so many people listen, who begin one
     after the other and hear a text to its end before they ask for the next. Both say what share of a core each kind of
-    thread was busy.
+    thread was busy. "end-to-end" speaks the pieces of a text as a batch, and "end-to-end-streams" each as a stream.
 
     The part "upstream", which runs only where it is named, speaks the same texts with the published package
     (chatterbox-tts) and with this one, and prints both: one text at a time, as that package does, and all together. The
@@ -182,8 +186,8 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """All parts in turn, each printed when it is done."""
     from chatterbox_vllm.bench.stages import SENTENCE, s3gen_rows, t3_rows
-    from chatterbox_vllm.bench.streams import stream_rows
-    from chatterbox_vllm.bench.texts import batch_sizes
+    from chatterbox_vllm.bench.streams import stream_rows, streamed_text_row
+    from chatterbox_vllm.bench.texts import batch_sizes, text_for
     from chatterbox_vllm.bench.upstream import side_by_side_rows
     from chatterbox_vllm.cli.tables import of_rows, show, side_by_side
 
@@ -197,6 +201,9 @@ def _measure(
             tts, sizes, m.text or SENTENCE, language, m.tokens, m.repeats, listening=True
         ),
         Part.END_TO_END: lambda: [_end_to_end(tts, m)],
+        Part.END_TO_END_STREAMS: lambda: [
+            streamed_text_row(tts, m.text or text_for(tts), language, m.synthetic, m.steps, m.repeats)
+        ],
     }
     if upstream is not None:
         workload, theirs = upstream
