@@ -43,6 +43,9 @@ class Listeners:
     def second(self, job: Any) -> list[AudioChunk]:
         return self.playout.pass_on(job, [self.chunk(job, FIRST)])
 
+    def third(self, job: Any) -> list[AudioChunk]:
+        return self.playout.pass_on(job, [self.chunk(job, 2 * FIRST)])
+
     def chunk(self, job: Any, at: float) -> AudioChunk:
         return AudioChunk(job.serial, "", torch.zeros(round(FIRST * RATE)), round(at * RATE))
 
@@ -95,6 +98,34 @@ def test_a_first_sound_goes_out_with_the_second_and_before_it(listeners: Listene
     assert not listeners.playout.holding
 
 
+def test_a_first_sound_waits_for_later_ones_whether_the_second_is_there_or_not(listeners: Listeners) -> None:
+    for _ in range(40):
+        job, _ = listeners.first()
+        listeners.clock.now += 0.1
+        listeners.second(job)
+        listeners.clock.now += 2 * FIRST - 0.1 + 0.3
+        listeners.third(job)
+        listeners.playout.forget(job)
+        listeners.clock.now += 0.1 - 2 * FIRST - 0.3
+    job, out = listeners.first()
+    assert out == [] and listeners.playout.left() == pytest.approx(0.3)
+    listeners.clock.now += 0.1
+    assert listeners.second(job) == [] and job.stream.first_heard == pytest.approx(listeners.clock.now + 0.2)
+    listeners.clock.now += 0.21
+    assert [chunk.start for chunk in listeners.playout.due()] == [0, round(FIRST * RATE)]
+
+
+def test_what_is_late_far_into_a_stream_holds_nobody_back(listeners: Listeners) -> None:
+    for _ in range(40):
+        job, _ = listeners.first()
+        listeners.second(job)
+        listeners.clock.now += 60
+        listeners.playout.pass_on(job, [listeners.chunk(job, 20.0)])
+        listeners.clock.now -= 60
+    _, out = listeners.first()
+    assert len(out) == 1
+
+
 def test_nobody_waits_any_more_when_the_crowd_has_gone(listeners: Listeners) -> None:
     listeners.crowd(late=0.3)
     listeners.clock.now += 11
@@ -123,7 +154,7 @@ class Crowded:
         plan = ChunkPlan(first=(10, 30), later=(30,))
         self.engine = EngineBeside(lambda rows, sampling: [*range(100, 100 + tokens), END], plan)
         self.scheduler, self.may = self.engine.scheduler, self.engine.may
-        self.scheduler.playout._delay = lambda now: 30.0
+        self.scheduler.playout._second.of_most = lambda now: 30.0
         request = SpeechRequest("Hello.", a_voice(), SpeechParameters(max_tokens=200, seed=1))
         self.serial = self.scheduler.submit(request, delivery=Delivery.STREAM)
 

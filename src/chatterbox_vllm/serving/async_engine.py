@@ -105,8 +105,9 @@ class AsyncChatterbox:
         self._scheduler.max_untaken = self.limits.waiting_seconds
         self._scheduler.admission.reserved = -(-(self._scheduler.admission.max_admitted - 1) // _PLACES_PER_RESERVED)
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._asked = threading.Event()  # something that somebody waits for, since the commands were last looked at
         self._scheduler.meanwhile = self._obey
-        self._scheduler.should_yield = lambda: not self._commands.empty()
+        self._scheduler.should_yield = self._asked.is_set
         self._callers: dict[int, _Caller] = {}  # by the request's number
         self._labels: dict[str, int] = {}
         self._completed = self._failed = 0
@@ -187,7 +188,7 @@ class AsyncChatterbox:
             if serial is not None and self._failure is None:
                 self._scheduler.abort(serial)
 
-        self._commands.put(drop)
+        self._ask(drop)
 
     def stats(self) -> EngineStats:
         """Figures of this moment."""
@@ -246,7 +247,7 @@ class AsyncChatterbox:
         self._meter.take_on(len(request.text))
         done = False
         try:
-            self._commands.put(lambda: self._submit(request, caller, delivery))
+            self._ask(lambda: self._submit(request, caller, delivery))
             self._require_open()  # again: the thread may have ended before, and would never answer
             while not done:
                 event = await inbox.get()
@@ -258,8 +259,13 @@ class AsyncChatterbox:
                 done = isinstance(event, SpeechResult)
                 yield event
         finally:
-            self._commands.put(lambda: self._leave(caller))
+            (self._commands.put if done else self._ask)(lambda: self._leave(caller))
             self._meter.let_go(len(request.text))
+
+    def _ask(self, command: Callable[[], object]) -> None:
+        """Let the thread do what somebody waits for, as soon as T3 has drawn a token."""
+        self._commands.put(command)
+        self._asked.set()
 
     def _require_open(self) -> None:
         if self._closed or self._failure is not None:
@@ -318,6 +324,7 @@ class AsyncChatterbox:
     def _loop(self) -> None:
         scheduler = self._scheduler
         while True:
+            self._asked.clear()
             with contextlib.suppress(queue.Empty):
                 while True:
                     command = self._commands.get(timeout=self._nap())
