@@ -268,6 +268,11 @@ def test_memory_bounds_a_batch_but_not_a_single_utterance(s3gen: SlowS3Gen, say:
     assert chosen(s3gen, [say(5000), say(10)], max_frames=4096) == [0]
 
 
+def test_batches_beside_streams_are_short_unless_many_wait(s3gen: SlowS3Gen) -> None:
+    chunk = ChunkToSpeak((0,) * 200, 197, False, a_voice(), 10, 0)  # 400 frames
+    assert [len(chosen(s3gen, [chunk] * waiting, 64)) for waiting in (20, 31, 60)] == [10, 15, 20]
+
+
 def test_a_first_sound_does_not_wait_for_the_marks_of_longer_chunks() -> None:
     marks = threading.Semaphore(0)
 

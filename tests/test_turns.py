@@ -20,6 +20,7 @@ from chatterbox_vllm import (
     SpeechResult,
 )
 from chatterbox_vllm.engine import admission as admission_module
+from chatterbox_vllm.engine import at_t3 as at_t3_module
 from chatterbox_vllm.engine.budgets import Meter
 from chatterbox_vllm.engine.request import Delivery
 from chatterbox_vllm.engine.turns import Turns
@@ -75,6 +76,27 @@ def test_who_may_end_a_turn_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     scheduler.should_yield = lambda: True
     assert yields()
+
+
+def test_where_many_are_spoken_a_turn_is_not_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(at_t3_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine, voice = Engine(lambda rows, sampling: [7] * 390 + [END], max_batch_size=40, max_model_len=900), a_voice()
+    scheduler = engine.scheduler
+    scheduler.should_yield = lambda: True
+
+    def come(count: int) -> None:
+        for _ in range(count):
+            scheduler.submit(SpeechRequest("Only this.", voice, SpeechParameters(max_tokens=400, seed=1)))
+        scheduler.step()
+
+    come(31)
+    assert engine.talker.should_yield()
+    come(1)
+    assert not engine.talker.should_yield()
+    now[0] += 0.06
+    assert engine.talker.should_yield()
+    scheduler.abort_all()
 
 
 @pytest.mark.parametrize("max_batch_size", [1, 4])

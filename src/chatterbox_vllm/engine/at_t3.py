@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,10 @@ from chatterbox_vllm.engine.job import Job
 from chatterbox_vllm.engine.request import segment_seed
 from chatterbox_vllm.engine.said import Said
 from chatterbox_vllm.engine.talker import Talker
+
+# A turn of T3 costs the host about as much as three of its steps where so many pieces are spoken. Turns that ended
+# whenever somebody waited were of one or two steps on an H200 with 150 pieces, and took 0.033 s each.
+_MANY_SPOKEN, _LEAST_TURN = 32, 0.05
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,12 @@ class PiecesAtT3:
         """Let T3 speak on; pieces that are over leave.
 
         Args:
-            should_yield: whether T3 is to come back with fewer tokens than it might draw.
+            should_yield: whether T3 is to come back with fewer tokens than it might draw; where many pieces are spoken
+                it goes on for `_LEAST_TURN` seconds nevertheless.
         """
         heard = []
-        for output in self.talker.step(should_yield):
+        earliest = time.monotonic() + (_LEAST_TURN if len(self._pieces) >= _MANY_SPOKEN else 0.0)
+        for output in self.talker.step(lambda: should_yield() and time.monotonic() >= earliest):
             job, k, said = self._pieces[output.request_id]
             heard.append(Heard(job, k, said, said.hear(output)))
             if said.over:

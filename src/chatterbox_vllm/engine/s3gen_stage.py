@@ -26,9 +26,9 @@ MOST_FRAMES = 48_000
 # utterance and 1.4 us a frame for 32.
 _BATCH_COST = 1500
 _FILLED_UP = 1.1  # how much longer batches become by being filled up, as an estimate
-# While there are streams no batch is longer, so that a new one need not wait: 0.07 s on an H200, as an estimate. With
-# half as many frames, or with half of all that wait, nobody was served sooner (64 and 256 listeners).
-_FRAMES_BESIDE_STREAMS = 4096
+# While there are streams no batch is of more than half the frames that wait, nor of fewer than the first of these or of
+# more than the second, so that a new stream need not wait: 0.07 and 0.15 s on an H200, as an estimate.
+_FRAMES_BESIDE_STREAMS = 4096, 8192
 _LONGEST_TOKENS = 1000  # of an utterance, as published: 40 s
 
 
@@ -79,27 +79,31 @@ class S3GenStage:
         first = min(places, key=lambda i: waiting[i].order)
         alike = [i for i in places if waiting[i].steps == waiting[first].steps and i != first]
         order = [first, *sorted(alike, key=lambda i: (waiting[i].order, -lengths[i]))]
-        most = min(self.max_frames, _FRAMES_BESIDE_STREAMS) if self._shares.streaming else self.max_frames
+        most = min(self.max_frames, _most_beside_streams(lengths)) if self._shares.streaming else self.max_frames
         best, least = 1, math.inf
         for count in range(1, min(len(order), self.max_batch_size) + 1):
             batch, left = [lengths[i] for i in order[:count]], [lengths[i] for i in order[count:]]
             computed = self.model.frames_computed(batch)
             if count > 1 and computed > most:
                 break
-            time = _BATCH_COST + computed + self._time_of_all(left)
+            time = _BATCH_COST + computed + self._time_of_all(left, most)
             if time <= least:
                 best, least = count, time
         return order[:best]
 
-    def _time_of_all(self, lengths: Sequence[int]) -> float:
-        """What utterances of these lengths will take, in frames: in one batch, or in as many as it must be."""
+    def _time_of_all(self, lengths: Sequence[int], most: int) -> float:
+        """What utterances of these lengths will take, in frames: in one batch, or in as many as it must be.
+
+        Args:
+            most: frames of a batch.
+        """
         if not lengths:
             return 0
         if len(lengths) <= self.max_batch_size:
             computed = self.model.frames_computed(lengths)
-            if computed <= self.max_frames:
+            if computed <= most:
                 return _BATCH_COST + computed
-        batches = max(math.ceil(sum(lengths) / self.max_frames), math.ceil(len(lengths) / self.max_batch_size))
+        batches = max(math.ceil(sum(lengths) / most), math.ceil(len(lengths) / self.max_batch_size))
         return batches * _BATCH_COST + _FILLED_UP * sum(lengths)
 
     def _frames(self, utterance: ToSpeak) -> int:
@@ -195,6 +199,12 @@ class S3GenStage:
 
     def _noise(self, utterance: TokensToSpeak) -> S3GenNoise:
         return self.model.draw_noise(utterance.seed, len(utterance.speech_tokens), utterance.voice.prompt)
+
+
+def _most_beside_streams(lengths: Sequence[int]) -> int:
+    """Frames of a batch where these wait."""
+    least, most = _FRAMES_BESIDE_STREAMS
+    return max(least, min(most, sum(lengths) // 2))
 
 
 def _as_own_error(error: Exception) -> ChatterboxError:
