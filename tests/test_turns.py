@@ -78,20 +78,25 @@ def test_who_may_end_a_turn_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -
     assert yields()
 
 
-def test_where_many_are_spoken_a_turn_is_not_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_many_listen_a_turn_is_not_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(at_t3_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engine, voice = Engine(lambda rows, sampling: [7] * 390 + [END], max_batch_size=40, max_model_len=900), a_voice()
     scheduler = engine.scheduler
     scheduler.should_yield = lambda: True
 
-    def come(count: int) -> None:
+    def come(count: int, delivery: Delivery = Delivery.WHOLE) -> None:
         for _ in range(count):
-            scheduler.submit(SpeechRequest("Only this.", voice, SpeechParameters(max_tokens=400, seed=1)))
+            request = SpeechRequest("Only this.", voice, SpeechParameters(max_tokens=400, seed=1))
+            scheduler.submit(request, delivery=delivery)
         scheduler.step()
 
-    come(31)
-    assert engine.talker.should_yield()
+    come(32)
+    assert engine.talker.should_yield()  # nobody listens
+    scheduler.abort_all()
+    come(30)
+    come(1, Delivery.STREAM)
+    assert engine.talker.should_yield()  # they are few
     come(1)
     assert not engine.talker.should_yield()
     now[0] += 0.06
