@@ -104,9 +104,7 @@ class PiecesAtT3:
                 and somebody listens, it goes on for `_LEAST_TURN` seconds nevertheless.
         """
         heard = []
-        crowded = len(self._pieces) >= _MANY_SPOKEN and any(
-            job.stream is not None for job, _, _ in self._pieces.values()
-        )
+        crowded = len(self._pieces) >= _MANY_SPOKEN and any(job.stream is not None for job in self.jobs)
         earliest = time.monotonic() + (_LEAST_TURN if crowded else 0.0)
         for output in self.talker.step(lambda: should_yield() and time.monotonic() >= earliest):
             job, k, said = self._pieces[output.request_id]
