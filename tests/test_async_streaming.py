@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ from chatterbox_vllm import (
     SpeechRequest,
     SpeechResult,
 )
+from chatterbox_vllm.engine.request import Delivery
+
+from .fakes import a_voice
 
 TEXT = "A good deal longer than that, I should say, and long enough for some chunks."
 
@@ -124,3 +129,56 @@ def test_a_stream_that_cannot_be_raises(tts: ChatterboxTTS) -> None:
                 await listen(engine, request(tts, " "))
 
     asyncio.run(main())
+
+
+class HandCranked:
+    """A scheduler that does one step each time the test says so, and gives out a chunk of request 0 in each."""
+
+    def __init__(self) -> None:
+        self.admission = SimpleNamespace(max_admitted=4, reserved=0)
+        self.unfinished, self.blocked = 1, False
+        self.may, self.stands = threading.Semaphore(0), threading.Semaphore(0)
+
+    def submit(self, request: SpeechRequest, label: str, delivery: Delivery) -> int:
+        return 0
+
+    def step(self, patience: float) -> list[AudioChunk]:
+        self.stands.release()
+        assert self.may.acquire(timeout=30)
+        return [AudioChunk(0, "", torch.zeros(8), 0)]
+
+    def stand(self) -> None:
+        """Wait until the engine is in a step."""
+        assert self.stands.acquire(timeout=30)
+
+    def taken(self, serial: int, samples: int) -> None: ...
+
+    def abort(self, serial: int) -> None: ...
+
+    def abort_all(self) -> None: ...
+
+
+def test_who_leaves_ends_a_turn_and_what_was_taken_does_not() -> None:
+    scheduler = HandCranked()
+    model = SimpleNamespace(sr=24_000, lend_scheduler=lambda close: (scheduler, None), return_scheduler=lambda: None)
+    asked = SpeechRequest("Some words.", a_voice(), SpeechParameters(seed=1))
+
+    async def main() -> list[bool]:
+        async with AsyncChatterbox(model) as engine:
+            events = engine.generate(asked, "one", stream=True)
+            chunk = asyncio.create_task(anext(events))
+            while not chunk.done():
+                await asyncio.to_thread(scheduler.stand)
+                scheduler.may.release()
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(scheduler.stand)
+            scheduler.may.release()  # the next step begins when the engine has looked at all that was asked
+            await asyncio.to_thread(scheduler.stand)
+            await anext(events)
+            found = [scheduler.should_yield()]
+            await events.aclose()
+            found.append(scheduler.should_yield())
+            scheduler.may.release(100)
+        return found
+
+    assert asyncio.run(main()) == [False, True]

@@ -259,7 +259,11 @@ class AsyncChatterbox:
                 done = isinstance(event, SpeechResult)
                 yield event
         finally:
-            (self._commands.put if done else self._ask)(lambda: self._leave(caller))
+            leave = partial(self._leave, caller)
+            if done:  # then nobody waits for it
+                self._commands.put(leave)
+            else:
+                self._ask(leave)
             self._meter.let_go(len(request.text))
 
     def _ask(self, command: Callable[[], object]) -> None:
