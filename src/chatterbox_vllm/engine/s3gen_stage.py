@@ -26,8 +26,8 @@ MOST_FRAMES = 48_000
 # utterance and 1.4 us a frame for 32.
 _BATCH_COST = 1500
 _FILLED_UP = 1.1  # how much longer batches become by being filled up, as an estimate
-# While there are streams a batch may have half of the frames that wait: at least so many, and at most so many, so that a
-# new stream need not wait (0.07 and 0.15 s on an H200, as an estimate).
+# While there are streams a batch may have half of the frames that wait: at least so many, and at most so many, so that
+# a new stream need not wait (0.07 and 0.15 s on an H200, as an estimate).
 _FRAMES_BESIDE_STREAMS = 4096, 8192
 _LONGEST_TOKENS = 1000  # of an utterance, as published: 40 s
 
