@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_a_text_of_one_chunk_is_not_held_back() -> None:
         crowded.may.release(100)
         events = crowded.until(lambda events: len(events) == 2)
         assert isinstance(events[0], AudioChunk) and isinstance(events[1], SpeechResult)
+    finally:
+        crowded.engine.close()
+
+
+def test_a_result_says_when_its_first_sound_went_out() -> None:
+    crowded = Crowded(tokens=30)
+    try:
+        crowded.scheduler.playout._later.of_most = lambda now: 30.0
+        crowded.may.release(1)
+        crowded.until(lambda events: crowded.scheduler.playout.holding)
+        time.sleep(0.5)
+        crowded.may.release(100)
+        *chunks, result = crowded.until(lambda events: isinstance(events[-1], SpeechResult) if events else False)
+        assert len(chunks) == 2 and result.error is None and result.timings.first_audio >= 0.5
     finally:
         crowded.engine.close()
 

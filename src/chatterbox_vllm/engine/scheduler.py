@@ -366,6 +366,7 @@ class Scheduler:
             else:
                 self._ready += job.voiced(k, outcome)
             if job.done:
+                self._ready += self.playout.forget(job)  # now, since the result says when its first sound went out
                 result = job.result()
                 self._forget(job)
                 self._ready.append(result)
