@@ -58,19 +58,10 @@ def stream_rows(
 
     async def one(engine: AsyncChatterbox, seed: int) -> _Heard:
         request = SpeechRequest(text, tts.voice, SpeechParameters(max_tokens=tokens, seed=seed), language=language)
-        start = time.perf_counter()
-        first = waited = audio = 0.0
-        async with contextlib.aclosing(engine.generate(request, stream=True)) as events:
-            async for event in events:
-                now = time.perf_counter() - start
-                if isinstance(event, AudioChunk):
-                    first = first or now
-                    waited = max(waited, now - first - audio)
-                    audio += len(event.audio) / tts.sr
-        total = time.perf_counter() - start
+        heard = await _hear(engine, request)
         if listening:
-            await asyncio.sleep(first + waited + audio - total)
-        return _Heard(first, audio, total, waited)
+            await asyncio.sleep(heard.first + heard.waited + heard.audio - heard.total)
+        return heard
 
     async def listener(engine: AsyncChatterbox, number: int, after: float) -> list[_Heard]:
         await asyncio.sleep(after)
@@ -118,40 +109,44 @@ def streamed_text_row(
     """
     requests = requests_of(tts, text, language, synthetic, steps)
 
-    async def heard(engine: AsyncChatterbox, request: SpeechRequest) -> tuple[float, float]:
-        """Seconds to the first audio, and of audio."""
-        start = time.perf_counter()
-        first = audio = 0.0
-        async with contextlib.aclosing(engine.generate(request, stream=True)) as events:
-            async for event in events:
-                if isinstance(event, AudioChunk):
-                    first = first or time.perf_counter() - start
-                    audio += len(event.audio) / tts.sr
-        return first, audio
-
-    async def main() -> list[tuple[list[tuple[float, float]], float]]:
+    async def main() -> list[tuple[list[_Heard], float]]:
         runs = []
         async with AsyncChatterbox(tts) as engine:
             for _ in range(repeats + 1):
                 start = time.perf_counter()
-                found = await asyncio.gather(*(heard(engine, request) for request in requests))
+                found = await asyncio.gather(*(_hear(engine, request) for request in requests))
                 runs.append((found, time.perf_counter() - start))
         return runs[1:]
 
     with limits_meant() if synthetic else contextlib.nullcontext():
         runs = asyncio.run(main())
-    speeds = [round(sum(audio for _, audio in found) / took, 1) for found, took in runs]
+    spoken = [sum(one.audio for one in found) for found, _ in runs]
+    speeds = [round(audio / took, 1) for audio, (_, took) in zip(spoken, runs, strict=True)]
     return {
         "stage": "end to end, in streams",
         "words": len(text.split()),
         "chunks": len(requests),
         "runs": repeats,
-        "audio s": round(statistics.median(sum(audio for _, audio in found) for found, _ in runs), 1),
+        "audio s": round(statistics.median(spoken), 1),
         "elapsed s": round(statistics.median(took for _, took in runs), 2),
         "x real time": statistics.median(speeds),
         "x real time, each": speeds,
-        "first audio s, median": round(statistics.median(first for found, _ in runs for first, _ in found), 3),
+        "first audio s, median": round(statistics.median(one.first for found, _ in runs for one in found), 3),
     }
+
+
+async def _hear(engine: AsyncChatterbox, request: SpeechRequest) -> _Heard:
+    """A request as a stream, to its end."""
+    start = time.perf_counter()
+    first = waited = audio = 0.0
+    async with contextlib.aclosing(engine.generate(request, stream=True)) as events:
+        async for event in events:
+            now = time.perf_counter() - start
+            if isinstance(event, AudioChunk):
+                first = first or now
+                waited = max(waited, now - first - audio)
+                audio += len(event.audio) / engine.tts.sr
+    return _Heard(first, audio, time.perf_counter() - start, waited)
 
 
 def _cpu_seconds() -> defaultdict[str, float]:

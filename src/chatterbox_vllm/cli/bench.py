@@ -98,7 +98,7 @@ def bench(
             "-f",
             "--text",
             metavar="FILE",
-            help="text of the parts from streams on (UTF-8)",
+            help="text of streams, listeners, the end-to-end parts and upstream (UTF-8)",
             show_default="one of ours",
         ),
     ] = None,

@@ -17,7 +17,7 @@ from chatterbox_vllm.engine.talker import Talker
 
 # Where so many pieces are spoken, a turn of T3 costs much beside its steps. With 256 listeners on an H200 turns ended
 # whenever somebody waited: with 150 pieces they were of one or two steps, and took 0.033 s each.
-_MANY_SPOKEN, _LEAST_TURN = 32, 0.05
+_CROWD, _LEAST_TURN = 32, 0.05
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class PiecesAtT3:
                 and somebody listens, it goes on for `_LEAST_TURN` seconds nevertheless.
         """
         heard = []
-        crowded = len(self._pieces) >= _MANY_SPOKEN and any(job.stream is not None for job in self.jobs)
+        crowded = len(self._pieces) >= _CROWD and any(job.stream is not None for job in self.jobs)
         earliest = time.monotonic() + (_LEAST_TURN if crowded else 0.0)
         for output in self.talker.step(lambda: should_yield() and time.monotonic() >= earliest):
             job, k, said = self._pieces[output.request_id]
